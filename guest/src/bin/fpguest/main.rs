@@ -1,0 +1,47 @@
+//! `fpguest`, the program inside a guest. The guest's init starts it (`deploy/build-image.sh`).
+//!
+//! It is linked statically and takes no crates for its command line: it lies in every initrd.
+
+mod churn;
+mod options;
+mod pulse;
+mod sys;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: fpguest pulse --disk FILE [--interval-ms 100]
+       fpguest churn [--mib 64] [--disk FILE]
+
+pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
+       standard output
+churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
+       that it finds what it wrote; with --disk it does the same with a file's blocks
+";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let Some((command, rest)) = words.split_first() else {
+        eprint!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    if command == "--help" || command == "-h" {
+        print!("{USAGE}");
+        return ExitCode::SUCCESS;
+    }
+    let outcome = options::parse(command, rest).map(|command| match command {
+        options::Command::Pulse(pulse) => pulse::run(&pulse),
+        options::Command::Churn(churn) => churn::run(&churn),
+    });
+    match outcome {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => {
+            eprintln!("fpguest {command}: {error}");
+            ExitCode::FAILURE
+        }
+        Err(wrong) => {
+            eprint!("fpguest: {wrong}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

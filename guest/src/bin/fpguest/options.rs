@@ -1,0 +1,96 @@
+//! The command line as a value. Called by `main`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::churn::Churn;
+use crate::pulse::Pulse;
+
+/// What the program was asked to do.
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// `fpguest pulse`
+    Pulse(Pulse),
+    /// `fpguest churn`
+    Churn(Churn),
+}
+
+/// Reads `words`, the command's options.
+///
+/// # Errors
+/// What is wrong with them, for the user.
+pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
+    let (mut disk, mut interval, mut mib) = (None, 100, 64);
+    let mut words = words.iter();
+    while let Some(name) = words.next() {
+        let value = words.next().ok_or(format!("{name} needs a value"))?;
+        match (command, name.as_str()) {
+            (_, "--disk") => disk = Some(PathBuf::from(value)),
+            ("pulse", "--interval-ms") => interval = number(name, value)?,
+            ("churn", "--mib") => mib = number(name, value)?,
+            _ => return Err(format!("{command} has no option {name}")),
+        }
+    }
+    match command {
+        "pulse" => Ok(Command::Pulse(Pulse {
+            disk: disk.ok_or("pulse needs --disk FILE")?,
+            interval: Duration::from_millis(u64::from(interval)),
+        })),
+        "churn" => Ok(Command::Churn(Churn {
+            mib: mib as usize,
+            disk,
+        })),
+        _ => Err(format!("there is no command {command}")),
+    }
+}
+
+fn number(name: &str, value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(number) if number > 0 => Ok(number),
+        _ => Err(format!("{name} needs a number from 1 on, not {value:?}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_text(text: &str) -> Result<Command, String> {
+        let mut words = text.split(' ').map(String::from);
+        let command = words.next().unwrap();
+        parse(&command, &words.collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_and_their_defaults() {
+        let pulse = |ms| {
+            Command::Pulse(Pulse {
+                disk: "/p".into(),
+                interval: Duration::from_millis(ms),
+            })
+        };
+        assert_eq!(parse_text("pulse --disk /p"), Ok(pulse(100)));
+        assert_eq!(parse_text("pulse --interval-ms 5 --disk /p"), Ok(pulse(5)));
+        assert_eq!(
+            parse_text("churn"),
+            Ok(Command::Churn(Churn {
+                mib: 64,
+                disk: None
+            }))
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (text, word) in [
+            ("pulse", "--disk"),
+            ("pulse --disk", "value"),
+            ("pulse --disk /p --mib 3", "--mib"),
+            ("churn --mib 0", "from 1"),
+            ("churn --mib many", "many"),
+            ("frob", "frob"),
+        ] {
+            assert!(parse_text(text).unwrap_err().contains(word), "{text}");
+        }
+    }
+}
