@@ -1,0 +1,27 @@
+//! Compiles the `.proto` files with protox, so that no system `protoc` is needed.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message as _;
+
+const FILES: [&str; 9] = [
+    "forkypig/v1/cluster.proto",
+    "forkypig/v1/errors.proto",
+    "forkypig/v1/image.proto",
+    "forkypig/v1/node.proto",
+    "forkypig/v1/operation.proto",
+    "forkypig/v1/snapshot.proto",
+    "forkypig/v1/vm.proto",
+    "forkypig/peer/v1/peer.proto",
+    "forkypig/peer/v1/raft.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    // `bytes` fields as `Bytes`: chunks of images and snapshots are handed on without a copy.
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,916 @@
+//! Capturing a running machine: memory, devices and disk of one moment, for the price of a few milliseconds' pause.
+//!
+//! Everything that may be done before the stop is done before it ([`Machine::prepare`]): the next overlay is opened, the
+//! disk is flushed, memory is copied and what the guest wrote meanwhile is copied again until little is left. In the stop
+//! the disk moves on, the devices are saved, and the pages that were written since the last round are read. The stream is
+//! written out after the guest goes on.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    ops::Range,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use qapi::qmp::{self, BlockdevSnapshot, Event, TransactionAction};
+use tokio::{task::spawn_blocking, time::Instant};
+
+use crate::{
+    disk,
+    layout::Layout,
+    machine::{Machine, MachineError, system},
+    memory::{Memory, allocated_bytes, copy_base},
+    page_set::PageSet,
+    qmp::BlockdevAdd,
+    record::{BaseName, LayerName, StreamName},
+    spec::{Hardware, overlay_node},
+    stream::{self, Block, Pages, StreamError},
+    sys::PAGE,
+};
+
+/// When this much differs from the base, a new one is made: every fork loads the whole delta, at about 3 GiB/s.
+pub const NEW_BASE_BYTES: u64 = 32 << 20;
+/// When this many pages are left to copy, the guest is stopped: a millisecond's work.
+const FEW_PAGES: usize = 512;
+/// How often what was written meanwhile is copied again before the guest is stopped whatever is left.
+const MAX_ROUNDS: u32 = 8;
+
+/// How a machine is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Live where writes are tracked, else paused.
+    Auto,
+    /// Stop first.
+    Paused,
+    /// Copy ahead, or fail.
+    Live,
+}
+
+/// A capture did not succeed. The guest goes on, unless the machine itself is broken.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// Live capture was asked for where writes are not tracked.
+    #[error("this host cannot capture a VM while it runs: {0}")]
+    NotTracked(&'static str),
+    /// Guest memory could not be looked at.
+    #[error("cannot {what}")]
+    Memory {
+        /// What was being done.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The snapshot's files could not be written.
+    #[error("cannot write the snapshot's {what}")]
+    Write {
+        /// Which file.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The stream could not be put together.
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}
+
+impl CaptureError {
+    /// Whether it failed because a file system is full.
+    pub fn is_disk_full(&self) -> bool {
+        let full =
+            |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        match self {
+            Self::Memory { source, .. } | Self::Write { source, .. } => full(source),
+            Self::Machine(MachineError::System { source, .. }) => full(source),
+            Self::Machine(MachineError::Disk(disk::DiskError::Io { source, .. })) => full(source),
+            _ => false,
+        }
+    }
+}
+
+fn memory(what: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
+    move |source| CaptureError::Memory { what, source }
+}
+
+fn write(what: &'static str) -> impl FnOnce(io::Error) -> CaptureError {
+    move |source| CaptureError::Write { what, source }
+}
+
+/// What was done ahead for one capture.
+#[derive(Debug)]
+pub struct Prepared {
+    stream: StreamName,
+    base: BaseName,
+    new_base: Option<File>,
+    /// Pages that were written to the new base since it was begun and are not in it: the delta against it.
+    since_base: Option<PageSet>,
+    pages: Pages,
+    report: Report,
+}
+
+/// How a capture went.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// From QEMU's STOP event to its RESUME event; zero for a machine that stood still before and after.
+    pub pause: Duration,
+    /// From sending `stop` to `cont` having returned.
+    pub agent_pause: Duration,
+    /// Work before the stop.
+    pub ahead: Duration,
+    /// Parts of the pause: `stop`, the disk, the devices, the scan and the copying, `cont`.
+    pub stop: Duration,
+    /// See `stop`.
+    pub disk: Duration,
+    /// See `stop`.
+    pub devices: Duration,
+    /// See `stop`.
+    pub scan: Duration,
+    /// See `stop`.
+    pub copy: Duration,
+    /// See `stop`.
+    pub cont: Duration,
+    /// Writing the stream, after the pause.
+    pub write: Duration,
+    /// Rounds of copying while the guest ran.
+    pub rounds: u32,
+    /// Bytes copied while the guest ran.
+    pub ahead_bytes: u64,
+    /// Bytes copied while it stood still.
+    pub paused_bytes: u64,
+    /// Whether a new base was made.
+    pub new_base: bool,
+    /// Whether memory was copied while the guest ran.
+    pub live: bool,
+    /// Why the pause was longer than it should be; empty when it was not.
+    pub note: String,
+}
+
+/// A finished capture: what is in the snapshot.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// The base that the stream's pages differ from.
+    pub base: BaseName,
+    /// The disk's layers, newest first.
+    pub layers: Vec<LayerName>,
+    /// The machine.
+    pub hardware: Hardware,
+    /// QEMU's version.
+    pub qemu_version: String,
+    /// Bytes that the base takes.
+    pub base_bytes: u64,
+    /// Bytes of the stream.
+    pub stream_bytes: u64,
+    /// Bytes of the newest layer; 0 when nothing was written to the disk since the capture before.
+    pub layer_bytes: u64,
+    /// How it went.
+    pub report: Report,
+}
+
+/// What becomes of the guest after a capture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Afterwards {
+    /// It goes on if it ran.
+    GoOn,
+    /// It stands still until someone lets it go on.
+    Hold,
+}
+
+/// The parts of copying memory.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Begin,
+    CatchUp,
+    Last,
+}
+
+/// What was taken while the guest stood still.
+struct Moment {
+    devices: Vec<u8>,
+    others: Vec<(Block, Vec<u8>)>,
+    layers: Vec<LayerName>,
+    layer_moved: bool,
+}
+
+impl Machine {
+    /// Does what may be done before it is certain that the capture is wanted. `stream` names the snapshot. Doing it again
+    /// for the same snapshot does nothing.
+    pub async fn prepare(
+        &mut self,
+        stream: &StreamName,
+        disk_bytes: u64,
+        mode: Mode,
+    ) -> Result<(), CaptureError> {
+        if self
+            .prepared
+            .as_ref()
+            .is_some_and(|prepared| prepared.stream == *stream)
+        {
+            return Ok(());
+        }
+        self.forget_prepared();
+        let begun = Instant::now();
+        let tracked = self.open_memory().await?;
+        if mode == Mode::Live && !tracked {
+            return Err(CaptureError::NotTracked(
+                "its kernel is older than Linux 6.7, or write tracking is off",
+            ));
+        }
+        let live = tracked && mode != Mode::Paused;
+        self.open_spare(&LayerName(stream.0.clone()), disk_bytes)
+            .await?;
+        self.flush_disk().await?;
+
+        let mut prepared = Prepared {
+            stream: stream.clone(),
+            base: BaseName(stream.0.clone()),
+            new_base: None,
+            since_base: None,
+            pages: Pages::default(),
+            report: Report {
+                live,
+                ..Report::default()
+            },
+        };
+        if live {
+            prepared = match self.copy(prepared, Step::Begin).await {
+                Ok(prepared) => prepared,
+                Err(error) => {
+                    self.discard(stream);
+                    return Err(error);
+                }
+            };
+        }
+        prepared.report.ahead = begun.elapsed();
+        self.prepared = Some(prepared);
+        Ok(())
+    }
+
+    /// Throws away what was done ahead. Scans are never lost by it: the delta knows of them.
+    pub fn forget_prepared(&mut self) {
+        if let Some(prepared) = self.prepared.take() {
+            self.discard(&prepared.stream);
+        }
+    }
+
+    /// Removes the files of a capture that did not come to an end.
+    fn discard(&self, stream: &StreamName) {
+        let layout = &self.engine.layout;
+        for path in [
+            layout.base(&BaseName(stream.0.clone())),
+            layout.stream(stream),
+        ] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(%error, path = %path.display(), "a file of a capture that failed stays until the next collection");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Captures the machine. `running` says whether its guest runs now; then it goes on afterwards, unless it is held.
+    pub async fn capture(
+        &mut self,
+        stream: &StreamName,
+        disk_bytes: u64,
+        mode: Mode,
+        running: bool,
+        afterwards: Afterwards,
+    ) -> Result<Captured, CaptureError> {
+        self.prepare(stream, disk_bytes, mode).await?;
+        let Some(prepared) = self.prepared.take() else {
+            return Err(CaptureError::Machine(MachineError::TimedOut(
+                "the capture was given up",
+            )));
+        };
+        let result = self
+            .stopped(prepared, disk_bytes, running, afterwards)
+            .await;
+        if result.is_err() {
+            self.discard(stream);
+            // The disk may have moved on all the same.
+            self.record.save(&self.dir).map_err(MachineError::from)?;
+        }
+        result
+    }
+
+    async fn stopped(
+        &mut self,
+        mut prepared: Prepared,
+        disk_bytes: u64,
+        running: bool,
+        afterwards: Afterwards,
+    ) -> Result<Captured, CaptureError> {
+        let begun = Instant::now();
+        self.flush_disk().await?;
+        if prepared.report.live {
+            prepared = self.copy(prepared, Step::CatchUp).await?;
+        }
+        prepared.report.ahead += begun.elapsed();
+        while let Ok(event) = self.events.try_recv() {
+            self.note(&event);
+        }
+        let begun = Instant::now();
+        let go_on = running && afterwards == Afterwards::GoOn;
+        let taken = self.take(prepared, disk_bytes).await;
+        let before_cont = Instant::now();
+        if go_on {
+            // Also after a failure: whatever happened, the guest goes on.
+            self.cont().await?;
+        }
+        let (mut prepared, moment) = taken?;
+        prepared.report.cont = before_cont.elapsed();
+        prepared.report.agent_pause = begun.elapsed();
+        if go_on {
+            prepared.report.pause = self.pause_by_events().await?;
+        }
+        self.write_out(prepared, moment).await
+    }
+
+    /// From `stop` on: the guest stands still when this returns, whether it succeeded or not.
+    async fn take(
+        &mut self,
+        mut prepared: Prepared,
+        disk_bytes: u64,
+    ) -> Result<(Prepared, Moment), CaptureError> {
+        let begun = Instant::now();
+        self.qmp
+            .run(qmp::stop {})
+            .await
+            .map_err(MachineError::from)?;
+        let stopped = Instant::now();
+        let (layers, layer_moved) = self.move_disk_on(disk_bytes).await?;
+        let moved = Instant::now();
+        let state = self.dir.device_state();
+        self.qmp
+            .run(qmp::xen_save_devices_state {
+                live: Some(false),
+                filename: state.clone(),
+            })
+            .await
+            .map_err(MachineError::from)?;
+        let saved = Instant::now();
+        let state = self.engine.layout.root().join(state);
+        prepared = self.copy(prepared, Step::Last).await?;
+        let memory_ref = self.memory_ref()?;
+        let (others, devices) = blocking(move || {
+            let others = lock(&memory_ref)
+                .read_others()
+                .map_err(memory("read the guest's firmware"))?;
+            Ok((
+                others,
+                fs::read(&state).map_err(memory("read the devices' state"))?,
+            ))
+        })
+        .await?;
+        prepared.report.stop = stopped - begun;
+        prepared.report.disk = moved - stopped;
+        prepared.report.devices = saved - moved;
+        Ok((
+            prepared,
+            Moment {
+                devices,
+                others,
+                layers,
+                layer_moved,
+            },
+        ))
+    }
+
+    /// QEMU's own account of the pause.
+    async fn pause_by_events(&mut self) -> Result<Duration, MachineError> {
+        let deadline = Instant::now() + Duration::from_secs(5);
+        let mut stopped = None;
+        loop {
+            match self.event(deadline, "a capture").await? {
+                Event::STOP { timestamp, .. } => stopped = Some(since_epoch(&timestamp)),
+                Event::RESUME { timestamp, .. } => {
+                    let resumed = since_epoch(&timestamp);
+                    return Ok(stopped
+                        .and_then(|stopped| resumed.checked_sub(stopped))
+                        .unwrap_or_default());
+                }
+                other => self.note(&other),
+            }
+        }
+    }
+
+    /// Puts the spare overlay on top of the disk, unless nothing was written to the one that is there. Returns the layers
+    /// that belong to the moment.
+    async fn move_disk_on(
+        &mut self,
+        disk_bytes: u64,
+    ) -> Result<(Vec<LayerName>, bool), CaptureError> {
+        let Some(top) = self.record.layers.first().cloned() else {
+            return Ok((Vec::new(), false));
+        };
+        let untouched = self.record.layers.len() > 1 || self.record.image_disk.is_some();
+        if untouched
+            && self
+                .engine
+                .overlays
+                .is_untouched(&top, disk_bytes)
+                .map_err(memory("look at the VM's disk"))?
+        {
+            return Ok((self.record.layers[1..].to_vec(), false));
+        }
+        let Some(next) = self.spare.take() else {
+            return Err(MachineError::TimedOut("no overlay was prepared").into());
+        };
+        let data = BlockdevSnapshot {
+            node: disk::layer_node(&top).node,
+            overlay: disk::layer_node(&next).node,
+        };
+        let action = TransactionAction::blockdev_snapshot(data.into());
+        self.qmp
+            .run(qmp::transaction {
+                properties: None,
+                actions: vec![action],
+            })
+            .await
+            .map_err(MachineError::from)?;
+        let layers = self.record.layers.clone();
+        self.record.layers.insert(0, next);
+        self.record.next_layer = None;
+        Ok((layers, true))
+    }
+
+    /// Opens an overlay in QEMU for when the disk moves on.
+    async fn open_spare(&mut self, name: &LayerName, disk_bytes: u64) -> Result<(), MachineError> {
+        if self.record.layers.is_empty() || self.spare.is_some() {
+            return Ok(());
+        }
+        self.engine.overlays.prepare(disk_bytes).await?;
+        self.engine
+            .overlays
+            .create(name, disk_bytes, self.record.user)?;
+        // Before it can be in use: whoever finds this VM without its process puts the overlay on top, which is right
+        // whether it was used or is still empty.
+        self.record.next_layer = Some(name.clone());
+        self.record.save(&self.dir)?;
+        self.qmp
+            .run(BlockdevAdd(overlay_node(&disk::layer_node(name))))
+            .await?;
+        self.spare = Some(name.clone());
+        Ok(())
+    }
+
+    /// Writes out what the disk's file has in the page cache: otherwise `stop` does, while the guest stands still.
+    async fn flush_disk(&self) -> Result<(), CaptureError> {
+        let Some(top) = self.record.layers.first() else {
+            return Ok(());
+        };
+        let path = self.engine.layout.layer(top);
+        blocking(move || {
+            File::open(&path)
+                .and_then(|file| file.sync_data())
+                .map_err(memory("flush the VM's disk"))
+        })
+        .await
+    }
+
+    /// Finds the guest's memory, once for a process. Returns whether its writes are tracked.
+    async fn open_memory(&mut self) -> Result<bool, CaptureError> {
+        if self.memory.is_none() {
+            let blocks = self
+                .qmp
+                .run(qmp::x_query_ramblock {})
+                .await
+                .map_err(MachineError::from)?;
+            let opened = Memory::open(
+                &self.process,
+                &blocks.human_readable_text,
+                self.engine.track_writes,
+                self.fresh,
+            )
+            .map_err(memory("find the guest's memory"))?;
+            self.memory = Some(Arc::new(Mutex::new(opened)));
+        }
+        Ok(lock(&*self.memory_ref()?).is_tracked())
+    }
+
+    fn memory_ref(&self) -> Result<Arc<Mutex<Memory>>, CaptureError> {
+        self.memory
+            .clone()
+            .ok_or(CaptureError::Machine(MachineError::TimedOut(
+                "the guest's memory was not looked at",
+            )))
+    }
+
+    /// Copies memory, away from the runtime's threads.
+    async fn copy(&self, prepared: Prepared, step: Step) -> Result<Prepared, CaptureError> {
+        let guest = self.memory_ref()?;
+        let layout = self.engine.layout.clone();
+        let old_base = self.record.delta_base.clone();
+        blocking(move || {
+            let mut guest = lock(&guest);
+            let mut copier = Copier {
+                guest: &mut guest,
+                layout: &layout,
+                old_base,
+                prepared,
+            };
+            match step {
+                Step::Begin => copier.begin()?,
+                Step::CatchUp => copier.catch_up()?,
+                Step::Last => copier.last()?,
+            }
+            Ok(copier.prepared)
+        })
+        .await
+    }
+
+    /// Writes the stream, and lets others read what will not change any more.
+    async fn write_out(
+        &mut self,
+        prepared: Prepared,
+        moment: Moment,
+    ) -> Result<Captured, CaptureError> {
+        let begun = Instant::now();
+        let Prepared {
+            stream,
+            base,
+            new_base,
+            since_base,
+            pages,
+            mut report,
+        } = prepared;
+        let guest = self.memory_ref()?;
+        let (layout, hardware) = (self.engine.layout.clone(), self.record.hardware.clone());
+        let (stream_name, base_name) = (stream.clone(), base.clone());
+        let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
+        let layer_moved = moment.layer_moved;
+        let (stream_bytes, base_bytes, layer_bytes) = blocking(move || {
+            let main = lock(&guest).main().clone();
+            let stream = stream::assemble(
+                hardware.machine.name(),
+                &main,
+                &pages,
+                &moment.others,
+                &moment.devices,
+            )?;
+            let path = layout.stream(&stream_name);
+            write_stream(&path, &stream)
+                .and_then(|()| layout.share(&path))
+                .map_err(write("stream"))?;
+            let layer_bytes = match (layer_moved, &frozen) {
+                (true, Some(layer)) => {
+                    overlays.freeze(layer).map_err(write("disk layer"))?;
+                    allocated_bytes(
+                        &fs::metadata(layout.layer(layer)).map_err(write("disk layer"))?,
+                    )
+                }
+                _ => 0,
+            };
+            let base_bytes =
+                allocated_bytes(&fs::metadata(layout.base(&base_name)).map_err(write("base"))?);
+            Ok((stream.len(), base_bytes, layer_bytes))
+        })
+        .await?;
+
+        if new_base.is_some() {
+            self.record.delta_base = Some(base.clone());
+            lock(&*self.memory_ref()?).set_delta(since_base.unwrap_or_default());
+        }
+        self.record.save(&self.dir).map_err(MachineError::from)?;
+        report.write = begun.elapsed();
+        report.note = explain(&report);
+        Ok(Captured {
+            base,
+            layers: moment.layers,
+            hardware: self.record.hardware.clone(),
+            qemu_version: self.qemu_version().to_owned(),
+            base_bytes,
+            stream_bytes,
+            layer_bytes,
+            report,
+        })
+    }
+}
+
+/// Copies memory for one capture.
+struct Copier<'a> {
+    guest: &'a mut Memory,
+    layout: &'a Layout,
+    old_base: Option<BaseName>,
+    prepared: Prepared,
+}
+
+impl Copier<'_> {
+    /// While the guest runs: a new base if one is needed, and all pages that differ from it.
+    fn begin(&mut self) -> Result<(), CaptureError> {
+        self.scan()?;
+        let mut left = if self.fits_old_base()? {
+            self.guest.delta().runs()
+        } else {
+            self.begin_base()?
+        };
+        if self.prepared.new_base.is_some() {
+            while page_count(&left) > FEW_PAGES && self.prepared.report.rounds < MAX_ROUNDS {
+                self.round_to_base(&left)?;
+                left = self.scan()?;
+            }
+        }
+        self.note_since_base(&left);
+        self.read(&left, true)
+    }
+
+    /// While the guest runs, right before the stop: what it wrote meanwhile, until that is little.
+    fn catch_up(&mut self) -> Result<(), CaptureError> {
+        for _ in 0..MAX_ROUNDS {
+            let written = self.scan()?;
+            self.note_since_base(&written);
+            self.read(&written, true)?;
+            if page_count(&written) <= FEW_PAGES {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// While the guest stands still.
+    fn last(&mut self) -> Result<(), CaptureError> {
+        let begun = Instant::now();
+        let written = self.scan()?;
+        self.prepared.report.scan = begun.elapsed();
+        let begun = Instant::now();
+        if self.prepared.report.live {
+            self.note_since_base(&written);
+            self.read(&written, false)?;
+        } else if self.fits_old_base()? {
+            let delta = self.guest.delta().runs();
+            self.read(&delta, false)?;
+        } else {
+            let written = self.begin_base()?;
+            self.note_since_base(&written);
+            self.read(&written, false)?;
+        }
+        self.prepared.report.copy = begun.elapsed();
+        Ok(())
+    }
+
+    fn scan(&mut self) -> Result<Vec<Range<u32>>, CaptureError> {
+        self.guest.scan().map_err(memory("scan the guest's memory"))
+    }
+
+    /// Decides against which base this capture's pages are taken. A delta that is too large is first freed of pages that
+    /// hold what the base holds (the kernel merged them, or an agent that was away had to assume the worst).
+    fn fits_old_base(&mut self) -> Result<bool, CaptureError> {
+        let Some(base) = self.old_base.clone() else {
+            return Ok(false);
+        };
+        let path = self.layout.base(&base);
+        let too_large = |guest: &Memory| guest.delta().len() as u64 * PAGE as u64 > NEW_BASE_BYTES;
+        if too_large(self.guest) {
+            let file = match File::open(&path) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+                Err(error) => return Err(memory("open the base")(error)),
+            };
+            let runs = self.guest.delta().runs();
+            // In parts, so that a large delta does not take as much memory again.
+            for part in parts(&runs, 4096) {
+                let mut pages = Pages::default();
+                self.guest
+                    .read_into(&mut pages, &part)
+                    .map_err(memory("read the guest's memory"))?;
+                self.guest
+                    .drop_equal(&file, &mut pages)
+                    .map_err(memory("compare the guest's memory with its base"))?;
+            }
+            if too_large(self.guest) {
+                return Ok(false);
+            }
+        } else if !path.exists() {
+            return Ok(false);
+        }
+        self.prepared.base = base;
+        Ok(true)
+    }
+
+    /// Makes a new base from the old one and everything that differs from it. Returns what was written meanwhile.
+    fn begin_base(&mut self) -> Result<Vec<Range<u32>>, CaptureError> {
+        let path = self.layout.base(&self.prepared.base);
+        let create = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .and_then(|file| {
+                file.set_len(self.guest.main().used)?;
+                self.layout.share(&path)?;
+                Ok(file)
+            });
+        let file = create.map_err(write("base"))?;
+        self.prepared.report.new_base = true;
+        self.prepared.since_base = Some(PageSet::default());
+        let mut copied = 0;
+        let mut first = true;
+        if let Some(old) = &self.old_base {
+            let old = File::open(self.layout.base(old)).map_err(memory("open the base"))?;
+            copied += copy_base(&old, &file).map_err(write("base"))?;
+            first = false;
+        }
+        let delta = self.guest.delta().runs();
+        copied += self
+            .guest
+            .copy_to_base(&file, &delta, first)
+            .map_err(write("base"))?;
+        self.prepared.new_base = Some(file);
+        self.count(copied);
+        if self.prepared.report.live {
+            self.scan()
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    fn round_to_base(&mut self, runs: &[Range<u32>]) -> Result<(), CaptureError> {
+        let Some(file) = &self.prepared.new_base else {
+            return Ok(());
+        };
+        let copied = self
+            .guest
+            .copy_to_base(file, runs, false)
+            .map_err(write("base"))?;
+        self.count(copied);
+        Ok(())
+    }
+
+    fn count(&mut self, bytes: u64) {
+        if self.prepared.report.live {
+            self.prepared.report.rounds += 1;
+            self.prepared.report.ahead_bytes += bytes;
+        } else {
+            self.prepared.report.paused_bytes += bytes;
+        }
+    }
+
+    fn note_since_base(&mut self, written: &[Range<u32>]) {
+        if let Some(since) = &mut self.prepared.since_base {
+            since.extend(written);
+        }
+    }
+
+    fn read(&mut self, runs: &[Range<u32>], ahead: bool) -> Result<(), CaptureError> {
+        self.guest
+            .read_into(&mut self.prepared.pages, runs)
+            .map_err(memory("read the guest's memory"))?;
+        let bytes = (page_count(runs) * PAGE) as u64;
+        if ahead {
+            self.prepared.report.rounds += 1;
+            self.prepared.report.ahead_bytes += bytes;
+        } else {
+            self.prepared.report.paused_bytes += bytes;
+        }
+        Ok(())
+    }
+}
+
+fn page_count(runs: &[Range<u32>]) -> usize {
+    runs.iter().map(|run| run.len()).sum()
+}
+
+/// Cuts runs into groups of at most `pages` pages.
+fn parts(runs: &[Range<u32>], pages: u32) -> Vec<Vec<Range<u32>>> {
+    let mut parts: Vec<Vec<Range<u32>>> = vec![Vec::new()];
+    let mut room = pages;
+    for run in runs {
+        let mut run = run.clone();
+        while !run.is_empty() {
+            if room == 0 {
+                parts.push(Vec::new());
+                room = pages;
+            }
+            let take = (run.len() as u32).min(room);
+            if let Some(part) = parts.last_mut() {
+                part.push(run.start..run.start + take);
+            }
+            run.start += take;
+            room -= take;
+        }
+    }
+    parts
+}
+
+fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    for part in stream.parts() {
+        file.write_all(&part)?;
+    }
+    Ok(())
+}
+
+/// Why a pause was longer than it should be.
+fn explain(report: &Report) -> String {
+    const LONG: Duration = Duration::from_millis(12);
+    let longest = report.pause.max(report.agent_pause);
+    if longest <= LONG {
+        return String::new();
+    }
+    if !report.live {
+        return "memory was copied while the guest stood still".to_owned();
+    }
+    if report.paused_bytes > 4 << 20 {
+        return format!(
+            "the guest writes faster than its memory can be copied: {} MiB were left after {} rounds",
+            report.paused_bytes >> 20,
+            report.rounds
+        );
+    }
+    let steps = [
+        ("stopping", report.stop),
+        ("the disk", report.disk),
+        ("saving the devices", report.devices),
+        ("scanning memory", report.scan),
+        ("copying memory", report.copy),
+        ("going on", report.cont),
+    ];
+    steps
+        .iter()
+        .max_by_key(|(_, time)| *time)
+        .map(|(what, time)| {
+            format!(
+                "{what} took {:.1} ms; is the host busy?",
+                time.as_secs_f64() * 1e3
+            )
+        })
+        .unwrap_or_default()
+}
+
+/// QEMU's timestamps are seconds and microseconds since the epoch; the type keeps its fields to itself.
+fn since_epoch(timestamp: &impl serde::Serialize) -> Duration {
+    let value = serde_json::to_value(timestamp).unwrap_or_default();
+    let field = |name: &str| {
+        value
+            .get(name)
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or_default()
+    };
+    Duration::new(
+        field("seconds"),
+        (field("microseconds") % 1_000_000) as u32 * 1000,
+    )
+}
+
+fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {
+    // A panic while it was held leaves a delta that is too large at worst.
+    memory.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs work that blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CaptureError> + Send + 'static,
+) -> Result<T, CaptureError> {
+    spawn_blocking(work).await.unwrap_or_else(|panic| {
+        Err(CaptureError::Machine(system("the capture's thread ended")(
+            io::Error::other(panic),
+        )))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_cut_into_parts_of_a_size() {
+        let runs = [0..3, 10..20, 30..31];
+        let parts = parts(&runs, 4);
+        assert!(parts.iter().all(|part| page_count(part) <= 4));
+        let pages: Vec<u32> = parts.into_iter().flatten().flatten().collect();
+        assert_eq!(pages, runs.into_iter().flatten().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_long_pause_is_explained() {
+        let long = Duration::from_millis(40);
+        let report = Report {
+            live: true,
+            pause: long,
+            disk: long,
+            ..Report::default()
+        };
+        assert!(explain(&report).contains("the disk"));
+        assert!(
+            explain(&Report {
+                pause: long,
+                ..Report::default()
+            })
+            .contains("stood still")
+        );
+        assert_eq!(
+            explain(&Report {
+                live: true,
+                ..Report::default()
+            }),
+            ""
+        );
+    }
+}

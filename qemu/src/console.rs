@@ -1,0 +1,205 @@
+//! A guest's serial console: always drained (a guest whose console is full stands still, and a fork of one that was never
+//! goes on), kept within bounds, and watched for the line that says that the guest is up.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use tokio::{
+    io::AsyncReadExt as _,
+    net::UnixStream,
+    sync::{broadcast, watch},
+    task::JoinHandle,
+};
+
+/// How much of a console is kept: up to this, and as much again in the file of before.
+const KEPT_BYTES: u64 = 1 << 20;
+
+/// Chunks that a slow reader may be behind; then it misses some and is told so.
+const BEHIND: usize = 256;
+
+/// A console that is being drained. Dropping it ends that.
+#[derive(Debug)]
+pub struct Console {
+    task: JoinHandle<()>,
+    ready: watch::Receiver<bool>,
+    output: broadcast::Sender<Vec<u8>>,
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Console {
+    /// Connects to a console and drains it into `log`. Every chunk also goes to `output`. `ready_line` is the line to wait
+    /// for; without one the guest counts as ready at once.
+    pub async fn open(
+        socket: &Path,
+        log: &Path,
+        ready_line: Option<&str>,
+        output: broadcast::Sender<Vec<u8>>,
+    ) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket).await?;
+        let log = Log::open(log)?;
+        let watcher = ready_line.map(LineWatcher::new);
+        let (sender, ready) = watch::channel(watcher.is_none());
+        let task = tokio::spawn(drain(stream, log, watcher, sender, output.clone()));
+        Ok(Self {
+            task,
+            ready,
+            output,
+        })
+    }
+
+    /// Becomes true when the guest printed its ready line.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// What the guest prints from now on.
+    pub fn follow(&self) -> broadcast::Receiver<Vec<u8>> {
+        self.output.subscribe()
+    }
+}
+
+/// A sender for [`Console::open`], of the size that readers of it may rely on.
+pub fn output_channel() -> broadcast::Sender<Vec<u8>> {
+    broadcast::Sender::new(BEHIND)
+}
+
+async fn drain(
+    mut stream: UnixStream,
+    mut log: Log,
+    mut watcher: Option<LineWatcher>,
+    ready: watch::Sender<bool>,
+    output: broadcast::Sender<Vec<u8>>,
+) {
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let count = match stream.read(&mut buffer).await {
+            Ok(0) => return,
+            Ok(count) => count,
+            Err(error) => {
+                tracing::debug!(%error, "a console's connection ended");
+                return;
+            }
+        };
+        let bytes = &buffer[..count];
+        if let Err(error) = log.write(bytes) {
+            // The guest must not stand still because its log cannot be written.
+            tracing::warn!(%error, "a console's output could not be kept");
+        }
+        if watcher.as_mut().is_some_and(|watcher| watcher.sees(bytes)) {
+            ready.send_replace(true);
+            watcher = None;
+        }
+        // Nobody may be following.
+        drop(output.send(bytes.to_vec()));
+    }
+}
+
+/// A log of two files, the older of which goes when the newer is full.
+#[derive(Debug)]
+struct Log {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl Log {
+    fn open(path: &Path) -> io::Result<Self> {
+        let file = File::options().create(true).append(true).open(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            bytes: file.metadata()?.len(),
+            file,
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.bytes >= KEPT_BYTES {
+            fs::rename(&self.path, older(&self.path))?;
+            *self = Self::open(&self.path.clone())?;
+        }
+        self.file.write_all(bytes)?;
+        self.bytes += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+fn older(path: &Path) -> PathBuf {
+    path.with_extension("log.1")
+}
+
+/// All that is kept of a console, oldest first.
+pub fn read_log(path: &Path) -> io::Result<Vec<u8>> {
+    let read = |path: &Path| match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    };
+    Ok([read(&older(path))?, read(path)?].concat())
+}
+
+/// Looks for a text in output that comes in pieces.
+#[derive(Debug)]
+struct LineWatcher {
+    wanted: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+impl LineWatcher {
+    fn new(wanted: &str) -> Self {
+        Self {
+            wanted: wanted.as_bytes().to_vec(),
+            tail: Vec::new(),
+        }
+    }
+
+    fn sees(&mut self, bytes: &[u8]) -> bool {
+        self.tail.extend_from_slice(bytes);
+        let found = self
+            .tail
+            .windows(self.wanted.len().max(1))
+            .any(|window| window == self.wanted);
+        let keep = self.wanted.len().saturating_sub(1).min(self.tail.len());
+        self.tail.drain(..self.tail.len() - keep);
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_seen_however_it_is_cut() {
+        let text = b"boot\r\nforkypig-guest ready\r\n# ";
+        for cut in 0..text.len() {
+            let mut watcher = LineWatcher::new("forkypig-guest ready");
+            let first = watcher.sees(&text[..cut]);
+            assert!(first | watcher.sees(&text[cut..]), "cut at {cut}");
+        }
+        assert!(!LineWatcher::new("ready").sees(b"read\ny"));
+    }
+
+    #[test]
+    fn a_log_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.log");
+        let mut log = Log::open(&path).unwrap();
+        for i in 0..400u32 {
+            log.write(&[i as u8; 8192]).unwrap();
+        }
+        let kept = read_log(&path).unwrap();
+        assert!(
+            kept.len() as u64 >= KEPT_BYTES && kept.len() as u64 <= 2 * KEPT_BYTES + 8192,
+            "{}",
+            kept.len()
+        );
+        assert_eq!(kept.last(), Some(&(399u32 as u8)));
+    }
+}

@@ -1,0 +1,599 @@
+//! One machine: a QEMU process with its control session, its console and its disk's chain. Whoever owns a [`Machine`] is the
+//! only one that acts on it.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use qapi::qmp::{self, Event, MigrationStatus, RunState, ShutdownCause};
+use tokio::{
+    sync::{broadcast, mpsc, watch},
+    time::{Instant, sleep, timeout_at},
+};
+
+use crate::{
+    capture::Prepared,
+    console::Console,
+    disk::{self, DiskError, Overlays},
+    layout::{self, Layout, VmDir},
+    memory::Memory,
+    process::{Exit, Process, ProcessId},
+    qmp::{Qmp, QmpError},
+    record::{
+        BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamName, VmName, VmRecord,
+    },
+    spec::{self, CommandLine, Descriptors, Hardware, Start},
+    sys::spawn::{FIRST_FD, Spawn, set_nice},
+};
+
+/// How long a new process may take until its control socket answers. An idle host needs a few dozen milliseconds; a hundred
+/// forks at once on two processors need seconds.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+/// The same for a process that ran before.
+const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a stream may take to load.
+const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+/// How much processes that are starting give way to guests, captures and the agent.
+const STARTING_NICE: i32 = 10;
+/// How much of QEMU's own output goes into an error.
+const LOG_TAIL: usize = 600;
+
+/// Something went wrong with a machine.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// QEMU ended before it could be used.
+    #[error("QEMU did not start ({exit}): {log}")]
+    Start {
+        /// How it ended.
+        exit: Exit,
+        /// What it printed last.
+        log: String,
+    },
+    /// The stream did not load.
+    #[error("the snapshot did not load: {0}")]
+    Load(String),
+    /// The machine's process ended in the middle of something.
+    #[error("QEMU ended ({exit}) while it was asked for {what}: {log}")]
+    Ended {
+        /// What was being done.
+        what: &'static str,
+        /// How it ended.
+        exit: Exit,
+        /// What it printed last.
+        log: String,
+    },
+    /// It did not become so in time.
+    #[error("{0}")]
+    TimedOut(&'static str),
+    /// A control command failed.
+    #[error(transparent)]
+    Qmp(#[from] QmpError),
+    /// A disk could not be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The record could not be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The system refused something.
+    #[error("{what}")]
+    System {
+        /// What was being done.
+        what: &'static str,
+        /// The cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(crate) fn system(what: &'static str) -> impl FnOnce(io::Error) -> MachineError {
+    move |source| MachineError::System { what, source }
+}
+
+/// What all machines of a node have in common.
+#[derive(Debug)]
+pub struct Engine {
+    /// Where things are.
+    pub layout: Layout,
+    /// Empty overlays.
+    pub overlays: Overlays,
+    /// QEMU's program.
+    pub qemu: PathBuf,
+    /// Whether writes are to be tracked by the kernel, where it can.
+    pub track_writes: bool,
+    /// The host's boot.
+    pub host_boot: String,
+}
+
+/// How a machine is to be started.
+#[derive(Debug, Clone)]
+pub struct Launch {
+    /// Its VM.
+    pub vm: VmName,
+    /// Which boot of the VM this is.
+    pub boot: u64,
+    /// User and group of the process.
+    pub user: Option<(u32, u32)>,
+    /// The machine.
+    pub hardware: Hardware,
+    /// The base that its memory is a private mapping of; `None` for anonymous memory.
+    pub base: Option<BaseName>,
+    /// What it begins with.
+    pub start: Start,
+    /// The disk's layers, the writable one first; empty without a disk.
+    pub layers: Vec<LayerName>,
+    /// The disk's size, bytes.
+    pub disk_bytes: u64,
+    /// Whether the first layer is new: then it is made, and taken away again when the start fails.
+    pub new_layer: bool,
+    /// The image's disk below them.
+    pub image_disk: Option<String>,
+    /// See [`Console::open`].
+    pub ready_line: Option<String>,
+    /// Where the console's output goes besides the log.
+    pub console: broadcast::Sender<Vec<u8>>,
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone)]
+pub struct Ending {
+    /// The process's exit.
+    pub exit: Exit,
+    /// What QEMU said about it before.
+    pub cause: Option<ShutdownCause>,
+    /// What it printed last.
+    pub log: String,
+}
+
+/// A machine whose process runs.
+pub struct Machine {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) dir: VmDir,
+    pub(crate) record: VmRecord,
+    pub(crate) process: Process,
+    pub(crate) qmp: Qmp,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) memory: Option<Arc<Mutex<Memory>>>,
+    /// An overlay that is open in QEMU and not used yet.
+    pub(crate) spare: Option<LayerName>,
+    /// What was done ahead for a capture.
+    pub(crate) prepared: Option<Prepared>,
+    console: Console,
+    cause: Option<ShutdownCause>,
+    /// Whether this process was never seen by an earlier agent.
+    pub(crate) fresh: bool,
+}
+
+impl Machine {
+    /// Starts a process and connects to it. Its guest does not run yet.
+    pub async fn launch(engine: &Arc<Engine>, launch: Launch) -> Result<Self, MachineError> {
+        let dir = engine.layout.vm(&launch.vm);
+        dir.create(launch.user)
+            .map_err(system("cannot make the VM's folder"))?;
+        let mut record = VmRecord {
+            version: RECORD_VERSION,
+            boot: launch.boot,
+            stage: Stage::Preparing,
+            process: None,
+            host_boot: engine.host_boot.clone(),
+            user: launch.user,
+            hardware: launch.hardware.clone(),
+            base: launch.base.clone(),
+            delta_base: launch.base.clone(),
+            layers: launch.layers.clone(),
+            next_layer: None,
+            image_disk: launch.image_disk.clone(),
+        };
+        record.save(&dir)?;
+        if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
+            engine.overlays.prepare(launch.disk_bytes).await?;
+            engine
+                .overlays
+                .create(layer, launch.disk_bytes, launch.user)?;
+        }
+        // What an earlier boot printed about itself must not explain this one's end.
+        fs::write(dir.qemu_log(), b"").map_err(system("cannot make QEMU's log"))?;
+        let qmp_socket = dir
+            .socket("qmp")
+            .map_err(system("cannot make the VM's sockets"))?;
+        let console_socket = dir
+            .socket("console")
+            .map_err(system("cannot make the VM's sockets"))?;
+        let process = start_process(engine, &dir, &launch, [&qmp_socket, &console_socket])?;
+        record.process = Some(process.id());
+        record.save(&dir)?;
+
+        // Before anything is loaded: a guest that was captured with a full console waits for somebody to read it.
+        let connected = connect(&dir, [&qmp_socket, &console_socket], &launch).await;
+        match connected {
+            Ok((console, (qmp, events))) => Ok(Self {
+                engine: Arc::clone(engine),
+                dir,
+                record,
+                process,
+                qmp,
+                events,
+                memory: None,
+                spare: None,
+                prepared: None,
+                console,
+                cause: None,
+                fresh: true,
+            }),
+            Err(error) => {
+                process
+                    .kill()
+                    .map_err(system("cannot end a process that did not start"))?;
+                let exit = process
+                    .wait()
+                    .await
+                    .map_err(system("cannot wait for QEMU"))?;
+                let log = log_tail(&dir);
+                tracing::debug!(%error, "QEMU did not answer");
+                Err(if log.is_empty() {
+                    error
+                } else {
+                    MachineError::Start { exit, log }
+                })
+            }
+        }
+    }
+
+    /// Connects to a process that an earlier agent started; `None` when it is gone. Its guest is not touched.
+    pub async fn adopt(
+        engine: &Arc<Engine>,
+        vm: &VmName,
+        mut record: VmRecord,
+        ready_line: Option<&str>,
+        console: broadcast::Sender<Vec<u8>>,
+    ) -> Result<Option<Self>, MachineError> {
+        let dir = engine.layout.vm(vm);
+        let Some(id) = record
+            .process
+            .filter(|_| record.host_boot == engine.host_boot)
+        else {
+            return Ok(None);
+        };
+        let Some(process) = Process::adopt(id).map_err(system("cannot look at a process"))? else {
+            return Ok(None);
+        };
+        let socket = dir
+            .socket("console")
+            .map_err(system("cannot find the VM's sockets"))?;
+        let console = Console::open(socket.path(), &dir.console_log(), ready_line, console)
+            .await
+            .map_err(system("cannot open the console"))?;
+        let socket = dir
+            .socket("qmp")
+            .map_err(system("cannot find the VM's sockets"))?;
+        let (qmp, events) = Qmp::connect(socket.path(), ADOPT_PATIENCE).await?;
+
+        let mut spare = None;
+        if let Some(next) = record.next_layer.clone() {
+            let node = disk::layer_node(&next).node;
+            let top = top_node(&qmp).await?;
+            if top.as_deref() == Some(&node) {
+                record.layers = record.layers_with_next();
+                record.next_layer = None;
+                record.save(&dir)?;
+            } else if has_node(&qmp, &node).await? {
+                spare = Some(next);
+            } else {
+                record.next_layer = None;
+                record.save(&dir)?;
+            }
+        }
+        Ok(Some(Self {
+            engine: Arc::clone(engine),
+            dir,
+            record,
+            process,
+            qmp,
+            events,
+            memory: None,
+            spare,
+            prepared: None,
+            console,
+            cause: None,
+            fresh: false,
+        }))
+    }
+
+    /// The VM's record as it is now.
+    pub fn record(&self) -> &VmRecord {
+        &self.record
+    }
+
+    /// The process.
+    pub fn process(&self) -> ProcessId {
+        self.process.id()
+    }
+
+    /// QEMU's version, such as "10.0.2".
+    pub fn qemu_version(&self) -> &str {
+        self.qmp.version()
+    }
+
+    /// Becomes true when the guest printed its ready line.
+    pub fn ready(&self) -> watch::Receiver<bool> {
+        self.console.ready()
+    }
+
+    /// What the guest prints from now on.
+    pub fn follow_console(&self) -> broadcast::Receiver<Vec<u8>> {
+        self.console.follow()
+    }
+
+    /// Loads a stream into a machine that was started for one.
+    pub async fn load(&mut self, stream: &StreamName) -> Result<(), MachineError> {
+        let events = qmp::MigrationCapabilityStatus {
+            capability: qmp::MigrationCapability::events,
+            state: true,
+        };
+        self.qmp
+            .run(qmp::migrate_set_capabilities {
+                capabilities: vec![events],
+            })
+            .await?;
+        let uri = format!("file:{}", layout::stream(stream));
+        self.qmp
+            .run(qmp::migrate_incoming {
+                channels: None,
+                exit_on_error: Some(false),
+                uri: Some(uri),
+            })
+            .await?;
+        let deadline = Instant::now() + LOAD_PATIENCE;
+        loop {
+            match self.event(deadline, "a snapshot to load").await? {
+                Event::MIGRATION { data, .. } => match data.status {
+                    MigrationStatus::completed => return Ok(()),
+                    MigrationStatus::failed | MigrationStatus::cancelled => {
+                        return Err(MachineError::Load(self.load_problem().await));
+                    }
+                    _ => {}
+                },
+                other => self.note(&other),
+            }
+        }
+    }
+
+    async fn load_problem(&self) -> String {
+        let said = match self.qmp.run(qmp::query_migrate {}).await {
+            Ok(info) => info.error_desc,
+            Err(error) => Some(error.to_string()),
+        };
+        said.filter(|text| !text.is_empty())
+            .unwrap_or_else(|| log_tail(&self.dir))
+    }
+
+    /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
+    pub async fn resume(&mut self) -> Result<(), MachineError> {
+        if self.record.stage != Stage::Running {
+            self.record.stage = Stage::Running;
+            self.record.save(&self.dir)?;
+            set_nice(self.process.id().pid, 0)
+                .map_err(system("cannot set a process's priority"))?;
+        }
+        self.cont().await
+    }
+
+    /// Marks a loaded machine as the VM without letting its guest run.
+    pub fn hold(&mut self) -> Result<(), MachineError> {
+        self.record.stage = Stage::Running;
+        self.record.save(&self.dir)?;
+        set_nice(self.process.id().pid, 0).map_err(system("cannot set a process's priority"))
+    }
+
+    /// `cont`. Right after a load QEMU may refuse it for a moment, until it has tidied up.
+    pub(crate) async fn cont(&self) -> Result<(), MachineError> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match self.qmp.run(qmp::cont {}).await {
+                Ok(_) => return Ok(()),
+                Err(QmpError::Refused { reason, .. })
+                    if Instant::now() < deadline && reason.contains("not finalized") =>
+                {
+                    sleep(Duration::from_micros(200)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Lets the guest stand still.
+    pub async fn pause(&self) -> Result<(), MachineError> {
+        self.qmp.run(qmp::stop {}).await?;
+        Ok(())
+    }
+
+    /// Whether the guest runs.
+    pub async fn is_running(&self) -> Result<bool, MachineError> {
+        Ok(self.qmp.run(qmp::query_status {}).await?.status == RunState::running)
+    }
+
+    /// Presses the power button.
+    pub async fn press_power_button(&self) -> Result<(), MachineError> {
+        self.qmp.run(qmp::system_powerdown {}).await?;
+        Ok(())
+    }
+
+    /// Ends the process at once and waits until it is gone.
+    pub async fn kill(&mut self) -> Result<Ending, MachineError> {
+        self.process.kill().map_err(system("cannot end QEMU"))?;
+        self.ended().await
+    }
+
+    /// Waits until the process has ended. Can be given up and called again.
+    pub async fn ended(&mut self) -> Result<Ending, MachineError> {
+        let mut open = true;
+        let exit = loop {
+            tokio::select! {
+                event = self.events.recv(), if open => match event {
+                    Some(event) => self.note(&event),
+                    None => open = false,
+                },
+                exit = self.process.wait() => break exit.map_err(system("cannot wait for QEMU"))?,
+            }
+        };
+        while let Ok(event) = self.events.try_recv() {
+            self.note(&event);
+        }
+        Ok(Ending {
+            exit,
+            cause: self.cause,
+            log: log_tail(&self.dir),
+        })
+    }
+
+    /// Whether the control session is still there. Without it, the machine must be adopted anew.
+    pub fn is_connected(&self) -> bool {
+        !self.events.is_closed()
+    }
+
+    /// Changes the record and keeps it.
+    pub fn update_record(
+        &mut self,
+        change: impl FnOnce(&mut VmRecord),
+    ) -> Result<(), MachineError> {
+        change(&mut self.record);
+        Ok(self.record.save(&self.dir)?)
+    }
+
+    /// The next event, or an error when the process ends or the time is up.
+    pub(crate) async fn event(
+        &mut self,
+        deadline: Instant,
+        what: &'static str,
+    ) -> Result<Event, MachineError> {
+        let next = async {
+            tokio::select! {
+                biased;
+                event = self.events.recv() => match event {
+                    Some(event) => Ok(event),
+                    // The session ends when the process does.
+                    None => Err(self.process.wait().await),
+                },
+                exit = self.process.wait() => Err(exit),
+            }
+        };
+        match timeout_at(deadline, next).await {
+            Err(_) => Err(MachineError::TimedOut("QEMU did not finish in time")),
+            Ok(Ok(event)) => Ok(event),
+            Ok(Err(exit)) => {
+                let exit = exit.map_err(system("cannot wait for QEMU"))?;
+                Err(MachineError::Ended {
+                    what,
+                    exit,
+                    log: log_tail(&self.dir),
+                })
+            }
+        }
+    }
+
+    pub(crate) fn note(&mut self, event: &Event) {
+        if let Event::SHUTDOWN { data, .. } = event {
+            self.cause = Some(data.reason);
+        }
+    }
+}
+
+async fn connect(
+    dir: &VmDir,
+    [qmp, console]: [&layout::SocketPath; 2],
+    launch: &Launch,
+) -> Result<(Console, (Qmp, mpsc::Receiver<Event>)), MachineError> {
+    let log = dir.console_log();
+    let console = Console::open(
+        console.path(),
+        &log,
+        launch.ready_line.as_deref(),
+        launch.console.clone(),
+    )
+    .await
+    .map_err(system("cannot open the console"))?;
+    Ok((console, Qmp::connect(qmp.path(), START_PATIENCE).await?))
+}
+
+fn start_process(
+    engine: &Engine,
+    dir: &VmDir,
+    launch: &Launch,
+    sockets: [&layout::SocketPath; 2],
+) -> Result<Process, MachineError> {
+    let memory = match &launch.base {
+        None => spec::Memory::Anonymous,
+        Some(base) => spec::Memory::Base {
+            path: engine.layout.base(base).display().to_string(),
+        },
+    };
+    let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());
+    let arguments = spec::arguments(&CommandLine {
+        name: &format!("fp-{}", launch.vm),
+        hardware: &launch.hardware,
+        memory,
+        start: launch.start.clone(),
+        disk: &chain,
+        fds: Descriptors {
+            qmp: FIRST_FD,
+            console: FIRST_FD + 1,
+        },
+    });
+    let listen = |socket: &layout::SocketPath| {
+        socket
+            .listen()
+            .map_err(system("cannot make the VM's sockets"))
+    };
+    let fds = vec![listen(sockets[0])?.into(), listen(sockets[1])?.into()];
+    let mut env = Vec::new();
+    if engine.track_writes {
+        env.push(("LD_PRELOAD", layout::TRACKING_LIBRARY.into()));
+    }
+    let output = fs::File::options()
+        .append(true)
+        .open(dir.qemu_log())
+        .map_err(system("cannot open QEMU's log"))?;
+    Process::start(Spawn {
+        program: engine.qemu.clone(),
+        args: arguments.into_iter().map(OsString::from).collect(),
+        env,
+        directory: engine.layout.root().to_owned(),
+        fds,
+        output,
+        user: launch.user,
+        nice: STARTING_NICE,
+    })
+    .map_err(system("cannot start QEMU"))
+}
+
+/// The node that the disk device is connected to.
+async fn top_node(qmp: &Qmp) -> Result<Option<String>, QmpError> {
+    let devices = qmp.run(qmp::query_block {}).await?;
+    Ok(devices
+        .into_iter()
+        .find_map(|device| device.inserted?.node_name))
+}
+
+async fn has_node(qmp: &Qmp, name: &str) -> Result<bool, QmpError> {
+    let nodes = qmp
+        .run(qmp::query_named_block_nodes { flat: Some(true) })
+        .await?;
+    Ok(nodes
+        .iter()
+        .any(|node| node.node_name.as_deref() == Some(name)))
+}
+
+/// The end of what QEMU printed, on one line.
+fn log_tail(dir: &VmDir) -> String {
+    // A log that cannot be read leaves an error with less to say.
+    let bytes = fs::read(dir.qemu_log()).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..]).into_owned();
+    text.trim()
+        .lines()
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join("; ")
+}

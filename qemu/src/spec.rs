@@ -1,0 +1,383 @@
+//! A VM as a value, and QEMU's command line made from it. Pure: nothing is looked up, opened or started here.
+//!
+//! Paths are relative to the node's data directory, which is QEMU's working directory. Everything that could hold a comma
+//! travels as JSON.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// How guest code is run. There is no `auto` here: whoever makes a spec has decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// Hardware virtualisation.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+impl Accelerator {
+    /// QEMU's name for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+
+    /// The CPU model with the most features that it has, or rather all of them: under emulation the default model also
+    /// keeps the guest's timer tick periodic, which costs an idle guest eight times as much.
+    pub fn best_cpu(self) -> &'static str {
+        match self {
+            Self::Kvm => "host",
+            Self::Tcg => "max",
+        }
+    }
+}
+
+/// QEMU's machine types that are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MachineType {
+    /// virtio-mmio, started from a kernel, no PCI.
+    Microvm,
+}
+
+impl MachineType {
+    /// QEMU's name for it, as in `-machine` and in a stream's configuration section.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Microvm => "microvm",
+        }
+    }
+}
+
+/// A device of the machine. Their order decides their places, so it is part of what a snapshot needs to be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Device {
+    /// The root disk.
+    Disk,
+    /// A source of entropy.
+    Rng,
+}
+
+impl Device {
+    /// Its name in a snapshot's record.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Disk => "virtio-blk",
+            Self::Rng => "virtio-rng",
+        }
+    }
+}
+
+/// What a machine is made of, the same in a parent and in all its forks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Hardware {
+    /// The machine type.
+    pub machine: MachineType,
+    /// How its code is run.
+    pub accelerator: Accelerator,
+    /// QEMU's CPU model.
+    pub cpu_model: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Main memory, bytes.
+    pub memory_bytes: u64,
+    /// Its devices, in order.
+    pub devices: Vec<Device>,
+}
+
+/// What main memory is made of when the process starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Memory {
+    /// Nothing yet.
+    Anonymous,
+    /// A base file, mapped privately and never written.
+    Base {
+        /// Its path.
+        path: String,
+    },
+}
+
+/// What the machine begins with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Start {
+    /// A kernel.
+    Boot {
+        /// The kernel's path.
+        kernel: String,
+        /// The initial RAM file system's path.
+        initrd: Option<String>,
+        /// The kernel's command line.
+        cmdline: String,
+    },
+    /// A stream that will be loaded.
+    Incoming,
+}
+
+/// One file of a disk's chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskNode {
+    /// The block node's name, at most 31 characters.
+    pub node: String,
+    /// The qcow2 file's path.
+    pub path: String,
+}
+
+/// Numbers of the descriptors that the process is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Descriptors {
+    /// A listening Unix socket for QMP.
+    pub qmp: i32,
+    /// A listening Unix socket for the serial console.
+    pub console: i32,
+}
+
+/// Everything the command line is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommandLine<'a> {
+    /// The process's name, for `ps`.
+    pub name: &'a str,
+    /// The machine.
+    pub hardware: &'a Hardware,
+    /// Its memory.
+    pub memory: Memory,
+    /// What it begins with.
+    pub start: Start,
+    /// The disk's chain, the writable file first; empty for none.
+    pub disk: &'a [DiskNode],
+    /// Its descriptors.
+    pub fds: Descriptors,
+}
+
+/// The id of the main memory's object, which is also the name of its block in the stream.
+pub const MAIN_MEMORY: &str = "m";
+
+/// QEMU's arguments. It is started stopped in every case: `cont` is said when it is certain that the VM is wanted.
+pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
+    let hardware = line.hardware;
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |option: &str, value: String| args.extend([format!("-{option}"), value]);
+
+    add("name", json_free(line.name));
+    add(
+        "machine",
+        format!("{},memory-backend={MAIN_MEMORY}", hardware.machine.name()),
+    );
+    add(
+        "accel",
+        match hardware.accelerator {
+            Accelerator::Kvm => "kvm".to_owned(),
+            // Translation buffers are private to each fork: small ones cost density nothing that shows.
+            Accelerator::Tcg => "tcg,tb-size=32".to_owned(),
+        },
+    );
+    add("cpu", hardware.cpu_model.clone());
+    add("smp", hardware.cpus.to_string());
+    add("m", format!("{}k", hardware.memory_bytes / 1024));
+    add("object", memory_object(hardware, &line.memory).to_string());
+    for (name, fd) in [("qmp", line.fds.qmp), ("console", line.fds.console)] {
+        add(
+            "chardev",
+            format!("socket,id={name},fd={fd},server=on,wait=off"),
+        );
+    }
+    add("mon", "chardev=qmp,mode=control".to_owned());
+    add("serial", "chardev:console".to_owned());
+    if !line.disk.is_empty() {
+        add("blockdev", disk_chain(line.disk).to_string());
+    }
+    for device in &hardware.devices {
+        match (device, line.disk.first()) {
+            (Device::Disk, Some(top)) => {
+                add(
+                    "device",
+                    json!({"driver": "virtio-blk-device", "id": "disk", "drive": top.node})
+                        .to_string(),
+                );
+            }
+            (Device::Disk, None) => {}
+            (Device::Rng, _) => add(
+                "device",
+                json!({"driver": "virtio-rng-device", "id": "rng"}).to_string(),
+            ),
+        }
+    }
+    match &line.start {
+        Start::Boot {
+            kernel,
+            initrd,
+            cmdline,
+        } => {
+            add("kernel", kernel.clone());
+            if let Some(initrd) = initrd {
+                add("initrd", initrd.clone());
+            }
+            add("append", cmdline.clone());
+        }
+        Start::Incoming => add("incoming", "defer".to_owned()),
+    }
+    // A guest's reset ends the process: a fork has no kernel to boot again, so the agent starts it anew with one.
+    add("action", "reboot=shutdown".to_owned());
+    add("display", "none".to_owned());
+    add(
+        "sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+    );
+    args.extend(["-nodefaults", "-no-user-config", "-S"].map(str::to_owned));
+    args
+}
+
+/// The chain as QEMU's block layer takes it: qcow2 always said, never probed, and no backing path taken from a file.
+pub fn disk_chain(chain: &[DiskNode]) -> Value {
+    let mut backing = Value::Null;
+    for (depth, disk) in chain.iter().enumerate().rev() {
+        let writable = depth == 0;
+        let mut node = qcow2_node(disk, writable);
+        node["backing"] = backing;
+        backing = node;
+    }
+    backing
+}
+
+/// A node that will be put on top of a chain while the machine runs.
+pub fn overlay_node(disk: &DiskNode) -> Value {
+    let mut node = qcow2_node(disk, true);
+    node["backing"] = Value::Null;
+    node
+}
+
+fn qcow2_node(disk: &DiskNode, writable: bool) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": disk.node,
+        "read-only": !writable,
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": disk.path, "read-only": !writable, "discard": "unmap"},
+    })
+}
+
+fn memory_object(hardware: &Hardware, memory: &Memory) -> Value {
+    match memory {
+        Memory::Anonymous => json!({
+            "qom-type": "memory-backend-ram",
+            "id": MAIN_MEMORY,
+            "size": hardware.memory_bytes,
+        }),
+        // `rom=off`: the guest may write, into pages of its own; `readonly=on`: QEMU cannot write to the file.
+        Memory::Base { path } => json!({
+            "qom-type": "memory-backend-file",
+            "id": MAIN_MEMORY,
+            "size": hardware.memory_bytes,
+            "mem-path": path,
+            "share": false,
+            "readonly": true,
+            "rom": "off",
+        }),
+    }
+}
+
+/// Doubles the commas of a value that goes into an option string.
+fn json_free(text: &str) -> String {
+    text.replace(',', ",,")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hardware() -> Hardware {
+        Hardware {
+            machine: MachineType::Microvm,
+            accelerator: Accelerator::Tcg,
+            cpu_model: "max".into(),
+            cpus: 2,
+            memory_bytes: 256 << 20,
+            devices: vec![Device::Disk, Device::Rng],
+        }
+    }
+
+    fn disk(n: u32) -> DiskNode {
+        DiskNode {
+            node: format!("d-{n}"),
+            path: format!("layers/{n}.qcow2"),
+        }
+    }
+
+    fn value_after<'a>(args: &'a [String], option: &str) -> Vec<&'a str> {
+        args.windows(2)
+            .filter(|pair| pair[0] == option)
+            .map(|pair| pair[1].as_str())
+            .collect()
+    }
+
+    #[test]
+    fn a_fork_maps_its_base_and_waits_for_its_stream() {
+        let (hardware, chain) = (hardware(), [disk(3), disk(2), disk(1)]);
+        let line = CommandLine {
+            name: "a,b",
+            hardware: &hardware,
+            memory: Memory::Base { path: "a,b".into() },
+            start: Start::Incoming,
+            disk: &chain,
+            fds: Descriptors { qmp: 3, console: 4 },
+        };
+        let args = arguments(&line);
+        assert_eq!(value_after(&args, "-name"), ["a,,b"]);
+        assert_eq!(value_after(&args, "-incoming"), ["defer"]);
+        assert!(value_after(&args, "-kernel").is_empty());
+        assert!(args.contains(&"-S".to_owned()));
+        let memory: Value = serde_json::from_str(value_after(&args, "-object")[0]).unwrap();
+        assert_eq!(memory["mem-path"], "a,b");
+        assert_eq!(
+            (&memory["readonly"], &memory["share"]),
+            (&json!(true), &json!(false))
+        );
+        let disk: Value = serde_json::from_str(value_after(&args, "-blockdev")[0]).unwrap();
+        assert_eq!(disk["read-only"], false);
+        assert_eq!(disk["backing"]["read-only"], true);
+        assert_eq!(
+            disk["backing"]["backing"]["file"]["filename"],
+            "layers/1.qcow2"
+        );
+        assert_eq!(disk["backing"]["backing"]["backing"], Value::Null);
+    }
+
+    #[test]
+    fn every_node_of_a_chain_names_its_format_and_its_backing() {
+        let chain: Vec<_> = (0..5).map(disk).collect();
+        let mut node = &disk_chain(&chain);
+        for _ in 0..5 {
+            assert_eq!(node["driver"], "qcow2");
+            assert_eq!(node["file"]["driver"], "file");
+            assert!(node.get("backing").is_some());
+            node = &node["backing"];
+        }
+        assert_eq!(*node, Value::Null);
+    }
+
+    #[test]
+    fn a_machine_without_a_disk_has_no_disk_device() {
+        let hardware = hardware();
+        let line = CommandLine {
+            name: "v",
+            hardware: &hardware,
+            memory: Memory::Anonymous,
+            start: Start::Boot {
+                kernel: "k".into(),
+                initrd: None,
+                cmdline: "console=ttyS0".into(),
+            },
+            disk: &[],
+            fds: Descriptors { qmp: 3, console: 4 },
+        };
+        let args = arguments(&line);
+        assert!(value_after(&args, "-blockdev").is_empty());
+        assert_eq!(value_after(&args, "-device").len(), 1);
+        assert_eq!(value_after(&args, "-append"), ["console=ttyS0"]);
+    }
+}

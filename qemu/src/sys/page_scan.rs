@@ -1,0 +1,157 @@
+//! `PAGEMAP_SCAN`, the ioctl on `/proc/PID/pagemap` that lists pages by what they are and write-protects them in the same
+//! step (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst).
+
+use std::{fs::File, io, ops::Range, os::fd::AsRawFd};
+
+use super::PAGE;
+
+/// Argument of the ioctl: `struct pm_scan_arg` of linux/fs.h.
+#[repr(C)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// One row of the answer: `struct page_region` of linux/fs.h.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = (3 << 30)
+    | ((size_of::<ScanArg>() as libc::c_ulong) << 16)
+    | ((b'f' as libc::c_ulong) << 8)
+    | 16;
+
+const WP_MATCHING: u64 = 1 << 0;
+const CHECK_WPASYNC: u64 = 1 << 1;
+
+const IS_WRITTEN: u64 = 1 << 1;
+const IS_FILE: u64 = 1 << 2;
+const IS_PRESENT: u64 = 1 << 3;
+const IS_SWAPPED: u64 = 1 << 4;
+const IS_PFNZERO: u64 = 1 << 5;
+
+/// Which pages a scan lists. Only pages that belong to the process itself are ever listed: those that a write made, not
+/// those of a mapped file and not the shared page of zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// All of them.
+    Own,
+    /// Those that are not protected, that is, were written since they were protected last, or never were. They are
+    /// protected in the same step: a write that comes later is seen by the next scan.
+    WrittenThenProtect,
+}
+
+/// Lists the pages of `range` (addresses in the other process, page-aligned) as runs of page numbers counted from the
+/// range's start, in order. `pagemap` is the other process's `/proc/PID/pagemap`.
+///
+/// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`, and with `EPERM` when `WrittenThenProtect` is asked for and
+/// the range is not registered with a userfaultfd in asynchronous mode.
+pub fn scan(pagemap: &File, range: Range<u64>, which: Which) -> io::Result<Vec<Range<u32>>> {
+    let mut rows = vec![
+        Region {
+            start: 0,
+            end: 0,
+            categories: 0
+        };
+        16 * 1024
+    ];
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    let mut from = range.start;
+    while from < range.end {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            flags: match which {
+                Which::Own => 0,
+                Which::WrittenThenProtect => WP_MATCHING | CHECK_WPASYNC,
+            },
+            start: from,
+            end: range.end,
+            walk_end: 0,
+            vec: rows.as_mut_ptr() as u64,
+            vec_len: rows.len() as u64,
+            max_pages: 0,
+            // Inverted categories must be absent.
+            category_inverted: IS_FILE | IS_PFNZERO,
+            category_mask: match which {
+                Which::Own => IS_FILE | IS_PFNZERO,
+                Which::WrittenThenProtect => IS_FILE | IS_PFNZERO | IS_WRITTEN,
+            },
+            category_anyof_mask: IS_PRESENT | IS_SWAPPED,
+            return_mask: IS_PRESENT,
+        };
+        // SAFETY: `arg` is a valid pm_scan_arg for the length of the call, and `vec`/`vec_len` describe `rows`, which is
+        // neither moved nor read meanwhile.
+        let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &mut arg) };
+        if found < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for row in rows.iter().take(found as usize) {
+            push(
+                &mut runs,
+                page_number(row.start, range.start)..page_number(row.end, range.start),
+            );
+        }
+        if arg.walk_end <= from {
+            return Err(io::Error::other("PAGEMAP_SCAN does not advance"));
+        }
+        from = arg.walk_end;
+    }
+    Ok(runs)
+}
+
+/// The rule of kernels without `PAGEMAP_SCAN`: pages that are present (or swapped out) and not a file's, from
+/// `/proc/PID/pagemap`'s entries. The shared page of zeros counts as well: copying it is needless, not wrong.
+pub fn own_pages_by_pagemap(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
+    use std::os::unix::fs::FileExt;
+
+    const ENTRIES: usize = 64 * 1024;
+    const SWAPPED: u64 = 1 << 62;
+    const PRESENT: u64 = 1 << 63;
+    const FILE_OR_SHARED: u64 = 1 << 61;
+
+    let pages = ((range.end - range.start) / PAGE as u64) as usize;
+    let first = range.start / PAGE as u64;
+    let mut runs: Vec<Range<u32>> = Vec::new();
+    let mut bytes = vec![0; ENTRIES * 8];
+    for from in (0..pages).step_by(ENTRIES) {
+        let count = ENTRIES.min(pages - from);
+        let part = &mut bytes[..count * 8];
+        pagemap.read_exact_at(part, (first + from as u64) * 8)?;
+        for (i, entry) in part.chunks_exact(8).enumerate() {
+            let entry = entry.try_into().map(u64::from_ne_bytes).unwrap_or(0);
+            if entry & SWAPPED != 0 || (entry & PRESENT != 0 && entry & FILE_OR_SHARED == 0) {
+                let page = (from + i) as u32;
+                push(&mut runs, page..page + 1);
+            }
+        }
+    }
+    Ok(runs)
+}
+
+fn page_number(address: u64, start: u64) -> u32 {
+    ((address - start) / PAGE as u64) as u32
+}
+
+/// Adds a run, merged with the one before where they touch.
+fn push(runs: &mut Vec<Range<u32>>, run: Range<u32>) {
+    match runs.last_mut() {
+        Some(last) if last.end == run.start => last.end = run.end,
+        _ => runs.push(run),
+    }
+}

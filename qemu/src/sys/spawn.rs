@@ -1,0 +1,124 @@
+//! Starting a process as another user, in a session of its own, with chosen descriptors and nothing else of ours.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+/// What to start.
+#[derive(Debug)]
+pub struct Spawn {
+    /// The program, looked up in `PATH` when it has no slash.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub args: Vec<OsString>,
+    /// Its whole environment.
+    pub env: Vec<(&'static str, OsString)>,
+    /// Its working directory, entered before the user is changed: what lies below it can be reached by relative paths
+    /// even where the new user could not walk down to it.
+    pub directory: PathBuf,
+    /// Descriptors it gets: the first as number [`FIRST_FD`], and so on.
+    pub fds: Vec<OwnedFd>,
+    /// Where its standard output and error go.
+    pub output: std::fs::File,
+    /// User and group it runs as; `None` to stay as we are.
+    pub user: Option<(u32, u32)>,
+    /// How much it gives way to others while it starts, 0 to 19.
+    pub nice: i32,
+}
+
+/// The number of the first descriptor that a process is given.
+pub const FIRST_FD: RawFd = 3;
+
+/// Starts it. It has no supplementary groups, can gain no privileges, and uses no transparent huge pages (they undo what
+/// copy-on-write saves).
+pub fn spawn(what: Spawn) -> io::Result<Child> {
+    let Spawn {
+        program,
+        args,
+        env,
+        directory,
+        fds,
+        output,
+        user,
+        nice,
+    } = what;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .env_clear()
+        .envs(env)
+        .current_dir(directory);
+    command
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+
+    // Above all targets, so that moving one into place cannot overwrite another that is still to be moved.
+    let floor = FIRST_FD + fds.len() as RawFd;
+    let sources = fds
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, floor))
+        .collect::<Result<Vec<_>, _>>()?;
+    let numbers: Vec<RawFd> = sources.iter().map(AsRawFd::as_raw_fd).collect();
+    // SAFETY: the closure runs in the new process between fork and exec and makes only async-signal-safe system calls on
+    // data that was prepared before; it allocates nothing on the way that succeeds.
+    unsafe {
+        command.pre_exec(move || {
+            for (i, from) in numbers.iter().enumerate() {
+                check(libc::dup2(*from, FIRST_FD + i as RawFd))?;
+            }
+            check(libc::setsid())?;
+            check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))?;
+            if nice > 0 {
+                check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
+            }
+            libc::umask(0o077);
+            if let Some((uid, gid)) = user {
+                check(libc::setgroups(0, std::ptr::null()))?;
+                check(libc::setresgid(gid, gid, gid))?;
+                check(libc::setresuid(uid, uid, uid))?;
+            }
+            check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            Ok(())
+        });
+    }
+    let child = command.spawn();
+    drop(sources);
+    child
+}
+
+/// Changes how much every thread of a process gives way to others. Threads that are gone meanwhile are passed over.
+pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Some(tid) = task?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<libc::id_t>().ok())
+        else {
+            continue;
+        };
+        // SAFETY: takes and changes no memory of ours.
+        if unsafe { libc::setpriority(libc::PRIO_PROCESS, tid, nice) } < 0 {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::ESRCH) {
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
