@@ -20,7 +20,7 @@ use crate::{
     console::Console,
     disk::{self, DiskError, Overlays},
     layout::{self, Layout, VmDir},
-    memory::Memory,
+    memory::{MainMemory, Memory},
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
     record::{
@@ -452,6 +452,13 @@ impl Machine {
     /// Whether the control session is still there. Without it, the machine must be adopted anew.
     pub fn is_connected(&self) -> bool {
         !self.events.is_closed()
+    }
+
+    /// The guest's main memory, to look at. Pages that the guest never touched are read as its base has them.
+    pub async fn main_memory(&self) -> Result<MainMemory, MachineError> {
+        let blocks = self.qmp.run(qmp::x_query_ramblock {}).await?;
+        MainMemory::open(&self.process, &blocks.human_readable_text)
+            .map_err(system("cannot find the guest's memory"))
     }
 
     /// Changes the record and keeps it.

@@ -203,6 +203,44 @@ impl Memory {
     }
 }
 
+/// A guest's main memory, read-only, for whoever wants to look at it.
+#[derive(Debug)]
+pub struct MainMemory {
+    pid: u32,
+    main: RamBlock,
+}
+
+impl MainMemory {
+    /// Finds it by QEMU's table of blocks.
+    pub fn open(process: &Process, blocks: &str) -> io::Result<Self> {
+        Ok(Self {
+            pid: process.id().pid,
+            main: parse_blocks(blocks)?.0,
+        })
+    }
+
+    /// Its size, bytes.
+    pub fn len(&self) -> u64 {
+        self.main.block.used
+    }
+
+    /// Whether it has no bytes: never.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads bytes at an offset. Reading a hole of a base on tmpfs makes it a page of zeros.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        if offset + bytes.len() as u64 > self.len() {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "beyond the end of the guest's memory",
+            ));
+        }
+        vm_read::read(self.pid, &mut [(self.main.address + offset, bytes)])
+    }
+}
+
 /// Writes pages to a base; in a new one pages of zeros are left out. Returns the bytes written.
 fn write_pages(base: &File, first: u32, bytes: &[u8], new: bool) -> io::Result<u64> {
     let offset = |page: usize| (u64::from(first) + page as u64) * PAGE as u64;

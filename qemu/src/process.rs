@@ -12,7 +12,10 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::sys::spawn::{Spawn, spawn};
+use crate::sys::{
+    readiness,
+    spawn::{Spawn, spawn},
+};
 
 /// Names a process for all time: the kernel gives a process id again, but not with the same start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,7 +136,7 @@ fn open(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("no process id"))?;
-    Ok(AsyncFd::register_with_interest(pidfd_open(raw, PidfdFlags::NONBLOCK)?, Interest::READABLE)?)
+    readiness::watch(pidfd_open(raw, PidfdFlags::NONBLOCK)?)
 }
 
 /// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)). The name in field 2 may hold anything, so fields count from its end.

@@ -257,7 +257,7 @@ fn qcow2_node(disk: &DiskNode, writable: bool) -> Value {
         "node-name": disk.node,
         "read-only": !writable,
         "discard": "unmap",
-        "file": {"driver": "file", "filename": disk.path, "read-only": !writable, "discard": "unmap"},
+        "file": {"driver": "file", "filename": disk.path, "discard": "unmap"},
     })
 }
 

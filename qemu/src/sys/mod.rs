@@ -1,6 +1,7 @@
 //! The kernel interfaces that no safe crate covers, one module for each. All `unsafe` of this crate is here.
 
 pub mod page_scan;
+pub mod readiness;
 pub mod spawn;
 pub mod uffd;
 pub mod vm_read;
