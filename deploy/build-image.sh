@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Builds a guest image: kernel, initrd, root disk. Idempotent: nothing is done while the inputs are
 # the same. Mounts nothing, so it runs in a container too.
-set -euo pipefail
-shopt -s inherit_errexit
+. "$(dirname "$0")/lib.sh"
 
 usage() {
     cat <<'USAGE'
@@ -26,9 +25,6 @@ environment: FP_CACHE   where the kernel's package is kept (.local/cache in the 
 USAGE
 }
 
-die() { printf 'build-image.sh: %s\n' "$*" >&2; exit 1; }
-say() { printf '==> %s\n' "$*" >&2; }
-
 case "${1:-}" in
     -h | --help) usage; exit 0 ;;
     debian) printf 'build-image.sh: debian is not available yet; tiny is\n' >&2; exit 2 ;;
@@ -37,9 +33,7 @@ case "${1:-}" in
 esac
 [ $# = 2 ] || { usage >&2; exit 2; }
 
-repo=$(cd "$(dirname "$0")/.." && pwd)
 sources=$repo/deploy/guest
-PATH="$PATH:/usr/sbin:/sbin:$HOME/.cargo/bin"
 mkdir -p "$2"
 out=$(cd "$2" && pwd)
 cache=${FP_CACHE:-$repo/.local/cache}
@@ -49,7 +43,7 @@ for tool in apt-get dpkg-deb busybox cpio mke2fs qemu-img cargo flock; do
     command -v "$tool" >/dev/null || die "$tool is missing; deploy/deps.sh installs it"
 done
 busybox=$(command -v busybox)
-[ -z "$(LC_ALL=C ldd "$busybox" 2>/dev/null | grep '=>')" ] || die "$busybox is not static; install busybox-static"
+! LC_ALL=C ldd "$busybox" 2>/dev/null | grep '=>' >/dev/null || die "$busybox is not static; install busybox-static"
 
 # Two builds of one image wait for each other.
 exec 9>"$out/.lock"
@@ -66,7 +60,7 @@ build_fpguest() { # prints the program's path
     local target=x86_64-unknown-linux-gnu
     (cd "$repo" && RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
         cargo build --quiet --package fp-guest --bin fpguest --profile guest --target $target)
-    printf '%s/%s/guest/fpguest\n' "${CARGO_TARGET_DIR:-$repo/target}" $target
+    printf '%s/%s/guest/fpguest\n' "$(target_dir)" $target
 }
 
 kernel_package() { # prints the name of the newest cloud kernel's package, nothing when apt knows none
@@ -111,7 +105,9 @@ make_tree() {
         fi
     done
     cp -a "$sources/rootfs/." "$root/"
+    # shellcheck disable=SC2086 # a line for each word
     printf '%s\n' $disk_modules >"$root/etc/modules.disk"
+    # shellcheck disable=SC2086
     printf '%s\n' $modules >"$root/etc/modules"
     # The same inputs make the same initrd.
     find "$root" -exec touch -h -d @0 {} +

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Installs the Debian packages that building, running and testing Forky Pig need. Idempotent.
-set -euo pipefail
+# Installs what building, running and testing Forky Pig need. Idempotent.
+. "$(dirname "$0")/lib.sh"
 
 usage() {
     cat <<'USAGE'
 usage: deploy/deps.sh [--test]
 
-Installs, on Debian 12 as root, what Forky Pig needs: QEMU 10 from bookworm-backports (the suite is
-added if it is missing, from the mirror this machine already uses), static busybox, cpio, e2fsprogs,
-a C compiler and a Rust toolchain.
+Installs, on Debian 12 as root, what Forky Pig needs and is not there: QEMU 10 from
+bookworm-backports (the suite is added if it is missing, from the mirror this machine already uses),
+static busybox, cpio, e2fsprogs, a C compiler and a Rust toolchain (by the Rust project's own
+installer, when there is none). Where everything is there, it does nothing and needs no root.
 
   --test   also what only the tests need (cargo-nextest)
 USAGE
@@ -22,16 +23,11 @@ case "${1:-}" in
     *) usage >&2; exit 2 ;;
 esac
 
-say() { printf '==> %s\n' "$*"; }
-die() { printf 'deps.sh: %s\n' "$*" >&2; exit 1; }
-
-[ "$(id -u)" = 0 ] || die "run me as root: packages are installed with apt-get"
-. /etc/os-release
+[ -r /etc/os-release ] && . /etc/os-release
 [ "${VERSION_CODENAME:-}" = bookworm ] ||
     die "made for Debian 12 (bookworm), this is ${PRETTY_NAME:-unknown}; install QEMU >= 8.2, busybox-static, cpio, e2fsprogs and Rust yourself"
 
 export DEBIAN_FRONTEND=noninteractive
-repo=$(cd "$(dirname "$0")/.." && pwd)
 
 # The mirror this machine already takes bookworm from; backports lie beside it on every mirror.
 mirror() {
@@ -45,7 +41,8 @@ have_backports() {
 
 updated=0
 update() {
-    [ "$updated" = 1 ] && return
+    [ "$updated" = 0 ] || return 0
+    [ "$(id -u)" = 0 ] || die "run me as root: packages must be installed with apt-get"
     say "reading package lists"
     apt-get update -qq
     updated=1
@@ -53,14 +50,13 @@ update() {
 
 installed() { dpkg-query -W -f '${db:Status-Status}\n' "$1" 2>/dev/null | grep -qx installed; }
 
-install_missing() { # [-t SUITE] PACKAGE...
-    local target=() missing=() package
-    if [ "$1" = -t ]; then target=(-t "$2"); shift 2; fi
+install_missing() { # PACKAGE...
+    local missing=() package
     for package in "$@"; do installed "$package" || missing+=("$package"); done
-    [ ${#missing[@]} = 0 ] && return
+    [ ${#missing[@]} != 0 ] || return 0
     update
     say "installing ${missing[*]}"
-    apt-get install -y -qq --no-install-recommends "${target[@]}" "${missing[@]}" >/dev/null
+    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # Forky Pig needs QEMU 8.2; bookworm has 7.2, its backports have 10.0.
@@ -69,12 +65,13 @@ qemu_is_new_enough() {
         dpkg --compare-versions "$(dpkg-query -W -f '${Version}' qemu-system-x86)" ge 1:8.2
 }
 
-install_missing build-essential busybox-static ca-certificates cpio curl e2fsprogs iproute2 kmod procps
+install_missing build-essential busybox-static ca-certificates cpio curl e2fsprogs util-linux
 
 if ! qemu_is_new_enough; then
     if ! have_backports; then
         site=$(mirror)
         [ -n "$site" ] || die "no bookworm mirror in this machine's apt sources; add bookworm-backports to them"
+        [ "$(id -u)" = 0 ] || die "run me as root: bookworm-backports must be added to apt's sources"
         say "adding bookworm-backports"
         printf 'Types: deb\nURIs: %s\nSuites: bookworm-backports\nComponents: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n' \
             "$site" >/etc/apt/sources.list.d/forkypig-backports.sources
@@ -86,19 +83,34 @@ if ! qemu_is_new_enough; then
     qemu_is_new_enough || die "QEMU is still older than 8.2"
 fi
 
-# The toolchain is the one rust-toolchain.toml names; rustup fetches it where it can.
-if ! command -v cargo >/dev/null && [ -x "$HOME/.cargo/bin/cargo" ]; then
-    PATH="$HOME/.cargo/bin:$PATH"
+# Debian's own compiler is too old; rustup takes the version that rust-toolchain.toml names.
+wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$repo/Cargo.toml")
+rust_is_new_enough() {
+    local version
+    command -v cargo >/dev/null && version=$(cd "$repo" && rustc --version 2>/dev/null | cut -d ' ' -f 2) &&
+        [ -n "$version" ] && dpkg --compare-versions "$version" ge "$wanted"
+}
+
+# A rustup without a toolchain fetches it with the first call, which may fail for want of network.
+if ! rust_is_new_enough && command -v rustup >/dev/null; then
+    (cd "$repo" && rustup toolchain install) || true
 fi
-if ! command -v cargo >/dev/null; then
-    install_missing -t bookworm-backports rustup || true
-    command -v rustup >/dev/null || die "no Rust toolchain, and no rustup package; install rustup, then run me again"
-    say "installing the Rust toolchain that rust-toolchain.toml names"
+if ! rust_is_new_enough; then
+    say "installing Rust with the Rust project's installer, into $HOME/.cargo"
+    installer=$(mktemp)
+    trap 'rm -f "$installer"' EXIT
+    curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs -o "$installer" ||
+        die "the Rust installer could not be fetched; install Rust $wanted or later, then run me again"
+    # The version in rust-toolchain.toml, with its components, is fetched by the call after it.
+    sh "$installer" -y --quiet --profile minimal --default-toolchain none
+    PATH="$HOME/.cargo/bin:$PATH"
+    hash -r
     (cd "$repo" && rustup toolchain install)
+    rust_is_new_enough || die "Rust is still older than $wanted"
 fi
 
 if [ "$with_tests" = 1 ] && ! command -v cargo-nextest >/dev/null; then
     say "installing cargo-nextest"
     cargo install --locked --quiet cargo-nextest
 fi
-say "dependencies are in place"
+say "everything that is needed is there"

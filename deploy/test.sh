@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Every test, from a fresh machine. What CI runs.
+. "$(dirname "$0")/lib.sh"
+
+usage() {
+    cat <<'USAGE'
+usage: deploy/test.sh [NEXTEST_ARGUMENT...]
+
+Installs what is needed (deploy/deps.sh --test), checks format and lints, builds the release and the
+guest image, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
+The last line is the runner's own count. Ends with an error when anything fails, or when a process
+that a test started is left.
+
+The tests get
+  FP_TEST_IMAGE   the directory of the tiny image
+  FPAGENT         the release build of fpagent
+  TMPDIR          a directory of their own, deleted at the end
+USAGE
+}
+
+case "${1:-}" in
+    -h | --help) usage; exit 0 ;;
+esac
+
+"$repo/deploy/deps.sh" --test
+hash -r
+cd "$repo"
+
+say "format"
+cargo fmt --all --check
+say "lints"
+cargo clippy --quiet --workspace --all-targets -- -D warnings
+find_fpagent
+image=$repo/.local/images/tiny
+"$repo/deploy/build-image.sh" tiny "$image"
+say "documentation's examples"
+cargo test --quiet --workspace --doc
+
+# Short, because sockets lie in it, and open to pass through, because guests run as other users.
+work=$(mktemp -d /tmp/fpt.XXXXXX)
+chmod 711 "$work"
+
+# What the tests started and left: it has their mark in its environment or their directory in its
+# arguments. Printed as pids.
+leftovers() {
+    local process pid
+    for process in /proc/[0-9]*; do
+        pid=${process#/proc/}
+        if [ "$pid" = $$ ] || [ "$pid" = "$BASHPID" ]; then continue; fi
+        if grep -qzFx "FP_TEST_RUN=$work" "$process/environ" 2>/dev/null ||
+            tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF -- "$work/"; then
+            printf '%s\n' "$pid"
+        fi
+    done
+}
+
+finish() {
+    local status=$? pid left
+    trap - EXIT
+    left=$(leftovers)
+    if [ -n "$left" ]; then
+        printf 'test.sh: left running, and ended now:\n' >&2
+        for pid in $left; do
+            printf '  %s %s\n' "$pid" "$(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | cut -c 1-200)" >&2
+            kill -KILL "$pid" 2>/dev/null || true
+        done
+        [ "$status" != 0 ] || status=1
+    fi
+    rm -rf "$work"
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+say "tests"
+FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FPAGENT=$fpagent \
+    cargo nextest run --workspace "$@"
