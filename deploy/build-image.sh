@@ -143,6 +143,8 @@ cp "$work"/kernel/boot/vmlinuz-* "$work/vmlinuz"
 make_tree "$work/root" "$work/kernel"
 make_initrd
 make_disk
+# Where it is emulated, a guest also needs tsc_early_khz=KHZ, the host's time stamp counter: on microvm
+# it has only the PIT to measure it by, which fails while the host is busy, and then the boot hangs.
 cat >"$work/image.env" <<'ENV'
 CMDLINE="console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests"
 READY_LINE="forkypig-guest ready"

@@ -9,7 +9,7 @@ usage: deploy/quickstart.sh [--dir DIR] [--nodes 3] [--base-port 7841]
 Does, in this order, what is not done yet:
   1. installs what is needed (deploy/deps.sh; needs root when something is missing)
   2. builds fpagent
-  3. builds the tiny guest image (deploy/build-image.sh) into .local/images/tiny
+  3. builds the tiny guest image (deploy/build-image.sh) into .local/image/tiny
   4. starts a cluster of three agents on this machine (deploy/local-cluster.sh up)
   5. imports the image as `tiny` and makes a VM `parent` through node 1, on node 2
   6. forks it three times through node 3 (each run of this script forks three more)
@@ -28,7 +28,7 @@ hash -r
 say "building fpagent"
 find_fpagent
 export FPAGENT=$fpagent
-image=$repo/.local/images/tiny
+image=$repo/.local/image/tiny
 "$repo/deploy/build-image.sh" tiny "$image"
 "${cluster[@]}" up "${options[@]}"
 eval "$("${cluster[@]}" env "${options[@]}")"

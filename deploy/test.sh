@@ -31,7 +31,7 @@ cargo fmt --all --check
 say "lints"
 cargo clippy --quiet --workspace --all-targets -- -D warnings
 find_fpagent
-image=$repo/.local/images/tiny
+image=$repo/.local/image/tiny
 "$repo/deploy/build-image.sh" tiny "$image"
 say "documentation's examples"
 cargo test --quiet --workspace --doc
