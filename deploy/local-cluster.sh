@@ -117,20 +117,20 @@ wait_for() { # NODE
 }
 
 prepare() { # NODE: makes it the first of a cluster, or a member of it
-    local home token
+    local home token said
     home=$(node "$1")
-    [ -e "$home/identity.json" ] && return
-    mkdir -p "$home"
+    [ ! -e "$home/identity.json" ] || return 0
+    # The agent makes its directory and refuses one with something in it: nothing of ours before that.
     if [ "$1" = 1 ]; then
         say "making a cluster with node1"
-        "$fpagent" init --data-dir "$home" --name node1 --listen "$(listen 1)" >>"$home/agent.log" 2>&1 ||
-            failed 1 "node1 could not be made"
+        said=$("$fpagent" init --data-dir "$home" --name node1 --listen "$(listen 1)" 2>&1) ||
+            die "node1 could not be made: $said"
     else
         say "node$1 joins"
         token=$(client 1 token create --ttl 5m -o json | json_strings token)
         [ -n "$token" ] || die "node1 gave no join token"
-        "$fpagent" join --data-dir "$home" --name "node$1" --listen "$(listen "$1")" --token "$token" \
-            >>"$home/agent.log" 2>&1 || failed "$1" "node$1 could not join"
+        said=$("$fpagent" join --data-dir "$home" --name "node$1" --listen "$(listen "$1")" --token "$token" 2>&1) ||
+            die "node$1 could not join: $said"
     fi
 }
 
