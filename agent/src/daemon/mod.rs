@@ -1,0 +1,3 @@
+//! The daemon: what `fpagent run` starts.
+
+pub mod options;

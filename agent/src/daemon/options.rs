@@ -1,0 +1,58 @@
+//! How the daemon is started: the options of `fpagent run`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+/// Whether the memory that guests write is tracked by the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum WriteTracking {
+    /// Where the kernel can.
+    #[default]
+    Auto,
+    /// Never: captures compare pages instead, as on older kernels.
+    Off,
+}
+
+/// Options of `fpagent run`.
+#[derive(Debug, Clone, Args)]
+pub struct RunOptions {
+    /// The data directory that `fpagent init` or `fpagent join` prepared.
+    #[arg(long, value_name = "DIR", env = "FPAGENT_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// The Unix socket for clients on this host; it has the mode 0600.
+    #[arg(long, value_name = "PATH", default_value = "/run/fpagent/agent.sock")]
+    pub socket: PathBuf,
+    /// A file with further settings.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How log lines are written. RUST_LOG chooses which ones.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+    /// Where the memory of snapshots lies, best on tmpfs. Without it a folder below /dev/shm, named for the node.
+    #[arg(long, value_name = "DIR")]
+    pub memory_dir: Option<PathBuf>,
+    /// QEMU's program.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub qemu: PathBuf,
+    /// QEMU's program for disk images.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-img")]
+    pub qemu_img: PathBuf,
+    /// Whether the kernel tracks the memory that guests write.
+    #[arg(long, value_enum, default_value_t)]
+    pub write_tracking: WriteTracking,
+    /// First of the 65,536 user ids that VMs run under, one each, where the agent is root.
+    // Above what systems give to people and containers, below 2^31, where some tools take a uid for negative.
+    #[arg(long, value_name = "UID", default_value_t = 1_879_048_192, value_parser = clap::value_parser!(u32).range(65_536..=2_147_418_112))]
+    pub vm_uid_base: u32,
+}

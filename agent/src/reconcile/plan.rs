@@ -1,0 +1,310 @@
+//! What a node has to do so that what is becomes what should be. Pure: the replicated state and what was observed in,
+//! actions out. Planning again after the actions were carried out gives nothing to do.
+//!
+//! A VM that is busy with an action is left alone until it is done. Forks that are under way belong to their operation;
+//! here only its beginning and its giving up are decided.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft::state::{
+    command::VmReport,
+    ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
+    model::{Millis, ObjectId, OperationState, Phase, Power, Source, State, Vm},
+};
+
+/// What a node sees of itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Everything that the node has of VMs, whether the state knows them or not.
+    pub vms: BTreeMap<VmId, Seen>,
+    /// Operations that are being carried out.
+    pub operations: BTreeSet<OperationId>,
+    /// Images whose files are all here.
+    pub images: BTreeSet<ImageId>,
+    /// Images that are being fetched.
+    pub fetching: BTreeSet<ImageId>,
+    /// Snapshots whose files are all here.
+    pub snapshots: BTreeSet<SnapshotId>,
+    /// Whether the snapshots' files were looked at: `false` means that nothing is known, not that nothing is there.
+    pub snapshots_known: bool,
+}
+
+/// What a node sees of one VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Whether something is being done to it. Then nothing else is true for long.
+    pub busy: bool,
+    /// Whether its guest ever ran here.
+    pub has_run: bool,
+    /// How it is.
+    pub is: Is,
+}
+
+/// How a VM is on its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Is {
+    /// Nothing can be said: its process is there and does not answer. Nothing is done to it.
+    Unknown,
+    /// It has no process, and nothing is to be said about why.
+    Absent,
+    /// It was let go and has not said that it is ready.
+    Booting {
+        /// Which boot.
+        boot: u64,
+    },
+    /// It runs.
+    Running {
+        /// Which boot.
+        boot: u64,
+    },
+    /// It stands still.
+    Paused {
+        /// Which boot.
+        boot: u64,
+    },
+    /// It ended, or could not be started.
+    Ended {
+        /// Which boot.
+        boot: u64,
+        /// Why.
+        reason: String,
+        /// Whether its guest powered off, or it was stopped as asked.
+        orderly: bool,
+    },
+}
+
+/// Something to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Fetch an image's files from another node.
+    FetchImage(ImageId),
+    /// Start a VM from its disk.
+    Boot {
+        /// The VM.
+        vm: VmId,
+        /// Which boot this is.
+        boot: u64,
+    },
+    /// Start a fork that never ran from its snapshot.
+    Restore {
+        /// The VM.
+        vm: VmId,
+        /// Which boot this is.
+        boot: u64,
+        /// Its snapshot.
+        snapshot: SnapshotId,
+        /// Whether it should stand still afterwards.
+        paused: bool,
+    },
+    /// Let a running VM stand still.
+    Pause(VmId),
+    /// Let it go on.
+    Resume(VmId),
+    /// Press its power button and, when that has not helped for a while, end it.
+    Stop(VmId),
+    /// End its process at once. Its disk stays.
+    Kill(VmId),
+    /// End it and delete all that is here of it.
+    Destroy(VmId),
+    /// Begin an operation.
+    Run(OperationId),
+    /// Give an operation up that is being carried out, or was and cannot be any more.
+    GiveUp {
+        /// The operation.
+        operation: OperationId,
+        /// Why.
+        reason: String,
+        /// Whether because somebody asked for it.
+        cancelled: bool,
+        /// Whether it is being carried out now.
+        running: bool,
+    },
+    /// Tell the cluster how VMs are.
+    Report(Vec<VmReport>),
+    /// Tell the cluster that this node lost what a snapshot is made of.
+    ReportLost(SnapshotId),
+    /// Remove files that nothing refers to, then tell the cluster that these are gone.
+    Collect(Vec<ObjectId>),
+}
+
+/// Plans for one node.
+pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let mut reports = Vec::new();
+    let mut wanted_images = BTreeSet::new();
+
+    for vm in state.vms.values().filter(|vm| vm.node == node) {
+        let image_here = observed.images.contains(&vm.spec.image);
+        let step = plan_vm(state, vm, observed.vms.get(&vm.id));
+        reports.extend(step.report);
+        match step.action {
+            Some(Action::Boot { .. } | Action::Restore { .. }) if !image_here => {
+                wanted_images.insert(vm.spec.image);
+            }
+            Some(action) => actions.push(action),
+            None => {}
+        }
+    }
+    for (id, seen) in observed.vms.iter().filter(|(_, seen)| !seen.busy) {
+        // What the state does not know may be newer than a state that was restored: only a tombstone ends it.
+        if state.tombstones.contains_key(&ObjectId::Vm(*id)) && seen.is != Is::Unknown {
+            actions.push(Action::Destroy(*id));
+        }
+    }
+    for image in wanted_images.difference(&observed.fetching) {
+        actions.push(Action::FetchImage(*image));
+    }
+    actions.extend(plan_operations(state, node, now, observed));
+    if observed.snapshots_known {
+        for snapshot in state.snapshots.values() {
+            let lost = snapshot.nodes.contains(&node) && !observed.snapshots.contains(&snapshot.id);
+            if lost && snapshot.content.is_some() {
+                actions.push(Action::ReportLost(snapshot.id));
+            }
+        }
+    }
+    if !reports.is_empty() {
+        actions.push(Action::Report(reports));
+    }
+    let gone: Vec<ObjectId> = state
+        .tombstones
+        .iter()
+        .filter(|(id, tombstone)| tombstone.nodes.contains(&node) && !still_here(**id, observed))
+        .map(|(id, _)| *id)
+        .collect();
+    if !gone.is_empty() {
+        actions.push(Action::Collect(gone));
+    }
+    actions
+}
+
+/// Whether something of an object must be ended before its files can go.
+fn still_here(id: ObjectId, observed: &Observed) -> bool {
+    match id {
+        ObjectId::Vm(vm) => observed.vms.contains_key(&vm),
+        ObjectId::Image(image) => observed.fetching.contains(&image),
+        ObjectId::Snapshot(_) => false,
+    }
+}
+
+fn plan_operations(
+    state: &State,
+    node: NodeId,
+    now: Millis,
+    observed: &Observed,
+) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let open = |operation: &OperationId| {
+        state.operations.get(operation).is_some_and(|op| op.state == OperationState::Open)
+    };
+    for operation in state.operations.values() {
+        if operation.node != node || operation.state != OperationState::Open {
+            continue;
+        }
+        let running = observed.operations.contains(&operation.id);
+        let give_up = |reason: &str, cancelled| Action::GiveUp {
+            operation: operation.id,
+            reason: reason.to_owned(),
+            cancelled,
+            running,
+        };
+        if operation.cancel_requested {
+            actions.push(give_up("it was cancelled", true));
+        } else if running {
+        } else if now > operation.expires_at {
+            actions.push(give_up("its node was away until it was too late to begin", false));
+        } else {
+            actions.push(Action::Run(operation.id));
+        }
+    }
+    for operation in observed.operations.iter().filter(|operation| !open(operation)) {
+        actions.push(Action::GiveUp {
+            operation: *operation,
+            reason: "it ended without this node".to_owned(),
+            cancelled: false,
+            running: true,
+        });
+    }
+    actions
+}
+
+#[derive(Debug, Default)]
+struct Step {
+    action: Option<Action>,
+    report: Option<VmReport>,
+}
+
+impl Step {
+    fn act(action: Action) -> Self {
+        Self { action: Some(action), report: None }
+    }
+
+    /// Says how a VM is, unless the state says so already.
+    fn report(vm: &Vm, phase: Phase, reason: &str) -> Self {
+        let known = vm.phase == phase && vm.reported_boot == vm.boot && vm.reason == reason;
+        let report = VmReport { vm: vm.id, boot: vm.boot, phase, reason: reason.to_owned() };
+        Self { action: None, report: (!known).then_some(report) }
+    }
+}
+
+fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
+    let absent = Seen { busy: false, has_run: false, is: Is::Absent };
+    let seen = seen.unwrap_or(&absent);
+    if seen.busy || seen.is == Is::Unknown {
+        return Step::default();
+    }
+    // A child of a fork that is under way belongs to its operation until it is known what became of it.
+    let being_forked = vm.operation.and_then(|id| state.operations.get(&id)).is_some_and(|operation| {
+        operation.state == OperationState::Open && vm.phase == Phase::Pending && vm.boot == 1
+    });
+    if being_forked {
+        return Step::default();
+    }
+    match (&seen.is, vm.power) {
+        (Is::Unknown, _) => Step::default(),
+        (Is::Absent, Power::Stopped { .. }) => Step::report(vm, Phase::Stopped, ""),
+        (Is::Absent, _) => start(vm, seen),
+        (Is::Ended { reason, .. }, Power::Stopped { .. }) => Step::report(vm, Phase::Stopped, reason),
+        (Is::Ended { boot, .. }, _) if *boot < vm.boot => start(vm, seen),
+        (Is::Ended { reason, orderly: true, .. }, _) => Step::report(vm, Phase::Stopped, reason),
+        (Is::Ended { reason, orderly: false, .. }, _) => Step::report(vm, Phase::Failed, reason),
+        (Is::Booting { boot } | Is::Running { boot } | Is::Paused { boot }, power) => {
+            process(vm, &seen.is, *boot, power)
+        }
+    }
+}
+
+/// It has a process.
+fn process(vm: &Vm, is: &Is, boot: u64, power: Power) -> Step {
+    match (is, power) {
+        (_, Power::Stopped { force: true }) => Step::act(Action::Kill(vm.id)),
+        // A guest that stands still, or is not up yet, does not feel its power button.
+        (Is::Paused { .. } | Is::Booting { .. }, Power::Stopped { .. }) => Step::act(Action::Kill(vm.id)),
+        (_, Power::Stopped { force: false }) => Step::act(Action::Stop(vm.id)),
+        _ if boot < vm.boot => Step::act(Action::Kill(vm.id)),
+        (Is::Running { .. }, Power::Running) => Step::report(vm, Phase::Running, ""),
+        (Is::Paused { .. }, Power::Paused) => Step::report(vm, Phase::Paused, ""),
+        (Is::Paused { .. }, Power::Running) => Step::act(Action::Resume(vm.id)),
+        (Is::Running { .. }, Power::Paused) => Step::act(Action::Pause(vm.id)),
+        // It is paused once it is up.
+        (Is::Booting { .. }, _) => Step::default(),
+        (Is::Unknown | Is::Absent | Is::Ended { .. }, _) => Step::default(),
+    }
+}
+
+fn start(vm: &Vm, seen: &Seen) -> Step {
+    if vm.phase == Phase::Failed && vm.reported_boot == vm.boot {
+        // Nobody asked for another try.
+        return Step::default();
+    }
+    match vm.source {
+        Source::Snapshot(snapshot) if !seen.has_run => Step::act(Action::Restore {
+            vm: vm.id,
+            boot: vm.boot,
+            snapshot,
+            paused: vm.power == Power::Paused,
+        }),
+        Source::Image | Source::Snapshot(_) => Step::act(Action::Boot { vm: vm.id, boot: vm.boot }),
+    }
+}

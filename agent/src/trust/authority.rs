@@ -1,0 +1,384 @@
+//! The cluster's certificate authority: makes the certificates of nodes and administrators.
+//!
+//! The first node creates it, every node holds its key (so that any of them can let others in). A subject names the
+//! cluster (O), the role (OU) and the node or person (CN); a node's certificate also carries its TLS server names.
+
+use std::path::Path;
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SerialNumber,
+};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
+use sha2::{Digest as _, Sha256};
+use time::{Duration, OffsetDateTime};
+use ulid::Ulid;
+
+use super::{
+    TrustError,
+    files::{self, Readers},
+    tls::{AGENT_SERVER_NAME, node_server_name},
+};
+
+/// The organizational unit of a node's certificate.
+pub const NODE_ROLE: &str = "node";
+/// The organizational unit of an administrator's certificate.
+pub const ADMIN_ROLE: &str = "admin";
+
+const AUTHORITY_DAYS: i64 = 3_650;
+const LEAF_DAYS: i64 = 365;
+
+/// A certificate with its private key.
+#[derive(Debug)]
+pub struct Credentials {
+    /// DER.
+    pub certificate: CertificateDer<'static>,
+    /// PKCS #8, DER. Its `Debug` shows nothing of it.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Clone for Credentials {
+    fn clone(&self) -> Self {
+        Self {
+            certificate: self.certificate.clone(),
+            key: self.key.clone_key(),
+        }
+    }
+}
+
+impl Credentials {
+    /// Reads a certificate and its key, both PEM.
+    pub fn load(certificate: &Path, key: &Path) -> Result<Self, TrustError> {
+        Ok(Self {
+            certificate: load_certificate(certificate)?,
+            key: load_key(key)?,
+        })
+    }
+
+    /// Writes both as PEM; the key for its owner only.
+    pub fn save(&self, certificate: &Path, key: &Path) -> Result<(), TrustError> {
+        save_certificate(&self.certificate, certificate)?;
+        files::write(
+            key,
+            pem("PRIVATE KEY", self.key.secret_der()).as_bytes(),
+            Readers::Owner,
+        )
+    }
+}
+
+/// The authority of one cluster.
+pub struct Authority {
+    cluster: Ulid,
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Makes the authority of a new cluster.
+    pub fn create(cluster: Ulid) -> Result<Self, TrustError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = subject(cluster, "authority", "Forky Pig authority");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        set_validity(&mut params, AUTHORITY_DAYS)?;
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        Ok(Self {
+            cluster,
+            certificate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// Takes over an authority from its certificate and its key (PKCS #8), both DER.
+    ///
+    /// # Errors
+    /// `Malformed` when they are not what they should be, or do not belong together.
+    pub fn from_der(cluster: Ulid, certificate: &[u8], key: &[u8]) -> Result<Self, TrustError> {
+        let wrong = |problem: String| TrustError::Malformed {
+            what: "the authority",
+            problem,
+        };
+        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(key))
+            .map_err(|error| wrong(error.to_string()))?;
+        let certificate = CertificateDer::from(certificate.to_vec());
+        if spki_of(&certificate)? != key.subject_public_key_info() {
+            return Err(wrong("the key is not the certificate's".to_owned()));
+        }
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|error| wrong(error.to_string()))?;
+        Ok(Self {
+            cluster,
+            certificate,
+            issuer,
+        })
+    }
+
+    /// Reads the authority from PEM files.
+    pub fn load(cluster: Ulid, certificate: &Path, key: &Path) -> Result<Self, TrustError> {
+        let loaded = Credentials::load(certificate, key)?;
+        Self::from_der(cluster, &loaded.certificate, loaded.key.secret_der()).map_err(|error| {
+            TrustError::Damaged {
+                path: key.to_owned(),
+                problem: error.to_string(),
+            }
+        })
+    }
+
+    /// Writes the authority as PEM files; the key for its owner only.
+    pub fn save(&self, certificate: &Path, key: &Path) -> Result<(), TrustError> {
+        let key_der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(self.key_der()));
+        Credentials {
+            certificate: self.certificate.clone(),
+            key: key_der,
+        }
+        .save(certificate, key)
+    }
+
+    /// The cluster's id.
+    pub fn cluster(&self) -> Ulid {
+        self.cluster
+    }
+
+    /// Its certificate, DER.
+    pub fn certificate(&self) -> &CertificateDer<'static> {
+        &self.certificate
+    }
+
+    /// Its private key, PKCS #8 DER: a secret.
+    pub fn key_der(&self) -> Vec<u8> {
+        self.issuer.key().serialize_der()
+    }
+
+    /// SHA-256 of its certificate: what a join token pins.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        fingerprint(&self.certificate)
+    }
+
+    /// Makes a key and a certificate for a node.
+    pub fn issue_node(&self, id: u64, name: &str) -> Result<Credentials, TrustError> {
+        let key = KeyPair::generate()?;
+        let certificate = self.sign_node(id, name, &key)?;
+        Ok(credentials(certificate, &key))
+    }
+
+    /// Makes a key and a certificate for an administrator.
+    pub fn issue_admin(&self, name: &str) -> Result<Credentials, TrustError> {
+        let key = KeyPair::generate()?;
+        let mut params = leaf_params(subject(self.cluster, ADMIN_ROLE, name), Vec::new())?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        Ok(credentials(certificate, &key))
+    }
+
+    /// Makes a node's certificate for the public key in a certificate request (PKCS #10, DER), whose signature is
+    /// checked. Nothing else is taken from the request.
+    ///
+    /// # Errors
+    /// `Malformed` when it is no certificate request or its signature is wrong.
+    pub fn sign_node_request(
+        &self,
+        id: u64,
+        name: &str,
+        request: &[u8],
+    ) -> Result<CertificateDer<'static>, TrustError> {
+        let request =
+            CertificateSigningRequestParams::from_der(&request.into()).map_err(|error| {
+                TrustError::Malformed {
+                    what: "the certificate request",
+                    problem: error.to_string(),
+                }
+            })?;
+        self.sign_node(id, name, &request.public_key)
+    }
+
+    fn sign_node(
+        &self,
+        id: u64,
+        name: &str,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, TrustError> {
+        let names = vec![node_server_name(id), AGENT_SERVER_NAME.to_owned()];
+        let mut params = leaf_params(subject(self.cluster, NODE_ROLE, name), names)?;
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ClientAuth,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        ];
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+}
+
+/// A newcomer's key and its certificate request (PKCS #10, DER).
+pub fn certificate_request() -> Result<(PrivateKeyDer<'static>, Vec<u8>), TrustError> {
+    let key = KeyPair::generate()?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let request = params.serialize_request(&key)?.der().to_vec();
+    Ok((
+        PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        request,
+    ))
+}
+
+/// SHA-256 of a certificate's DER form.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    Sha256::digest(certificate).into()
+}
+
+/// A certificate's SubjectPublicKeyInfo, DER.
+pub(super) fn spki_of(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, TrustError> {
+    match x509_parser::parse_x509_certificate(certificate) {
+        Ok((_, parsed)) => Ok(parsed.public_key().raw.to_vec()),
+        Err(error) => Err(TrustError::Malformed {
+            what: "the certificate",
+            problem: error.to_string(),
+        }),
+    }
+}
+
+/// Reads a certificate, PEM.
+pub fn load_certificate(path: &Path) -> Result<CertificateDer<'static>, TrustError> {
+    CertificateDer::from_pem_slice(&files::read(path)?).map_err(|error| TrustError::Damaged {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
+}
+
+/// Writes a certificate as PEM.
+pub fn save_certificate(certificate: &CertificateDer<'_>, path: &Path) -> Result<(), TrustError> {
+    files::write(
+        path,
+        pem("CERTIFICATE", certificate).as_bytes(),
+        Readers::Everybody,
+    )
+}
+
+fn load_key(path: &Path) -> Result<PrivateKeyDer<'static>, TrustError> {
+    PrivateKeyDer::from_pem_slice(&files::read(path)?).map_err(|error| TrustError::Damaged {
+        path: path.to_owned(),
+        problem: error.to_string(),
+    })
+}
+
+fn credentials(certificate: CertificateDer<'static>, key: &KeyPair) -> Credentials {
+    Credentials {
+        certificate,
+        key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+    }
+}
+
+fn subject(cluster: Ulid, role: &str, name: &str) -> DistinguishedName {
+    let mut subject = DistinguishedName::new();
+    subject.push(DnType::OrganizationName, cluster.to_string());
+    subject.push(DnType::OrganizationalUnitName, role);
+    subject.push(DnType::CommonName, name);
+    subject
+}
+
+fn leaf_params(
+    subject: DistinguishedName,
+    names: Vec<String>,
+) -> Result<CertificateParams, TrustError> {
+    let mut params = CertificateParams::new(names)?;
+    params.distinguished_name = subject;
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    set_validity(&mut params, LEAF_DAYS)?;
+    Ok(params)
+}
+
+fn set_validity(params: &mut CertificateParams, days: i64) -> Result<(), TrustError> {
+    let now = OffsetDateTime::now_utc();
+    // Clocks of hosts differ: a certificate is valid a day before it was made.
+    params.not_before = now - Duration::DAY;
+    params.not_after = now + Duration::days(days);
+    let mut serial = [0; 16];
+    SystemRandom::new()
+        .fill(&mut serial)
+        .map_err(|_| TrustError::NoRandomness)?;
+    // A serial number is positive: the highest bit is the sign.
+    serial[0] &= 0x7f;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(())
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    use base64::{Engine as _, engine::general_purpose::STANDARD};
+    let text = STANDARD.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        pem.extend(line.iter().map(|&byte| char::from(byte)));
+        pem.push('\n');
+    }
+    pem.push_str(&format!("-----END {label}-----\n"));
+    pem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_is_saved_and_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = (
+            folder.path().join("ca.pem"),
+            folder.path().join("ca.key.pem"),
+        );
+        let made = Authority::create(Ulid::from_parts(1, 2)).unwrap();
+        made.save(&certificate, &key).unwrap();
+        let loaded = Authority::load(made.cluster(), &certificate, &key).unwrap();
+        assert_eq!(loaded.certificate(), made.certificate());
+        assert_eq!(loaded.key_der(), made.key_der());
+        let (_, request) = certificate_request().unwrap();
+        loaded.sign_node_request(2, "b", &request).unwrap();
+    }
+
+    #[test]
+    fn a_key_of_another_authority_is_noticed() {
+        let one = Authority::create(Ulid::from_parts(1, 2)).unwrap();
+        let other = Authority::create(Ulid::from_parts(1, 3)).unwrap();
+        let error =
+            Authority::from_der(one.cluster(), one.certificate(), &other.key_der()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the authority is not valid: the key is not the certificate's"
+        );
+    }
+
+    #[test]
+    fn a_request_with_a_wrong_signature_is_refused() {
+        let authority = Authority::create(Ulid::from_parts(1, 2)).unwrap();
+        let (_, mut request) = certificate_request().unwrap();
+        let last = request.len() - 1;
+        request[last] ^= 1;
+        assert!(authority.sign_node_request(2, "b", &request).is_err());
+        assert!(authority.sign_node_request(2, "b", b"nonsense").is_err());
+    }
+
+    #[test]
+    fn a_subject_names_cluster_role_and_name() {
+        let authority = Authority::create(Ulid::from_parts(1, 2)).unwrap();
+        let node = authority.issue_node(7, "host-a").unwrap();
+        let (_, parsed) = x509_parser::parse_x509_certificate(&node.certificate).unwrap();
+        assert_eq!(
+            parsed.subject().to_string(),
+            format!("O={}, OU=node, CN=host-a", authority.cluster())
+        );
+        assert!(
+            !format!("{node:?}").contains("PRIVATE"),
+            "a key is not shown"
+        );
+    }
+}

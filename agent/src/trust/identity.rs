@@ -1,0 +1,394 @@
+//! A node's data directory: where things lie in it, and who the node is.
+//!
+//! `fpagent init` and `join` prepare it, `run` loads it. `identity.json` is written last: a directory without it holds no
+//! node.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use super::{
+    TrustError,
+    authority::{Authority, Credentials, save_certificate},
+    files::{self, Readers},
+    names,
+};
+
+const IDENTITY: &str = "identity.json";
+const PREPARING: &str = ".preparing";
+const CERTS: &str = "certs";
+
+/// A member as it was known when the node was prepared: where to find the cluster at first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its number.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// HOST:PORT.
+    pub address: String,
+}
+
+/// Who a node is. Never changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster's id.
+    pub cluster: Ulid,
+    /// The node's number in it.
+    pub node: u64,
+    /// The node's name.
+    pub name: String,
+    /// HOST:PORT to listen at.
+    pub listen: String,
+    /// HOST:PORT at which others reach it.
+    pub advertise: String,
+    /// The members when it joined; the first node's own entry alone when it founded the cluster.
+    pub members: Vec<Member>,
+}
+
+impl Identity {
+    /// Whether it is the first node, which founds the cluster when it runs first.
+    pub fn is_founder(&self) -> bool {
+        self.node == 1
+    }
+}
+
+/// `identity.json` as it is stored.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredIdentity {
+    version: u32,
+    cluster_id: String,
+    node_id: u64,
+    name: String,
+    listen: String,
+    advertise: String,
+    members: Vec<Member>,
+}
+
+/// A prepared node: what a data directory holds of it.
+#[derive(Debug)]
+pub struct LocalNode {
+    /// Who it is.
+    pub identity: Identity,
+    /// The cluster's authority.
+    pub authority: Authority,
+    /// Its own certificate and key.
+    pub credentials: Credentials,
+}
+
+/// What became of preparing a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Prepared {
+    /// It holds a new node now.
+    New,
+    /// It held this node before; nothing was changed.
+    Already(Identity),
+}
+
+/// Keeps other processes from using a data directory, until it is dropped.
+#[derive(Debug)]
+pub struct DataLock {
+    _folder: File,
+}
+
+/// The layout of a data directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDir {
+    root: PathBuf,
+}
+
+impl DataDir {
+    /// The directory at this path; it need not exist.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The replicated log and the state's snapshots.
+    pub fn raft(&self) -> PathBuf {
+        self.root.join("raft")
+    }
+
+    /// Files of images, each named by its SHA-256.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Disk layers.
+    pub fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+
+    /// Streams of snapshots.
+    pub fn streams(&self) -> PathBuf {
+        self.root.join("streams")
+    }
+
+    /// A folder for each VM, named by its id.
+    pub fn vms(&self) -> PathBuf {
+        self.root.join("vms")
+    }
+
+    /// The folder of the administrator's certificate that `fpagent init` made: `ca.pem`, `cert.pem`, `key.pem`.
+    pub fn admin_certs(&self) -> PathBuf {
+        self.root.join(CERTS).join("admin")
+    }
+
+    fn identity_file(&self) -> PathBuf {
+        self.root.join(IDENTITY)
+    }
+
+    /// Keeps other processes out; the directory must exist.
+    ///
+    /// # Errors
+    /// `Locked` when another process has it.
+    pub fn lock(&self) -> Result<DataLock, TrustError> {
+        let folder = File::open(&self.root).map_err(TrustError::file("open", &self.root))?;
+        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(DataLock { _folder: folder }),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(TrustError::Locked {
+                path: self.root.clone(),
+            }),
+            Err(error) => Err(TrustError::File {
+                action: "lock",
+                path: self.root.clone(),
+                source: error.into(),
+            }),
+        }
+    }
+
+    /// Who the directory's node is; `None` when it holds none.
+    pub fn identity(&self) -> Result<Option<Identity>, TrustError> {
+        let path = self.identity_file();
+        let content = match files::read(&path) {
+            Err(TrustError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            read => read?,
+        };
+        let damaged = |problem: String| TrustError::Damaged {
+            path: path.clone(),
+            problem,
+        };
+        let stored: StoredIdentity =
+            serde_json::from_slice(&content).map_err(|error| damaged(error.to_string()))?;
+        stored.check().map(Some).map_err(damaged)
+    }
+
+    /// Loads the directory's node.
+    ///
+    /// # Errors
+    /// `NoNode` when it holds none, `Damaged` when something of it is not as it was written.
+    pub fn load(&self) -> Result<LocalNode, TrustError> {
+        let identity = self.identity()?.ok_or_else(|| TrustError::NoNode {
+            path: self.root.clone(),
+        })?;
+        let certs = self.root.join(CERTS);
+        let authority = Authority::load(
+            identity.cluster,
+            &certs.join("ca.pem"),
+            &certs.join("ca.key.pem"),
+        )?;
+        let credentials = Credentials::load(&certs.join("node.pem"), &certs.join("node.key.pem"))?;
+        Ok(LocalNode {
+            identity,
+            authority,
+            credentials,
+        })
+    }
+
+    /// Tells whether the directory can take a node of this name, without changing anything.
+    ///
+    /// # Errors
+    /// `OtherCluster`, `OtherNode`, `NotEmpty` when it cannot.
+    pub fn check(&self, cluster: Option<Ulid>, name: &str) -> Result<Option<Identity>, TrustError> {
+        if let Some(identity) = self.identity()? {
+            return match cluster {
+                Some(cluster) if identity.cluster != cluster => {
+                    let cluster = identity.cluster.to_string();
+                    Err(TrustError::OtherCluster {
+                        path: self.root.clone(),
+                        cluster,
+                    })
+                }
+                _ if identity.name != name => Err(TrustError::OtherNode {
+                    path: self.root.clone(),
+                    name: identity.name,
+                }),
+                _ => Ok(Some(identity)),
+            };
+        }
+        match self.foreign_entry()? {
+            Some(found) => Err(TrustError::NotEmpty {
+                path: self.root.clone(),
+                found,
+            }),
+            None => Ok(None),
+        }
+    }
+
+    /// Something in the directory that neither an empty file system nor an interrupted preparation has.
+    fn foreign_entry(&self) -> Result<Option<String>, TrustError> {
+        let entries = match fs::read_dir(&self.root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            entries => entries.map_err(TrustError::file("read", &self.root))?,
+        };
+        let interrupted = self.root.join(PREPARING).exists();
+        for entry in entries {
+            let name = entry
+                .map_err(TrustError::file("read", &self.root))?
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
+            let ours = name == "lost+found" || name == PREPARING || (interrupted && name == CERTS);
+            if !ours {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a node, and with `admin` an administrator's certificate, into the directory. On failure nothing of it is
+    /// left.
+    ///
+    /// # Errors
+    /// As [`DataDir::check`], and `Locked`.
+    pub fn prepare(
+        &self,
+        node: &LocalNode,
+        admin: Option<&Credentials>,
+    ) -> Result<Prepared, TrustError> {
+        let created = !self.root.exists();
+        files::private_folder(&self.root)?;
+        let lock = self.lock()?;
+        // Checked again under the lock: another `join` may have been faster.
+        let written = match self.check(Some(node.identity.cluster), &node.identity.name) {
+            Ok(None) => self.write(node, admin).map(|()| Prepared::New),
+            Ok(Some(identity)) => Ok(Prepared::Already(identity)),
+            Err(error) => Err(error),
+        };
+        drop(lock);
+        if written.is_err() && created {
+            // Only when it is empty: what somebody else put there meanwhile stays.
+            let _ = fs::remove_dir(&self.root);
+        }
+        written
+    }
+
+    fn write(&self, node: &LocalNode, admin: Option<&Credentials>) -> Result<(), TrustError> {
+        let preparing = self.root.join(PREPARING);
+        let certs = self.root.join(CERTS);
+        self.clear()?;
+        let written = stage(&preparing, node, admin)
+            .and_then(|()| files::rename(&preparing.join(CERTS), &certs))
+            .and_then(|()| files::rename(&preparing.join(IDENTITY), &self.identity_file()));
+        match written {
+            // What is left of it is an empty folder, which the next start of a preparation would clear.
+            Ok(()) => fs::remove_dir(&preparing).map_err(TrustError::file("remove", &preparing)),
+            Err(error) => {
+                self.clear()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what an interrupted preparation left.
+    fn clear(&self) -> Result<(), TrustError> {
+        let preparing = self.root.join(PREPARING);
+        if preparing.exists() {
+            remove_all(&self.root.join(CERTS))?;
+            remove_all(&preparing)?;
+        }
+        Ok(())
+    }
+}
+
+fn remove_all(path: &Path) -> Result<(), TrustError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(TrustError::file("remove", path)),
+    }
+}
+
+fn stage(folder: &Path, node: &LocalNode, admin: Option<&Credentials>) -> Result<(), TrustError> {
+    let certs = folder.join(CERTS);
+    files::private_folder(&certs)?;
+    node.authority
+        .save(&certs.join("ca.pem"), &certs.join("ca.key.pem"))?;
+    node.credentials
+        .save(&certs.join("node.pem"), &certs.join("node.key.pem"))?;
+    if let Some(admin) = admin {
+        let folder = certs.join("admin");
+        files::private_folder(&folder)?;
+        save_certificate(node.authority.certificate(), &folder.join("ca.pem"))?;
+        admin.save(&folder.join("cert.pem"), &folder.join("key.pem"))?;
+    }
+    let stored = StoredIdentity::from(&node.identity);
+    let path = folder.join(IDENTITY);
+    let text = serde_json::to_vec_pretty(&stored).map_err(|error| TrustError::File {
+        action: "write",
+        path: path.clone(),
+        source: error.into(),
+    })?;
+    files::write(&path, &text, Readers::Everybody)
+}
+
+impl From<&Identity> for StoredIdentity {
+    fn from(identity: &Identity) -> Self {
+        Self {
+            version: 1,
+            cluster_id: identity.cluster.to_string(),
+            node_id: identity.node,
+            name: identity.name.clone(),
+            listen: identity.listen.clone(),
+            advertise: identity.advertise.clone(),
+            members: identity.members.clone(),
+        }
+    }
+}
+
+impl StoredIdentity {
+    fn check(self) -> Result<Identity, String> {
+        if self.version != 1 {
+            return Err(format!(
+                "version {} is not known; use the fpagent that wrote it",
+                self.version
+            ));
+        }
+        let cluster = Ulid::from_string(&self.cluster_id)
+            .map_err(|_| "clusterId is not a ULID".to_owned())?;
+        names::check_name(&self.name).map_err(|error| error.to_string())?;
+        names::check_address(&self.listen).map_err(|error| error.to_string())?;
+        names::check_address(&self.advertise).map_err(|error| error.to_string())?;
+        let Self {
+            node_id: node,
+            name,
+            listen,
+            advertise,
+            members,
+            ..
+        } = self;
+        Ok(Identity {
+            cluster,
+            node,
+            name,
+            listen,
+            advertise,
+            members,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

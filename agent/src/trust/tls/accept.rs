@@ -1,0 +1,262 @@
+//! Incoming connections that know who is at the other end. The daemon hands the streams made here to tonic's
+//! `serve_with_incoming_shutdown`, where a request's extensions then hold a [`Peer`].
+
+use std::{
+    io,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{
+    Stream, StreamExt as _,
+    future::BoxFuture,
+    stream::{self, FuturesUnordered},
+};
+use rustls::pki_types::UnixTime;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    time,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tonic::transport::server::Connected;
+use tracing::{debug, warn};
+
+use super::server::{PeerRole, ServerTls};
+
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// More connections than these wait in the kernel's queue until one handshake has ended.
+const MAX_HANDSHAKES: usize = 256;
+/// After a failed `accept` (out of descriptors, mostly): it would fail again at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Who is at the other end of the connection that a request came through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// What it may do.
+    pub role: PeerRole,
+    /// Where it is; `None` for the Unix socket.
+    pub address: Option<SocketAddr>,
+}
+
+/// A connection whose peer is known.
+#[derive(Debug)]
+pub struct Connection {
+    io: Io,
+    peer: Peer,
+}
+
+#[derive(Debug)]
+enum Io {
+    Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+/// Connections over TCP that have gone through a TLS handshake. Handshakes run side by side; one that fails or takes more
+/// than 10 seconds is logged (at the level debug: anybody can cause it) and dropped. The stream does not end.
+pub fn tls_incoming(
+    listener: TcpListener,
+    tls: ServerTls,
+) -> impl Stream<Item = io::Result<Connection>> + Send {
+    let accepting = Accepting {
+        listener,
+        tls,
+        handshakes: FuturesUnordered::new(),
+    };
+    stream::unfold(accepting, |mut accepting| async move {
+        let connection = accepting.next().await;
+        Some((Ok(connection), accepting))
+    })
+}
+
+struct Accepting {
+    listener: TcpListener,
+    tls: ServerTls,
+    handshakes: FuturesUnordered<BoxFuture<'static, Option<Connection>>>,
+}
+
+impl Accepting {
+    async fn next(&mut self) -> Connection {
+        loop {
+            tokio::select! {
+                Some(done) = self.handshakes.next() => {
+                    if let Some(connection) = done {
+                        return connection;
+                    }
+                }
+                accepted = self.listener.accept(), if self.handshakes.len() < MAX_HANDSHAKES => match accepted {
+                    Ok((stream, address)) => self.handshakes.push(Box::pin(handshake(stream, address, self.tls.clone()))),
+                    Err(error) => {
+                        warn!(%error, "cannot accept a connection");
+                        time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+}
+
+async fn handshake(stream: TcpStream, address: SocketAddr, tls: ServerTls) -> Option<Connection> {
+    match time::timeout(HANDSHAKE_TIMEOUT, identify(stream, &tls)).await {
+        Ok(Ok((io, role))) => Some(Connection {
+            io,
+            peer: Peer {
+                role,
+                address: Some(address),
+            },
+        }),
+        Ok(Err(error)) => {
+            debug!(%address, %error, "TLS handshake refused");
+            None
+        }
+        Err(_) => {
+            debug!(%address, "TLS handshake timed out");
+            None
+        }
+    }
+}
+
+async fn identify(stream: TcpStream, tls: &ServerTls) -> io::Result<(Io, PeerRole)> {
+    stream.set_nodelay(true)?;
+    let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
+    let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let role = tls
+        .verifier
+        .role(chain, UnixTime::now())
+        .map_err(io::Error::other)?;
+    Ok((Io::Tls(Box::new(stream)), role))
+}
+
+/// Connections over the Unix socket: whoever may open it is an administrator.
+pub fn unix_incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Connection>> + Send {
+    stream::unfold(listener, |listener| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let peer = Peer {
+                        role: PeerRole::Local,
+                        address: None,
+                    };
+                    return Some((
+                        Ok(Connection {
+                            io: Io::Unix(stream),
+                            peer,
+                        }),
+                        listener,
+                    ));
+                }
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection on the Unix socket");
+                    time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
+}
+
+/// Makes the Unix socket, with mode 0600 from its first moment, and its folder when it is missing. One that a dead agent
+/// left behind is replaced.
+///
+/// # Errors
+/// `AddrInUse` when another agent listens there.
+pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another agent listens there",
+            ));
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+            ) => {}
+        Err(error) => return Err(error),
+    }
+    // Bound under another name and moved: nobody can connect before the mode is set.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let temporary = PathBuf::from(temporary);
+    match std::fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&temporary, path)?;
+    Ok(listener)
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().io {
+            Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.get_mut().io {
+            Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.io {
+            Io::Tls(io) => io.is_write_vectored(),
+            Io::Unix(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(io) => Pin::new(io).poll_flush(cx),
+            Io::Unix(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.get_mut().io {
+            Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}

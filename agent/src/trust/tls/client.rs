@@ -1,0 +1,129 @@
+//! The client's side of TLS: whom it trusts, and what it shows of itself.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+
+use super::{ALPN_HTTP2, provider};
+use crate::trust::{
+    TrustError,
+    authority::{Credentials, fingerprint, load_certificate},
+    identity::LocalNode,
+    token::JoinToken,
+};
+
+/// How a node calls other nodes: shows its own certificate, trusts the cluster's authority.
+pub fn for_node(node: &LocalNode) -> Result<Arc<ClientConfig>, TrustError> {
+    trusting(node.authority.certificate(), &node.credentials)
+}
+
+/// How a user calls an agent: a folder with `ca.pem`, `cert.pem` and `key.pem`, as `fpagent init` writes it.
+pub fn for_user(folder: &Path) -> Result<Arc<ClientConfig>, TrustError> {
+    let authority = load_certificate(&folder.join("ca.pem"))?;
+    trusting(
+        &authority,
+        &Credentials::load(&folder.join("cert.pem"), &folder.join("key.pem"))?,
+    )
+}
+
+/// How a newcomer calls a member: shows the token's key, trusts the authority whose fingerprint is in the token.
+pub fn for_joiner(token: &JoinToken) -> Result<Arc<ClientConfig>, TrustError> {
+    let provider = provider();
+    let verifier = PinnedAuthority {
+        fingerprint: token.authority,
+        provider: provider.clone(),
+    };
+    let credentials = token.credentials()?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_auth_cert(vec![credentials.certificate], credentials.key)?;
+    Ok(finish(config))
+}
+
+fn trusting(
+    authority: &CertificateDer<'static>,
+    own: &Credentials,
+) -> Result<Arc<ClientConfig>, TrustError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.clone())?;
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(vec![own.certificate.clone()], own.key.clone_key())?;
+    Ok(finish(config))
+}
+
+fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    config.resumption = Resumption::disabled();
+    Arc::new(config)
+}
+
+/// Trusts the authority with this fingerprint, which the server sends along with its certificate, and no other.
+#[derive(Debug)]
+struct PinnedAuthority {
+    fingerprint: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let authority = intermediates
+            .iter()
+            .find(|sent| fingerprint(sent) == self.fingerprint)
+            .ok_or_else(unknown)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|error| Error::General(error.to_string()))?
+            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

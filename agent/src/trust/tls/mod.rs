@@ -1,0 +1,31 @@
+//! Mutual TLS 1.3 between agents and from clients, and plain connections over the local Unix socket.
+//!
+//! [`server`] decides who a peer is, [`accept`] turns listeners into connections that know their peer, [`connect`] makes
+//! channels to agents.
+
+pub mod accept;
+pub mod client;
+pub mod connect;
+pub mod server;
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+/// The server name that clients and newcomers ask for: every node answers to it.
+pub const AGENT_SERVER_NAME: &str = "agent.forkypig";
+
+/// The server name that other nodes ask for: only this node answers to it.
+pub fn node_server_name(id: u64) -> String {
+    format!("node-{id}.forkypig")
+}
+
+/// What both sides speak.
+const ALPN_HTTP2: &[u8] = b"h2";
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+#[cfg(test)]
+mod tests;

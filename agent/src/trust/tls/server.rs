@@ -1,0 +1,240 @@
+//! The server's side of TLS: which client certificates are let in, and as what.
+
+use std::{fmt, sync::Arc};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    pki_types::{CertificateDer, UnixTime},
+    server::{
+        NoServerSessionStorage, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use sha2::{Digest as _, Sha256};
+use ulid::Ulid;
+use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
+
+use super::{ALPN_HTTP2, provider};
+use crate::trust::{
+    TrustError,
+    authority::{ADMIN_ROLE, NODE_ROLE},
+    identity::LocalNode,
+};
+
+/// Knows which join tokens can still be used.
+pub trait TokenLookup: fmt::Debug + Send + Sync {
+    /// Whether an unused, unexpired token has a public key with this SHA-256. Must not block: it is called in handshakes.
+    fn is_valid(&self, key_hash: &[u8; 32]) -> bool;
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerRole {
+    /// A member with this number.
+    Node(u64),
+    /// An administrator with this name.
+    Admin {
+        /// From the certificate.
+        name: String,
+    },
+    /// The holder of a join token: may call `JoinService` only.
+    Joiner {
+        /// SHA-256 of the token's public key.
+        key_hash: [u8; 32],
+    },
+    /// Somebody on this host who may open the Unix socket: counts as an administrator.
+    Local,
+}
+
+/// The server's configuration, and the verifier that tells who a peer is.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) verifier: Arc<PeerVerifier>,
+}
+
+impl ServerTls {
+    /// What a node serves with: TLS 1.3, HTTP/2, a client certificate of its own cluster or a token's.
+    pub fn new(node: &LocalNode, tokens: Arc<dyn TokenLookup>) -> Result<Self, TrustError> {
+        let verifier = Arc::new(PeerVerifier::new(
+            node.identity.cluster,
+            node.authority.certificate(),
+            tokens,
+        )?);
+        // The authority's certificate goes along for newcomers, who know only its fingerprint.
+        let chain = vec![
+            node.credentials.certificate.clone(),
+            node.authority.certificate().clone(),
+        ];
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(verifier.clone())
+            .with_single_cert(chain, node.credentials.key.clone_key())?;
+        config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+        // A resumed session skips the verifier: a used token would stay good.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Self {
+            config: Arc::new(config),
+            verifier,
+        })
+    }
+}
+
+/// Lets in certificates of the cluster's authority, and those whose key is a valid token's.
+pub(super) struct PeerVerifier {
+    cluster: String,
+    authority: Arc<dyn ClientCertVerifier>,
+    tokens: Arc<dyn TokenLookup>,
+}
+
+impl fmt::Debug for PeerVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerVerifier")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
+impl PeerVerifier {
+    fn new(
+        cluster: Ulid,
+        authority: &CertificateDer<'_>,
+        tokens: Arc<dyn TokenLookup>,
+    ) -> Result<Self, TrustError> {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let authority = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|error| TrustError::Malformed {
+                what: "the authority",
+                problem: error.to_string(),
+            })?;
+        Ok(Self {
+            cluster: cluster.to_string(),
+            authority,
+            tokens,
+        })
+    }
+
+    /// Who shows this certificate. That it owns the key is checked by the handshake.
+    pub(super) fn role(
+        &self,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<PeerRole, Error> {
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            return Err(Error::NoCertificatesPresented);
+        };
+        // A token's certificate is signed by nobody: what it says of itself counts for nothing, only its key does.
+        match self.authority.verify_client_cert(leaf, intermediates, now) {
+            Ok(_) => self.member_role(leaf),
+            Err(refused) => match key_hash(leaf) {
+                Some(key_hash) if self.tokens.is_valid(&key_hash) => {
+                    Ok(PeerRole::Joiner { key_hash })
+                }
+                _ => Err(refused),
+            },
+        }
+    }
+
+    /// The role that a certificate of the authority names.
+    fn member_role(&self, leaf: &CertificateDer<'_>) -> Result<PeerRole, Error> {
+        let wrong = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
+        let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| wrong())?;
+        let subject = leaf.subject();
+        let only = |mut values: Vec<String>| {
+            if values.len() == 1 {
+                values.pop()
+            } else {
+                None
+            }
+        };
+        let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+            value.as_str().ok().map(str::to_owned)
+        };
+        let cluster = only(subject.iter_organization().filter_map(text).collect());
+        let role = only(
+            subject
+                .iter_organizational_unit()
+                .filter_map(text)
+                .collect(),
+        );
+        let name = only(subject.iter_common_name().filter_map(text).collect());
+        if cluster.as_deref() != Some(self.cluster.as_str()) {
+            return Err(wrong());
+        }
+        match (role.as_deref(), name) {
+            (Some(NODE_ROLE), Some(_)) => node_id(&leaf).map(PeerRole::Node).ok_or_else(wrong),
+            (Some(ADMIN_ROLE), Some(name)) => Ok(PeerRole::Admin { name }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl ClientCertVerifier for PeerVerifier {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let chain: Vec<_> = std::iter::once(end_entity)
+            .chain(intermediates)
+            .cloned()
+            .collect();
+        self.role(&chain, now)
+            .map(|_| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.authority
+            .verify_tls13_signature(message, cert, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authority.supported_verify_schemes()
+    }
+}
+
+fn key_hash(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(Sha256::digest(parsed.public_key().raw).into())
+}
+
+/// The number in the server name `node-<id>.forkypig` of a node's certificate.
+fn node_id(certificate: &X509Certificate<'_>) -> Option<u64> {
+    let names = certificate.subject_alternative_name().ok()??;
+    names
+        .value
+        .general_names
+        .iter()
+        .find_map(|name| match name {
+            GeneralName::DNSName(name) => name
+                .strip_prefix("node-")?
+                .strip_suffix(".forkypig")?
+                .parse()
+                .ok(),
+            _ => None,
+        })
+}

@@ -1,0 +1,341 @@
+//! Real handshakes over the loopback device.
+
+use std::{collections::BTreeSet, sync::Mutex};
+
+use futures::StreamExt as _;
+use rustls::ClientConfig;
+use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::mpsc, task::JoinHandle};
+use tonic::transport::server::Connected as _;
+use ulid::Ulid;
+
+use super::{
+    accept::{Peer, bind_unix, tls_incoming, unix_incoming},
+    connect::{ConnectError, Target, probe},
+    server::{PeerRole, ServerTls, TokenLookup},
+    *,
+};
+use crate::trust::{
+    authority::{Authority, Credentials, save_certificate},
+    identity::{Identity, LocalNode},
+    token::JoinToken,
+};
+
+#[derive(Debug, Default)]
+struct Tokens(Mutex<BTreeSet<[u8; 32]>>);
+
+impl TokenLookup for Tokens {
+    fn is_valid(&self, key_hash: &[u8; 32]) -> bool {
+        self.0.lock().unwrap().contains(key_hash)
+    }
+}
+
+fn node(cluster: Ulid, authority: Authority, id: u64) -> LocalNode {
+    let credentials = authority.issue_node(id, "host-a").unwrap();
+    let address = "127.0.0.1:1".to_owned();
+    let (name, members) = ("host-a".to_owned(), Vec::new());
+    let identity = Identity {
+        cluster,
+        node: id,
+        name,
+        listen: address.clone(),
+        advertise: address,
+        members,
+    };
+    LocalNode {
+        identity,
+        authority,
+        credentials,
+    }
+}
+
+/// A node that greets everybody whom it lets in and tells who it was.
+struct Server {
+    node: LocalNode,
+    tokens: Arc<Tokens>,
+    address: String,
+    peers: mpsc::Receiver<Peer>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    async fn start() -> Self {
+        let cluster = Ulid::from_parts(1, 1);
+        let node = node(cluster, Authority::create(cluster).unwrap(), 1);
+        let tokens = Arc::new(Tokens::default());
+        let tls = ServerTls::new(&node, tokens.clone()).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (seen, peers) = mpsc::channel(16);
+        let task = tokio::spawn(async move {
+            let mut incoming = std::pin::pin!(tls_incoming(listener, tls));
+            while let Some(connection) = incoming.next().await {
+                let mut connection = connection.unwrap();
+                seen.send(connection.connect_info()).await.unwrap();
+                // The client may have gone already.
+                let _ = connection.write_all(b"hello").await;
+                let _ = connection.shutdown().await;
+            }
+        });
+        Self {
+            node,
+            tokens,
+            address,
+            peers,
+            task,
+        }
+    }
+
+    async fn probe(
+        &self,
+        server_name: &str,
+        config: Arc<ClientConfig>,
+    ) -> Result<(), ConnectError> {
+        let (address, server_name) = (self.address.clone(), server_name.to_owned());
+        probe(&Target::Tls {
+            address,
+            server_name,
+            config,
+        })
+        .await
+    }
+
+    fn token(&self) -> JoinToken {
+        let fingerprint = self.node.authority.fingerprint();
+        JoinToken::generate(
+            Ulid::from_parts(5, 5),
+            fingerprint,
+            std::slice::from_ref(&self.address),
+        )
+        .unwrap()
+    }
+
+    async fn role(&mut self) -> PeerRole {
+        self.peers.recv().await.unwrap().role
+    }
+}
+
+fn user(authority: &Authority, own: &Credentials) -> Arc<ClientConfig> {
+    let folder = tempfile::tempdir().unwrap();
+    save_certificate(authority.certificate(), &folder.path().join("ca.pem")).unwrap();
+    own.save(
+        &folder.path().join("cert.pem"),
+        &folder.path().join("key.pem"),
+    )
+    .unwrap();
+    client::for_user(folder.path()).unwrap()
+}
+
+#[tokio::test]
+async fn an_administrator_is_let_in() {
+    let mut server = Server::start().await;
+    let config = user(
+        &server.node.authority,
+        &server.node.authority.issue_admin("ann").unwrap(),
+    );
+    server.probe(AGENT_SERVER_NAME, config).await.unwrap();
+    assert_eq!(
+        server.role().await,
+        PeerRole::Admin {
+            name: "ann".to_owned()
+        }
+    );
+}
+
+#[tokio::test]
+async fn a_node_is_let_in_and_dials_exactly_the_one_it_means() {
+    let mut server = Server::start().await;
+    let own = Authority::from_der(
+        server.node.identity.cluster,
+        server.node.authority.certificate(),
+        &server.node.authority.key_der(),
+    );
+    let peer = node(server.node.identity.cluster, own.unwrap(), 2);
+    let config = client::for_node(&peer).unwrap();
+    server
+        .probe(&node_server_name(1), config.clone())
+        .await
+        .unwrap();
+    assert_eq!(server.role().await, PeerRole::Node(2));
+    let error = server
+        .probe(&node_server_name(3), config)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn nobody_is_let_in_without_a_certificate() {
+    let mut server = Server::start().await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(server.node.authority.certificate().clone())
+        .unwrap();
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    let error = server
+        .probe(AGENT_SERVER_NAME, Arc::new(config))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+    assert!(server.peers.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn another_authority_is_refused_by_both_sides() {
+    let mut server = Server::start().await;
+    // It calls itself by the same cluster's id: what counts is who signed.
+    let other = Authority::create(server.node.identity.cluster).unwrap();
+    let admin = other.issue_admin("ann").unwrap();
+    let error = server
+        .probe(AGENT_SERVER_NAME, user(&server.node.authority, &admin))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+    let error = server
+        .probe(AGENT_SERVER_NAME, user(&other, &admin))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+    assert!(server.peers.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_certificate_for_another_cluster_is_refused() {
+    let mut server = Server::start().await;
+    let (certificate, key) = (
+        server.node.authority.certificate().clone(),
+        server.node.authority.key_der(),
+    );
+    let misnamed = Authority::from_der(Ulid::from_parts(2, 2), &certificate, &key).unwrap();
+    let config = user(
+        &server.node.authority,
+        &misnamed.issue_admin("ann").unwrap(),
+    );
+    assert!(server.probe(AGENT_SERVER_NAME, config).await.is_err());
+    assert!(server.peers.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_token_lets_in_as_a_joiner_and_only_while_it_is_valid() {
+    let mut server = Server::start().await;
+    let token = server.token();
+    let key_hash = token.key_hash().unwrap();
+    let config = client::for_joiner(&token).unwrap();
+    let error = server
+        .probe(AGENT_SERVER_NAME, config.clone())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Refused { .. }),
+        "unknown: {error:?}"
+    );
+    server.tokens.0.lock().unwrap().insert(key_hash);
+    server
+        .probe(AGENT_SERVER_NAME, config.clone())
+        .await
+        .unwrap();
+    assert_eq!(server.role().await, PeerRole::Joiner { key_hash });
+    server.tokens.0.lock().unwrap().clear();
+    let error = server.probe(AGENT_SERVER_NAME, config).await.unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Refused { .. }),
+        "used up: {error:?}"
+    );
+    assert!(server.peers.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_newcomer_is_not_lured_to_another_authority() {
+    let server = Server::start().await;
+    let (addresses, other) = (
+        [server.address.clone()],
+        Authority::create(server.node.identity.cluster).unwrap(),
+    );
+    let token =
+        JoinToken::generate(Ulid::from_parts(5, 5), other.fingerprint(), &addresses).unwrap();
+    server
+        .tokens
+        .0
+        .lock()
+        .unwrap()
+        .insert(token.key_hash().unwrap());
+    let error = server
+        .probe(AGENT_SERVER_NAME, client::for_joiner(&token).unwrap())
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_silent_connection_does_not_hold_up_others() {
+    let mut server = Server::start().await;
+    let _silent = tokio::net::TcpStream::connect(&server.address)
+        .await
+        .unwrap();
+    let config = user(
+        &server.node.authority,
+        &server.node.authority.issue_admin("ann").unwrap(),
+    );
+    server.probe(AGENT_SERVER_NAME, config).await.unwrap();
+    assert_eq!(
+        server.role().await,
+        PeerRole::Admin {
+            name: "ann".to_owned()
+        }
+    );
+}
+
+#[tokio::test]
+async fn the_unix_socket_is_private_and_replaces_a_dead_agents() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run/agent.sock");
+    drop(bind_unix(&path).unwrap());
+    let listener = bind_unix(&path).unwrap();
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    assert_eq!(
+        bind_unix(&path).unwrap_err().kind(),
+        std::io::ErrorKind::AddrInUse
+    );
+    let mut incoming = std::pin::pin!(unix_incoming(listener));
+    // The probe above was a connection, too.
+    incoming.next().await.unwrap().unwrap();
+    let target = Target::Unix(path);
+    let (connected, accepted) = tokio::join!(probe(&target), incoming.next());
+    connected.unwrap();
+    assert_eq!(
+        accepted.unwrap().unwrap().connect_info(),
+        Peer {
+            role: PeerRole::Local,
+            address: None
+        }
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_there_is_unreachable() {
+    let error = probe(&Target::Unix("/nonexistent/agent.sock".into()))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, ConnectError::Unreachable { .. }),
+        "{error:?}"
+    );
+    assert_eq!(
+        error.to_string(),
+        "cannot connect to unix:///nonexistent/agent.sock"
+    );
+}

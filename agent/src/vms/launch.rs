@@ -1,0 +1,220 @@
+//! From the replicated state to how a machine is started: what a VM's spec, its image and its snapshot mean on this host.
+
+use std::time::Duration;
+
+use qemu::{
+    layout,
+    machine::Launch,
+    record::{BaseName, LayerName, StreamName},
+    spec::{self, Device, Hardware, MachineType, Start},
+};
+use raft::state::{
+    ids::{ImageId, SnapshotId},
+    model::{Accelerator, Content, Image, LayerId, Machine, State, Vm, VmSpec},
+};
+use crate::blobs::hex;
+use tokio::sync::broadcast;
+
+/// What of a host decides how machines are started on it.
+#[derive(Debug, Clone)]
+pub struct Fitness {
+    /// QEMU's version, or why it cannot be used.
+    pub qemu: Result<String, String>,
+    /// Whether KVM can be used, or why not.
+    pub kvm: Result<(), &'static str>,
+}
+
+/// A VM cannot be started here as it should be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    /// QEMU cannot be used.
+    #[error("{0}")]
+    Qemu(String),
+    /// KVM was asked for.
+    #[error("KVM was asked for and cannot be used on this host: {0}")]
+    Kvm(&'static str),
+    /// The snapshot was made by another QEMU.
+    #[error("the snapshot was made by QEMU {made_by} and this node has {here}; restore it where that version is, or install it here")]
+    QemuVersion {
+        /// Which made it.
+        made_by: String,
+        /// Which is here.
+        here: String,
+    },
+    /// The snapshot needs a device or machine that this version does not know.
+    #[error("the snapshot needs {0:?}, which this version does not know")]
+    Unknown(String),
+    /// The image is gone from the state.
+    #[error("its image {0} is not known")]
+    NoImage(ImageId),
+    /// The image has no kernel to start.
+    #[error("its image {0:?} has no kernel")]
+    NoKernel(String),
+    /// The snapshot is gone, or not ready.
+    #[error("its snapshot {0} is not there")]
+    NoSnapshot(SnapshotId),
+}
+
+/// How long a guest without a ready line may take is not watched; with one, this is it.
+pub fn patience(image: &Image) -> Duration {
+    Duration::from_millis(image.boot_timeout_ms)
+}
+
+/// The image a spec refers to.
+pub fn image<'a>(state: &'a State, spec: &VmSpec) -> Result<&'a Image, Unfit> {
+    state.images.get(&spec.image).map(|image| &**image).ok_or(Unfit::NoImage(spec.image))
+}
+
+/// The machine that a spec means on this host.
+pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
+    fitness.qemu.as_ref().map_err(|problem| Unfit::Qemu(problem.clone()))?;
+    let accelerator = match (spec.accelerator, fitness.kvm) {
+        (Accelerator::Kvm, Err(problem)) => return Err(Unfit::Kvm(problem)),
+        (Accelerator::Kvm | Accelerator::Auto, Ok(())) => spec::Accelerator::Kvm,
+        (Accelerator::Tcg, _) | (Accelerator::Auto, Err(_)) => spec::Accelerator::Tcg,
+    };
+    let mut devices = Vec::new();
+    if spec.disk_bytes > 0 {
+        devices.push(Device::Disk);
+    }
+    devices.push(Device::Rng);
+    Ok(Hardware {
+        machine: match spec.machine {
+            Machine::Microvm => MachineType::Microvm,
+        },
+        accelerator,
+        cpu_model: spec.cpu_model.clone().unwrap_or_else(|| accelerator.best_cpu().to_owned()),
+        cpus: spec.cpus,
+        memory_bytes: spec.memory_bytes,
+        devices,
+    })
+}
+
+/// The machine that a snapshot was made of, if it can be restored here.
+pub fn snapshot_hardware(spec: &VmSpec, content: &Content, fitness: &Fitness) -> Result<Hardware, Unfit> {
+    let here = fitness.qemu.as_ref().map_err(|problem| Unfit::Qemu(problem.clone()))?;
+    if *here != content.qemu_version {
+        return Err(Unfit::QemuVersion { made_by: content.qemu_version.clone(), here: here.clone() });
+    }
+    let accelerator = match content.accelerator {
+        Accelerator::Kvm => {
+            fitness.kvm.map_err(Unfit::Kvm)?;
+            spec::Accelerator::Kvm
+        }
+        Accelerator::Tcg => spec::Accelerator::Tcg,
+        Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
+    };
+    if content.machine != MachineType::Microvm.name() {
+        return Err(Unfit::Unknown(content.machine.clone()));
+    }
+    let known = [Device::Disk, Device::Rng];
+    let devices = content
+        .devices
+        .iter()
+        .map(|name| {
+            known.iter().copied().find(|device| device.name() == name).ok_or_else(|| Unfit::Unknown(name.clone()))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Hardware {
+        machine: MachineType::Microvm,
+        accelerator,
+        cpu_model: content.cpu_model.clone(),
+        cpus: spec.cpus,
+        memory_bytes: spec.memory_bytes,
+        devices,
+    })
+}
+
+/// What is the same in every start of a VM.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// User and group of its process.
+    pub user: Option<(u32, u32)>,
+    /// Where its console's output goes besides the log.
+    pub console: broadcast::Sender<Vec<u8>>,
+}
+
+/// How a VM is started from its disk. `layers` are those it has; none when it has never been started.
+pub fn boot(
+    state: &State,
+    vm: &Vm,
+    fitness: &Fitness,
+    place: Place,
+    layers: Option<Vec<LayerName>>,
+    has_run: bool,
+) -> Result<Launch, Unfit> {
+    let image = image(state, &vm.spec)?;
+    let kernel = image.kernel.as_ref().ok_or_else(|| Unfit::NoKernel(image.name.clone()))?;
+    let cmdline = [image.cmdline.as_str(), vm.spec.cmdline.as_str()].join(" ").trim().to_owned();
+    let new_layer = layers.is_none();
+    Ok(Launch {
+        boot: vm.boot,
+        has_run,
+        start: Start::Boot {
+            kernel: layout::image(&hex(&kernel.sha256)),
+            initrd: image.initrd.as_ref().map(|initrd| layout::image(&hex(&initrd.sha256))),
+            cmdline,
+        },
+        base: None,
+        layers: layers.unwrap_or_else(|| if vm.spec.disk_bytes > 0 { vec![first_layer(vm)] } else { vec![] }),
+        new_layer,
+        ready_line: image.ready_line.clone(),
+        ..skeleton(vm, hardware(&vm.spec, fitness)?, image, place)
+    })
+}
+
+/// How a fork is started from what a capture will be, or is, made of.
+pub fn restore(
+    state: &State,
+    vm: &Vm,
+    hardware: Hardware,
+    place: Place,
+    base: BaseName,
+    below: &[LayerName],
+) -> Result<Launch, Unfit> {
+    let image = image(state, &vm.spec)?;
+    let layers = if vm.spec.disk_bytes > 0 {
+        std::iter::once(first_layer(vm)).chain(below.iter().cloned()).collect()
+    } else {
+        vec![]
+    };
+    Ok(Launch { base: Some(base), layers, ..skeleton(vm, hardware, image, place) })
+}
+
+fn skeleton(vm: &Vm, hardware: Hardware, image: &Image, place: Place) -> Launch {
+    Launch {
+        vm: super::vm_name(vm.id),
+        boot: vm.boot,
+        has_run: false,
+        user: place.user,
+        hardware,
+        base: None,
+        start: Start::Incoming,
+        layers: vec![],
+        disk_bytes: vm.spec.disk_bytes,
+        new_layer: true,
+        image_disk: image.disk.as_ref().map(|disk| hex(&disk.blob.sha256)),
+        ready_line: None,
+        console: place.console,
+    }
+}
+
+/// The name of a VM's first overlay.
+fn first_layer(vm: &Vm) -> LayerName {
+    layer_name(vm.id.0)
+}
+
+/// A layer's name in the engine's folders.
+pub fn layer_name(layer: LayerId) -> LayerName {
+    LayerName(raft::state::ids::VmId(layer).to_string())
+}
+
+/// A base's name in the engine's folders.
+pub fn base_name(snapshot: SnapshotId) -> BaseName {
+    BaseName(snapshot.to_string())
+}
+
+/// A stream's name in the engine's folders.
+pub fn stream_name(snapshot: SnapshotId) -> StreamName {
+    StreamName(snapshot.to_string())
+}

@@ -1,0 +1,231 @@
+//! The VMs of this node: a task for each, and what they have in common (users, folders, the engine).
+
+pub mod fork;
+pub mod launch;
+pub mod task;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use qemu::{
+    console::output_channel,
+    machine::Engine,
+    record::{VmName, VmRecord},
+};
+use raft::state::ids::VmId;
+use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::reconcile::plan::{Is, Seen};
+use task::{Command, VmTask};
+
+/// Commands that wait for a VM. The reconciler sends one at a time; an operation adds a few.
+const COMMANDS: usize = 8;
+/// How many users QEMU processes can have on one node.
+pub const USERS: u32 = 65_000;
+
+/// A VM of this node, as others see it.
+#[derive(Debug, Clone)]
+pub struct VmHandle {
+    commands: mpsc::Sender<Command>,
+    seen: Arc<watch::Sender<Seen>>,
+    pid: Arc<watch::Sender<u32>>,
+    console: broadcast::Sender<Vec<u8>>,
+    user: Option<(u32, u32)>,
+}
+
+/// A VM's task is gone: the VM is being deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the VM is being deleted")]
+pub struct Gone;
+
+impl VmHandle {
+    /// How it is.
+    pub fn seen(&self) -> Seen {
+        self.seen.borrow().clone()
+    }
+
+    /// Its QEMU's process id; 0 when it has none.
+    pub fn pid(&self) -> u32 {
+        *self.pid.borrow()
+    }
+
+    /// What is the same in every start of it.
+    pub fn place(&self) -> launch::Place {
+        launch::Place { user: self.user, console: self.console.clone() }
+    }
+
+    /// What it prints from now on.
+    pub fn follow_console(&self) -> broadcast::Receiver<Vec<u8>> {
+        self.console.subscribe()
+    }
+
+    /// Has the task do something; until it is done the VM is busy. `false` when too much waits already, or it is gone: then
+    /// the next plan comes to the same.
+    pub fn act(&self, command: Command) -> bool {
+        self.seen.send_modify(|seen| seen.busy = true);
+        let sent = self.commands.try_send(command).is_ok();
+        if !sent {
+            self.seen.send_modify(|seen| seen.busy = false);
+        }
+        sent
+    }
+
+    /// Has the task do something that it answers.
+    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Gone> {
+        let (done, answer) = oneshot::channel();
+        self.commands.send(command(done)).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Has the task do something, without waiting for it.
+    pub async fn tell(&self, command: Command) -> Result<(), Gone> {
+        self.commands.send(command).await.map_err(|_| Gone)
+    }
+}
+
+/// All VMs of this node.
+#[derive(Debug)]
+pub struct Vms {
+    engine: Arc<Engine>,
+    handles: Mutex<BTreeMap<VmId, VmHandle>>,
+    /// The first of the user numbers that processes get; `None` when users are not changed.
+    first_user: Option<u32>,
+    tasks: TaskTracker,
+    /// Rung when something about a VM changed.
+    changed: Arc<Notify>,
+}
+
+impl Vms {
+    /// For a node whose processes get users from `first_user` on; its group is `first_user` itself.
+    pub fn new(engine: Arc<Engine>, first_user: Option<u32>, changed: Arc<Notify>) -> Self {
+        Self { engine, handles: Mutex::default(), first_user, tasks: TaskTracker::new(), changed }
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    fn handles(&self) -> MutexGuard<'_, BTreeMap<VmId, VmHandle>> {
+        // The map is changed by single inserts and removals: a panic cannot leave it half changed.
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A VM, if the node has anything of it.
+    pub fn get(&self, vm: VmId) -> Option<VmHandle> {
+        self.handles().get(&vm).cloned()
+    }
+
+    /// How all of them are.
+    pub fn observe(&self) -> BTreeMap<VmId, Seen> {
+        self.handles().iter().map(|(id, handle)| (*id, handle.seen())).collect()
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<(VmId, VmHandle)> {
+        self.handles().iter().map(|(id, handle)| (*id, handle.clone())).collect()
+    }
+
+    /// A VM's handle, made if the node has nothing of it yet.
+    pub fn get_or_create(self: &Arc<Self>, vm: VmId) -> Result<VmHandle, NoUser> {
+        let mut handles = self.handles();
+        if let Some(handle) = handles.get(&vm) {
+            return Ok(handle.clone());
+        }
+        let user = match self.first_user {
+            None => None,
+            Some(first) => {
+                let taken: BTreeSet<u32> = handles.values().filter_map(|other| other.user).map(|(uid, _)| uid).collect();
+                let free = (first + 1..first + 1 + USERS).find(|uid| !taken.contains(uid)).ok_or(NoUser)?;
+                Some((free, first))
+            }
+        };
+        let (handle, _) = self.start(&mut handles, vm, user, false);
+        Ok(handle)
+    }
+
+    /// Finds the VMs that an earlier agent left, and their processes. Returns when all were asked.
+    pub async fn adopt(self: &Arc<Self>) -> std::io::Result<()> {
+        let mut asked = Vec::new();
+        for entry in std::fs::read_dir(self.engine.layout.vms())? {
+            let name = entry?.file_name();
+            let Some(vm) = name.to_str().and_then(|name| name.parse::<VmId>().ok()) else {
+                tracing::warn!(?name, "a folder among the VMs is none; it is left alone");
+                continue;
+            };
+            let record = VmRecord::load(&self.engine.layout.vm(&vm_name(vm)));
+            let user = record.ok().flatten().and_then(|record| record.user);
+            let (_, adopted) = self.start(&mut self.handles(), vm, user, true);
+            asked.push(adopted);
+        }
+        for adopted in asked {
+            // A task that is gone has nothing to adopt.
+            let _ended = adopted.await;
+        }
+        Ok(())
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        handles: &mut BTreeMap<VmId, VmHandle>,
+        vm: VmId,
+        user: Option<(u32, u32)>,
+        adopt: bool,
+    ) -> (VmHandle, oneshot::Receiver<()>) {
+        let is = if adopt { Is::Unknown } else { Is::Absent };
+        let seen = Arc::new(watch::Sender::new(Seen { busy: adopt, has_run: false, is }));
+        let pid = Arc::new(watch::Sender::new(0));
+        let (commands, receiver) = mpsc::channel(COMMANDS);
+        let console = output_channel();
+        let handle =
+            VmHandle { commands, seen: Arc::clone(&seen), pid: Arc::clone(&pid), console: console.clone(), user };
+        handles.insert(vm, handle.clone());
+        let mut task = VmTask::new(Arc::clone(&self.engine), vm_name(vm), seen, pid, console);
+        let (adopted, done) = oneshot::channel();
+        let vms = Arc::clone(self);
+        let mut watcher = handle.seen.subscribe();
+        let changed = Arc::clone(&self.changed);
+        self.tasks.spawn(async move {
+            let work = async {
+                if adopt {
+                    task.adopt().await;
+                }
+                // Whoever started the task may not wait for it.
+                drop(adopted.send(()));
+                task.run(receiver).await;
+            };
+            let ring = async {
+                while watcher.changed().await.is_ok() {
+                    changed.notify_one();
+                }
+            };
+            tokio::select! {
+                () = work => {}
+                () = ring => {}
+            }
+            vms.handles().remove(&vm);
+            vms.changed.notify_one();
+        });
+        (handle, done)
+    }
+
+    /// Lets go of all VMs; their processes run on. Returns when every task has ended what it was at.
+    pub async fn close(&self) {
+        self.handles().clear();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Every user number of the node is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("this node has no free user for another VM: {USERS} are in use")]
+pub struct NoUser;
+
+/// A VM's name in the engine's folders.
+pub fn vm_name(vm: VmId) -> VmName {
+    VmName(vm.to_string())
+}

@@ -1,0 +1,597 @@
+//! The task that owns one VM's machine. Nothing else touches it: whoever wants something of a VM sends a [`Command`], and
+//! whoever wants to know how it is looks at its [`Seen`].
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use qapi::qmp::ShutdownCause;
+use qemu::{
+    capture::{Afterwards, CaptureError, Captured, Expected, Mode},
+    machine::{Ending, Engine, Launch, Machine, MachineError},
+    record::{Stage, StreamName, VmName, VmRecord},
+};
+use tokio::{
+    sync::{broadcast, mpsc, oneshot, watch},
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    errors::chain,
+    reconcile::plan::{Is, Seen},
+};
+
+/// How long a guest has after its power button was pressed.
+const STOP_GRACE: Duration = Duration::from_secs(30);
+/// How often a boot is tried: under emulation on a busy host a guest hangs early in its kernel now and then.
+const BOOT_ATTEMPTS: u32 = 2;
+/// How long until a process that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// Something that is asked of a VM.
+#[derive(Debug)]
+pub enum Command {
+    /// Start it from its disk.
+    Boot {
+        /// How.
+        launch: Box<Launch>,
+        /// How long its guest may take until it says that it is ready.
+        patience: Duration,
+    },
+    /// Start it from a snapshot.
+    Restore {
+        /// How.
+        launch: Box<Launch>,
+        /// The snapshot's stream.
+        stream: StreamName,
+        /// Whether it stands still afterwards.
+        paused: bool,
+    },
+    /// Let it stand still.
+    Pause,
+    /// Let it go on.
+    Resume,
+    /// Press its power button, and end it when that does not help.
+    Stop,
+    /// End it at once.
+    Kill,
+    /// End it, and the task with it. What is left of it are files.
+    Destroy,
+    /// Start a process that waits for a stream.
+    Prestart {
+        /// How.
+        launch: Box<Launch>,
+        /// Answered when it waits.
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// Load a stream into it.
+    Load {
+        /// Which.
+        stream: StreamName,
+        /// Answered when it is loaded.
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// Make a loaded process the VM, and let it go on unless it is to stand still.
+    Go {
+        /// Whether it stands still.
+        paused: bool,
+        /// Answered with the time at which it went on.
+        done: oneshot::Sender<Result<Instant, String>>,
+    },
+    /// Do what can be done ahead of a capture.
+    Prepare {
+        /// The snapshot.
+        stream: StreamName,
+        /// Size of the VM's disk, bytes.
+        disk_bytes: u64,
+        /// How it will be captured.
+        mode: Mode,
+        /// Answered with what the capture will refer to.
+        done: oneshot::Sender<Result<Expected, CaptureError>>,
+    },
+    /// Forget what was done ahead for this snapshot.
+    Unprepare(StreamName),
+    /// Capture it.
+    Capture {
+        /// The snapshot.
+        stream: StreamName,
+        /// Size of its disk, bytes.
+        disk_bytes: u64,
+        /// How.
+        mode: Mode,
+        /// Answered when the snapshot's files are written.
+        done: oneshot::Sender<Result<Captured, CaptureError>>,
+    },
+}
+
+/// A boot that is under way.
+#[derive(Debug)]
+struct Boot {
+    launch: Launch,
+    patience: Duration,
+    attempt: u32,
+    deadline: Instant,
+    ready: watch::Receiver<bool>,
+}
+
+/// The task's own state.
+pub struct VmTask {
+    engine: Arc<Engine>,
+    name: VmName,
+    machine: Option<Machine>,
+    boot: Option<Boot>,
+    stopping: Option<Instant>,
+    /// A process that is there and did not answer, and when to ask it again.
+    silent: Option<Instant>,
+    seen: Arc<watch::Sender<Seen>>,
+    pid: Arc<watch::Sender<u32>>,
+    console: broadcast::Sender<Vec<u8>>,
+}
+
+/// What goes on after a command.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Stay,
+    Leave,
+}
+
+impl VmTask {
+    /// A task for a VM that has no process.
+    pub fn new(
+        engine: Arc<Engine>,
+        name: VmName,
+        seen: Arc<watch::Sender<Seen>>,
+        pid: Arc<watch::Sender<u32>>,
+        console: broadcast::Sender<Vec<u8>>,
+    ) -> Self {
+        let (machine, boot, stopping, silent) = (None, None, None, None);
+        Self { engine, name, machine, boot, stopping, silent, seen, pid, console }
+    }
+
+    /// Owns the VM until it is destroyed or nobody can ask anything of it any more. Its process outlives the task.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            let next = tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.carry_out(command).await,
+                    None => return,
+                },
+                ending = ended(self.machine.as_mut()) => {
+                    self.ended(ending).await;
+                    Next::Stay
+                }
+                () = ready(self.boot.as_mut()) => {
+                    self.boot = None;
+                    self.publish_running();
+                    Next::Stay
+                }
+                () = at(self.boot.as_ref().map(|boot| boot.deadline)) => {
+                    self.boot_timed_out().await;
+                    Next::Stay
+                }
+                () = at(self.stopping) => {
+                    self.kill("its guest did not end within 30 s after its power button was pressed").await;
+                    Next::Stay
+                }
+                () = at(self.silent) => {
+                    self.adopt().await;
+                    Next::Stay
+                }
+            };
+            if next == Next::Leave {
+                return;
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, command: Command) -> Next {
+        let result = match command {
+            Command::Boot { launch, patience } => {
+                self.begin_boot(*launch, patience, 1).await;
+                Ok(())
+            }
+            Command::Restore { launch, stream, paused } => {
+                self.restore(*launch, &stream, paused).await;
+                Ok(())
+            }
+            Command::Pause => self.pause().await,
+            Command::Resume => self.resume().await,
+            Command::Stop => self.stop().await,
+            Command::Kill => {
+                self.kill("it was stopped").await;
+                Ok(())
+            }
+            Command::Destroy => return self.destroy().await,
+            Command::Prestart { launch, done } => {
+                answer(done, self.prestart(*launch).await);
+                return Next::Stay;
+            }
+            Command::Load { stream, done } => {
+                let result = self.with_machine(async |machine| machine.load(&stream).await).await;
+                answer(done, result);
+                return Next::Stay;
+            }
+            Command::Go { paused, done } => {
+                answer(done, self.go(paused).await);
+                return Next::Stay;
+            }
+            Command::Prepare { stream, disk_bytes, mode, done } => {
+                let result = match &mut self.machine {
+                    Some(machine) => machine.prepare(&stream, disk_bytes, mode).await,
+                    None => Err(no_process()),
+                };
+                answer(done, result);
+                return Next::Stay;
+            }
+            Command::Unprepare(stream) => {
+                if let Some(machine) = &mut self.machine {
+                    machine.forget_prepared_for(&stream);
+                }
+                return Next::Stay;
+            }
+            Command::Capture { stream, disk_bytes, mode, done } => {
+                answer(done, self.capture(stream, disk_bytes, mode).await);
+                return Next::Stay;
+            }
+        };
+        if let Err(error) = result {
+            tracing::warn!(vm = %self.name, error = %chain(&error), "a VM did not do as asked");
+            self.lost_touch(&error);
+        }
+        self.not_busy();
+        Next::Stay
+    }
+
+    // -- Starting ----------------------------------------------------------------------------------------------------
+
+    async fn begin_boot(&mut self, launch: Launch, patience: Duration, attempt: u32) {
+        let boot = launch.boot;
+        self.publish(Is::Booting { boot });
+        let started = async {
+            let mut machine = Machine::launch(&self.engine, launch.clone()).await?;
+            machine.resume().await?;
+            Ok::<_, MachineError>(machine)
+        };
+        match started.await {
+            Ok(machine) => {
+                let ready = machine.ready();
+                self.take_machine(machine);
+                let deadline = Instant::now() + patience;
+                self.boot = Some(Boot { launch, patience, attempt, deadline, ready });
+            }
+            Err(error) => self.did_not_start(boot, chain(&error)),
+        }
+    }
+
+    async fn boot_timed_out(&mut self) {
+        let Some(boot) = self.boot.take() else { return };
+        let waited = boot.patience.as_secs_f64();
+        self.end_process().await;
+        self.boot_failed(boot, &format!("the guest did not say that it is ready within {waited} s")).await;
+    }
+
+    /// Tries again, or gives up.
+    async fn boot_failed(&mut self, boot: Boot, problem: &str) {
+        if boot.attempt < BOOT_ATTEMPTS {
+            tracing::warn!(vm = %self.name, problem, "booting again");
+            let mut launch = boot.launch;
+            launch.new_layer = false;
+            launch.has_run = true;
+            return self.begin_boot(launch, boot.patience, boot.attempt + 1).await;
+        }
+        let times = boot.attempt;
+        self.did_not_start(boot.launch.boot, format!("boot-timeout: {problem}, {times} times"));
+    }
+
+    async fn restore(&mut self, launch: Launch, stream: &StreamName, paused: bool) {
+        let boot = launch.boot;
+        let started = async {
+            let mut machine = Machine::launch(&self.engine, launch).await?;
+            if let Err(error) = machine.load(stream).await {
+                machine.kill().await?;
+                return Err(error);
+            }
+            if paused { machine.claim()? } else { machine.resume().await? }
+            Ok(machine)
+        };
+        match started.await {
+            Ok(machine) => {
+                self.take_machine(machine);
+                self.publish(if paused { Is::Paused { boot } } else { Is::Running { boot } });
+            }
+            Err(error) => self.did_not_start(boot, chain(&error)),
+        }
+    }
+
+    async fn prestart(&mut self, launch: Launch) -> Result<(), String> {
+        if self.machine.is_some() {
+            self.end_process().await;
+        }
+        match Machine::launch(&self.engine, launch).await {
+            Ok(machine) => {
+                self.take_machine(machine);
+                Ok(())
+            }
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    async fn go(&mut self, paused: bool) -> Result<Instant, String> {
+        let result = self
+            .with_machine(async |machine| {
+                if paused { machine.claim() } else { machine.resume().await }
+            })
+            .await;
+        let now = Instant::now();
+        result?;
+        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        self.publish(if paused { Is::Paused { boot } } else { Is::Running { boot } });
+        Ok(now)
+    }
+
+    fn did_not_start(&mut self, boot: u64, reason: String) {
+        self.keep_end(&reason, false);
+        self.publish(Is::Ended { boot, reason, orderly: false });
+    }
+
+    /// Connects to the process that the VM's record names, if it is still there. Called at the agent's start, and again for a
+    /// process that does not answer.
+    pub async fn adopt(&mut self) {
+        self.silent = None;
+        let dir = self.engine.layout.vm(&self.name);
+        let record = match VmRecord::load(&dir) {
+            Ok(Some(record)) => record,
+            Ok(None) => return self.publish(Is::Absent),
+            Err(error) => {
+                // Whatever it says, its process (if there is one) is not touched.
+                tracing::error!(vm = %self.name, error = %chain(&error), "a VM's record cannot be read");
+                return self.publish(Is::Unknown);
+            }
+        };
+        self.seen.send_modify(|seen| seen.has_run = record.has_run);
+        if let Stage::Ended { reason, by_guest } = &record.stage {
+            let (reason, orderly) = (reason.clone(), *by_guest);
+            return self.publish(Is::Ended { boot: record.boot, reason, orderly });
+        }
+        let (boot, preparing) = (record.boot, record.stage == Stage::Preparing);
+        match Machine::adopt(&self.engine, &self.name, record, None, self.console.clone()).await {
+            Ok(Some(mut machine)) if preparing => {
+                // It never ran: nothing is lost by starting it afresh.
+                if let Err(error) = machine.kill().await {
+                    tracing::warn!(vm = %self.name, error = %chain(&error), "a process that was being started cannot be ended");
+                }
+                self.publish(Is::Absent);
+            }
+            Ok(Some(machine)) => {
+                let running = machine.is_running().await;
+                self.take_machine(machine);
+                match running {
+                    Ok(true) => self.publish(Is::Running { boot }),
+                    Ok(false) => self.publish(Is::Paused { boot }),
+                    Err(error) => self.lost_touch(&error),
+                }
+            }
+            Ok(None) if preparing => self.publish(Is::Absent),
+            Ok(None) => {
+                let reason = "QEMU ended while the agent was away".to_owned();
+                self.did_not_start(boot, reason);
+            }
+            Err(error) => {
+                tracing::warn!(vm = %self.name, error = %chain(&error), "a VM's process does not answer");
+                self.publish(Is::Unknown);
+                self.silent = Some(Instant::now() + ASK_AGAIN);
+            }
+        }
+    }
+
+    // -- Running -----------------------------------------------------------------------------------------------------
+
+    async fn pause(&mut self) -> Result<(), MachineError> {
+        let Some(machine) = &self.machine else { return Ok(()) };
+        machine.pause().await?;
+        self.publish(Is::Paused { boot: machine.record().boot });
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<(), MachineError> {
+        let Some(machine) = &mut self.machine else { return Ok(()) };
+        machine.resume().await?;
+        self.publish_running();
+        Ok(())
+    }
+
+    async fn stop(&mut self) -> Result<(), MachineError> {
+        if let (Some(machine), None) = (&self.machine, self.stopping) {
+            machine.press_power_button().await?;
+            self.stopping = Some(Instant::now() + STOP_GRACE);
+        }
+        Ok(())
+    }
+
+    async fn capture(
+        &mut self,
+        stream: StreamName,
+        disk_bytes: u64,
+        mode: Mode,
+    ) -> Result<Captured, CaptureError> {
+        let running = matches!(self.seen.borrow().is, Is::Running { .. });
+        let machine = self.machine.as_mut().ok_or_else(no_process)?;
+        let result = machine.capture(&stream, disk_bytes, mode, running, Afterwards::GoOn).await;
+        if let Err(CaptureError::Machine(error)) = &result {
+            self.lost_touch(error);
+        }
+        result
+    }
+
+    // -- Ending ------------------------------------------------------------------------------------------------------
+
+    async fn ended(&mut self, ending: Result<Ending, MachineError>) {
+        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        self.drop_machine();
+        let ending = match ending {
+            Ok(ending) => ending,
+            Err(error) => return self.did_not_start(boot, chain(&error)),
+        };
+        let stopping = self.stopping.take().is_some();
+        if let Some(under_way) = self.boot.take() {
+            if !stopping {
+                let problem = describe(&ending);
+                return self.boot_failed(under_way, &format!("{problem} before the guest was up")).await;
+            }
+        }
+        if ending.cause == Some(ShutdownCause::guest_reset) && !stopping {
+            // The guest rebooted: it is started again, which a fork needs a kernel for.
+            self.keep(Stage::Preparing);
+            return self.publish(Is::Absent);
+        }
+        let orderly = stopping || ending.cause == Some(ShutdownCause::guest_shutdown);
+        let reason = describe(&ending);
+        self.keep_end(&reason, orderly);
+        self.publish(Is::Ended { boot, reason, orderly });
+    }
+
+    async fn kill(&mut self, reason: &str) {
+        self.boot = None;
+        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        self.end_process().await;
+        self.keep_end(reason, true);
+        self.publish(Is::Ended { boot, reason: reason.to_owned(), orderly: true });
+    }
+
+    async fn destroy(&mut self) -> Next {
+        self.boot = None;
+        self.end_process().await;
+        match std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(vm = %self.name, %error, "a VM's folder could not be deleted; trying again later");
+                self.not_busy();
+                Next::Stay
+            }
+            _ => Next::Leave,
+        }
+    }
+
+    async fn end_process(&mut self) {
+        self.stopping = None;
+        if let Some(machine) = &mut self.machine
+            && let Err(error) = machine.kill().await
+        {
+            tracing::warn!(vm = %self.name, error = %chain(&error), "a VM's process could not be ended");
+        }
+        self.drop_machine();
+    }
+
+    // -- Bookkeeping -------------------------------------------------------------------------------------------------
+
+    fn take_machine(&mut self, machine: Machine) {
+        self.pid.send_replace(machine.process().pid);
+        self.machine = Some(machine);
+        self.stopping = None;
+    }
+
+    fn drop_machine(&mut self) {
+        self.pid.send_replace(0);
+        self.machine = None;
+    }
+
+    async fn with_machine<T>(
+        &mut self,
+        work: impl AsyncFnOnce(&mut Machine) -> Result<T, MachineError>,
+    ) -> Result<T, String> {
+        match &mut self.machine {
+            Some(machine) => work(machine).await.map_err(|error| chain(&error)),
+            None => Err("it has no process".to_owned()),
+        }
+    }
+
+    /// A process that does not answer is asked again: nothing is known of it until it does.
+    fn lost_touch(&mut self, error: &MachineError) {
+        if matches!(error, MachineError::Qmp(qemu::qmp::QmpError::Connection { .. } | qemu::qmp::QmpError::TimedOut { .. })) {
+            self.drop_machine();
+            self.silent = Some(Instant::now() + ASK_AGAIN);
+            self.publish(Is::Unknown);
+        }
+    }
+
+    /// Keeps that the process ended and why, so that an agent that comes later knows.
+    fn keep_end(&self, reason: &str, orderly: bool) {
+        self.keep(Stage::Ended { reason: reason.to_owned(), by_guest: orderly });
+    }
+
+    /// Keeps in the VM's record that it has no process, and how far it has come.
+    fn keep(&self, stage: Stage) {
+        let dir = self.engine.layout.vm(&self.name);
+        let kept = VmRecord::load(&dir).and_then(|record| match record {
+            Some(mut record) => {
+                record.process = None;
+                record.stage = stage;
+                record.save(&dir)
+            }
+            None => Ok(()),
+        });
+        if let Err(error) = kept {
+            tracing::warn!(vm = %self.name, error = %chain(&error), "how a VM ended could not be kept");
+        }
+    }
+
+    fn publish_running(&self) {
+        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        self.publish(Is::Running { boot });
+    }
+
+    fn publish(&self, is: Is) {
+        let has_run = matches!(is, Is::Running { .. } | Is::Paused { .. } | Is::Booting { .. });
+        self.seen.send_modify(|seen| {
+            seen.is = is;
+            seen.busy = false;
+            seen.has_run |= has_run;
+        });
+    }
+
+    fn not_busy(&self) {
+        self.seen.send_modify(|seen| seen.busy = false);
+    }
+}
+
+fn no_process() -> CaptureError {
+    CaptureError::Machine(MachineError::TimedOut("it has no process"))
+}
+
+/// Answers whoever asked, if they still wait.
+fn answer<T>(done: oneshot::Sender<T>, result: T) {
+    drop(done.send(result));
+}
+
+fn describe(ending: &Ending) -> String {
+    let what = match ending.cause {
+        Some(ShutdownCause::guest_shutdown) => "the guest powered off".to_owned(),
+        Some(ShutdownCause::guest_reset) => "the guest reset itself".to_owned(),
+        Some(ShutdownCause::guest_panic) => "the guest's kernel panicked".to_owned(),
+        _ => format!("QEMU ended unexpectedly ({})", ending.exit),
+    };
+    if ending.log.is_empty() || what.starts_with("the guest") { what } else { format!("{what}: {}", ending.log) }
+}
+
+async fn ended(machine: Option<&mut Machine>) -> Result<Ending, MachineError> {
+    match machine {
+        Some(machine) => machine.ended().await,
+        None => pending().await,
+    }
+}
+
+async fn ready(boot: Option<&mut Boot>) {
+    match boot {
+        Some(boot) => {
+            if boot.ready.wait_for(|ready| *ready).await.is_err() {
+                // The console is gone: the process's end will say more.
+                pending().await
+            }
+        }
+        None => pending().await,
+    }
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
