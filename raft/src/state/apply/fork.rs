@@ -1,0 +1,529 @@
+//! Captures, forks and their operations.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{check_labels, invalid, placement, removal, vm};
+use crate::state::{
+    KEPT_OPERATIONS, MAX_CHILDREN,
+    command::{Command, ForkSource},
+    ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
+    model::{
+        CaptureMode, ChildResult, Content, Millis, ObjectId, Operation, OperationKind,
+        OperationState, Phase, Power, Snapshot, Source, State, Vm, VmSpec,
+    },
+    names,
+    response::{Kind, Outcome, Rejection, Response},
+};
+
+pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command) -> Outcome {
+    let Command::CreateSnapshot {
+        operation,
+        vm,
+        name,
+        mode,
+        expires_at,
+    } = command
+    else {
+        unreachable!("called for this command only");
+    };
+    check_operation_id(state, *operation, 0)?;
+    let vm = Arc::clone(names::vm(state, vm)?);
+    check_capturable(&vm)?;
+    if let Some(name) = name {
+        check_snapshot_name(state, name, None)?;
+    }
+    add_capture(state, now, *operation, &vm, name.clone());
+    let begun = Begun {
+        kind: OperationKind::Snapshot,
+        mode: *mode,
+        count: 0,
+        expires_at: *expires_at,
+    };
+    add_operation(
+        state,
+        now,
+        *operation,
+        Some(vm.id),
+        operation.snapshot(),
+        vm.node,
+        begun,
+    );
+    Ok(Response::Operation(*operation))
+}
+
+pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome {
+    let Command::Fork {
+        operation,
+        source,
+        count,
+        name,
+        mode,
+        paused,
+        labels,
+        expires_at,
+    } = command
+    else {
+        unreachable!("called for this command only");
+    };
+    if !(1..=MAX_CHILDREN).contains(count) {
+        return Err(invalid("count", format!("must be 1 to {MAX_CHILDREN}")));
+    }
+    check_operation_id(state, *operation, *count)?;
+    check_labels(labels)?;
+    let origin = origin(state, *operation, source)?;
+    if let Some(node) = state.nodes.get(&origin.node) {
+        placement::check_schedulable(node)?;
+    }
+    let names = child_names(state, name.as_deref(), &origin.parent.1, *count)?;
+
+    if let Some(vm) = &origin.captured {
+        add_capture(state, now, *operation, vm, None);
+    }
+    for (id, name) in (0..*count).map(|index| operation.child(index)).zip(names) {
+        let child = Vm {
+            id,
+            name,
+            node: origin.node,
+            spec: origin.spec.clone(),
+            source: Source::Snapshot(origin.snapshot),
+            parent: Some(origin.parent.clone()),
+            labels: labels.clone(),
+            power: if *paused {
+                Power::Paused
+            } else {
+                Power::Running
+            },
+            generation: 1,
+            boot: 1,
+            phase: Phase::Pending,
+            reason: String::new(),
+            reported_boot: 0,
+            operation: Some(*operation),
+            created_at: now,
+        };
+        state.vms.insert(id, Arc::new(child));
+    }
+    let begun = Begun {
+        kind: OperationKind::Fork,
+        mode: *mode,
+        count: *count,
+        expires_at: *expires_at,
+    };
+    let captured = origin.captured.map(|vm| vm.id);
+    add_operation(
+        state,
+        now,
+        *operation,
+        captured,
+        origin.snapshot,
+        origin.node,
+        begun,
+    );
+    Ok(Response::Operation(*operation))
+}
+
+/// What children come from.
+struct Origin {
+    /// The VM to capture first; `None` when a snapshot is forked.
+    captured: Option<Arc<Vm>>,
+    snapshot: SnapshotId,
+    parent: (VmId, String),
+    spec: VmSpec,
+    node: NodeId,
+}
+
+fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<Origin, Rejection> {
+    match source {
+        ForkSource::Vm(vm) => {
+            let vm = Arc::clone(names::vm(state, vm)?);
+            check_capturable(&vm)?;
+            Ok(Origin {
+                snapshot: operation.snapshot(),
+                parent: (vm.id, vm.name.clone()),
+                spec: vm.spec.clone(),
+                node: vm.node,
+                captured: Some(vm),
+            })
+        }
+        ForkSource::Snapshot { snapshot, vm } => {
+            let snapshot = match vm {
+                Some(vm) => names::snapshot_of(state, snapshot, Some(vm))?,
+                None => names::snapshot(state, snapshot)?,
+            };
+            let refuse = |problem: &str| Rejection::WrongState {
+                kind: Kind::Snapshot,
+                name: removal::name_of(snapshot),
+                problem: problem.to_owned(),
+            };
+            if snapshot.content.is_none() {
+                return Err(refuse("is not ready: its capture is under way or failed"));
+            }
+            let node = snapshot
+                .nodes
+                .first()
+                .ok_or_else(|| refuse("is lost: no node holds it any more"))?;
+            Ok(Origin {
+                captured: None,
+                snapshot: snapshot.id,
+                parent: snapshot.vm.clone(),
+                spec: snapshot.spec.clone(),
+                node: *node,
+            })
+        }
+    }
+}
+
+fn check_capturable(vm: &Vm) -> Result<(), Rejection> {
+    let problem = match (vm.power, vm.phase) {
+        (Power::Stopped { .. }, _) => {
+            "is stopped or being stopped: only a running VM can be captured"
+        }
+        (Power::Running | Power::Paused, Phase::Running | Phase::Paused) => return Ok(()),
+        (Power::Running | Power::Paused, Phase::Pending) => {
+            "is not up yet: wait until it is running"
+        }
+        (Power::Running | Power::Paused, Phase::Stopped | Phase::Failed) => {
+            "is not running: start it first"
+        }
+    };
+    Err(Rejection::WrongState {
+        kind: Kind::Vm,
+        name: vm.name.clone(),
+        problem: problem.to_owned(),
+    })
+}
+
+/// Refuses an operation whose id, or an id that derives from it, was used before.
+fn check_operation_id(state: &State, operation: OperationId, count: u32) -> Result<(), Rejection> {
+    if operation.0 % DERIVED_IDS != 0 {
+        return Err(invalid(
+            "operation",
+            format!("must be a multiple of {DERIVED_IDS}"),
+        ));
+    }
+    let children = operation.child(0)..operation.child(count);
+    let buried = ObjectId::Vm(children.start)..ObjectId::Vm(children.end);
+    let snapshot = operation.snapshot();
+    if state.operations.contains_key(&operation)
+        || state.snapshots.contains_key(&snapshot)
+        || state.tombstones.contains_key(&ObjectId::Snapshot(snapshot))
+        || state.vms.range(children).next().is_some()
+        || state.tombstones.range(buried).next().is_some()
+    {
+        return Err(removal::id_taken(Kind::Operation, operation));
+    }
+    Ok(())
+}
+
+/// The names of a fork's children: a single one is named as asked, several get numbers; without a name the parent's is the
+/// prefix and the free numbers follow.
+fn child_names(
+    state: &State,
+    asked: Option<&str>,
+    parent: &str,
+    count: u32,
+) -> Result<Vec<String>, Rejection> {
+    let taken: BTreeSet<&str> = state.vms.values().map(|vm| vm.name.as_str()).collect();
+    let names: Vec<String> = match asked {
+        Some(name) => {
+            names::check_name("name", name)?;
+            let names: Vec<String> = match count {
+                1 => vec![name.to_owned()],
+                _ => (1..=count)
+                    .map(|number| format!("{name}-{number}"))
+                    .collect(),
+            };
+            if let Some(name) = names.iter().find(|name| taken.contains(name.as_str())) {
+                return Err(Rejection::NameTaken {
+                    kind: Kind::Vm,
+                    name: name.clone(),
+                });
+            }
+            names
+        }
+        None => (1u32..)
+            .map(|number| format!("{parent}-{number}"))
+            .filter(|name| !taken.contains(name.as_str()))
+            .take(count as usize)
+            .collect(),
+    };
+    if let Some(name) = names.iter().find(|name| !names::is_valid(name)) {
+        let problem = format!(
+            "the name {name:?} would be longer than {} letters",
+            names::MAX_NAME
+        );
+        return Err(invalid("name", problem));
+    }
+    Ok(names)
+}
+
+/// Notes the snapshot that an operation makes.
+fn add_capture(
+    state: &mut State,
+    now: Millis,
+    operation: OperationId,
+    vm: &Vm,
+    name: Option<String>,
+) {
+    let snapshot = Snapshot {
+        id: operation.snapshot(),
+        name,
+        vm: (vm.id, vm.name.clone()),
+        parent: match vm.source {
+            Source::Image => None,
+            Source::Snapshot(parent) => Some(parent),
+        },
+        nodes: BTreeSet::new(),
+        spec: vm.spec.clone(),
+        operation,
+        content: None,
+        created_at: now,
+    };
+    state.snapshots.insert(snapshot.id, Arc::new(snapshot));
+}
+
+/// How an operation is begun.
+struct Begun {
+    kind: OperationKind,
+    mode: CaptureMode,
+    count: u32,
+    expires_at: Millis,
+}
+
+fn add_operation(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    vm: Option<VmId>,
+    snapshot: SnapshotId,
+    node: NodeId,
+    begun: Begun,
+) {
+    let operation = Operation {
+        id,
+        kind: begun.kind,
+        state: OperationState::Open,
+        vm,
+        snapshot,
+        mode: begun.mode,
+        count: begun.count,
+        results: BTreeMap::new(),
+        node,
+        created_at: now,
+        expires_at: begun.expires_at,
+        ended_at: None,
+        cancel_requested: false,
+    };
+    state.operations.insert(id, Arc::new(operation));
+}
+
+pub(super) fn snapshot_ready(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    content: &Content,
+) -> Outcome {
+    let operation = state
+        .operations
+        .get(&id)
+        .ok_or_else(|| names::not_found(Kind::Operation, &id.to_string()))?;
+    let (node, open) = (operation.node, operation.state == OperationState::Open);
+    let refuse = |problem: &str| Rejection::WrongState {
+        kind: Kind::Operation,
+        name: id.to_string(),
+        problem: problem.to_owned(),
+    };
+    if operation.vm.is_none() {
+        return Err(refuse("makes no snapshot"));
+    }
+    let snapshot = state
+        .snapshots
+        .get_mut(&id.snapshot())
+        .ok_or_else(|| refuse("has no snapshot any more"))?;
+    match &snapshot.content {
+        // Told twice: the first time counted, and the node must not take it for a refusal.
+        Some(known) if known == content => return Ok(Response::Snapshot(id.snapshot())),
+        Some(_) => return Err(refuse("has made its snapshot already")),
+        None if !open => return Err(refuse("has ended")),
+        None => {}
+    }
+    let snapshot = Arc::make_mut(snapshot);
+    snapshot.content = Some(content.clone());
+    snapshot.nodes = BTreeSet::from([node]);
+    complete_when_done(state, now, id);
+    Ok(Response::Snapshot(id.snapshot()))
+}
+
+/// Never refused: the operation may have ended.
+pub(super) fn report_children(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    results: &[(u32, ChildResult)],
+) -> Outcome {
+    let Some(operation) = state.operations.get_mut(&id) else {
+        return Ok(Response::Done);
+    };
+    if operation.state != OperationState::Open {
+        return Ok(Response::Done);
+    }
+    let operation = Arc::make_mut(operation);
+    for (index, result) in results {
+        if *index >= operation.count || operation.results.contains_key(index) {
+            continue;
+        }
+        operation.results.insert(*index, result.clone());
+        if let Some(child) = state.vms.get_mut(&id.child(*index)) {
+            note_result(child, result);
+        }
+    }
+    complete_when_done(state, now, id);
+    Ok(Response::Done)
+}
+
+/// Sets a child's phase, unless it was started anew since.
+fn note_result(child: &mut Arc<Vm>, result: &ChildResult) {
+    if child.boot != 1 || child.reported_boot != 0 {
+        return;
+    }
+    let child = Arc::make_mut(child);
+    child.reported_boot = 1;
+    child.phase = match (result.error.is_empty(), child.power) {
+        (false, _) => Phase::Failed,
+        (true, Power::Paused) => Phase::Paused,
+        (true, Power::Running | Power::Stopped { .. }) => Phase::Running,
+    };
+    child.reason.clone_from(&result.error);
+}
+
+/// Completes an operation when its snapshot is ready and all its children are known.
+fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
+    let Some(operation) = state.operations.get_mut(&id) else {
+        return;
+    };
+    let ready = state
+        .snapshots
+        .get(&operation.snapshot)
+        .is_some_and(|snapshot| snapshot.content.is_some());
+    if operation.state != OperationState::Open
+        || (operation.vm.is_some() && !ready)
+        || (operation.results.len() as u64) < u64::from(operation.count)
+    {
+        return;
+    }
+    let (kind, snapshot) = (operation.kind, operation.snapshot);
+    end(state, now, id, OperationState::Complete);
+    // All children may have been deleted meanwhile, and with them the reason for the fork's own snapshot.
+    match kind {
+        OperationKind::Fork => removal::collect(state, now, Some(snapshot)),
+        OperationKind::Snapshot => {}
+    }
+}
+
+/// Ends an operation, and forgets the oldest ended ones when there are more than enough.
+fn end(state: &mut State, now: Millis, id: OperationId, how: OperationState) {
+    if let Some(operation) = state.operations.get_mut(&id) {
+        let operation = Arc::make_mut(operation);
+        operation.state = how;
+        operation.ended_at = Some(now);
+    }
+    let ended = |operation: &&Arc<Operation>| operation.state != OperationState::Open;
+    let surplus = state
+        .operations
+        .values()
+        .filter(ended)
+        .count()
+        .saturating_sub(KEPT_OPERATIONS);
+    let gone: Vec<OperationId> = state
+        .operations
+        .values()
+        .filter(ended)
+        .take(surplus)
+        .map(|operation| operation.id)
+        .collect();
+    for id in gone {
+        state.operations.remove(&id);
+    }
+}
+
+/// Never refused: the operation may have ended.
+pub(super) fn fail_operation(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    reason: &str,
+    cancelled: bool,
+) -> Outcome {
+    let Some(operation) = state.operations.get(&id).map(Arc::clone) else {
+        return Ok(Response::Done);
+    };
+    if operation.state != OperationState::Open {
+        return Ok(Response::Operation(id));
+    }
+    let runs = |index: &u32| {
+        operation
+            .results
+            .get(index)
+            .is_some_and(|result| result.error.is_empty())
+    };
+    for index in (0..operation.count).filter(|index| !runs(index)) {
+        vm::remove(state, now, id.child(index));
+    }
+    end(
+        state,
+        now,
+        id,
+        OperationState::Failed {
+            reason: reason.to_owned(),
+            cancelled,
+        },
+    );
+    // What there is of a capture that was given up lies on the node that did it.
+    if let Some(snapshot) = state.snapshots.get_mut(&operation.snapshot)
+        && snapshot.content.is_none()
+    {
+        Arc::make_mut(snapshot).nodes = BTreeSet::from([operation.node]);
+    }
+    removal::collect(state, now, Some(operation.snapshot));
+    Ok(Response::Operation(id))
+}
+
+pub(super) fn cancel_operation(state: &mut State, operation: &str) -> Outcome {
+    let id = names::operation(state, operation)?.id;
+    if let Some(operation) = state.operations.get_mut(&id)
+        && operation.state == OperationState::Open
+    {
+        Arc::make_mut(operation).cancel_requested = true;
+    }
+    Ok(Response::Operation(id))
+}
+
+pub(super) fn tag_snapshot(state: &mut State, snapshot: &str, name: &str) -> Outcome {
+    let id = names::snapshot(state, snapshot)?.id;
+    check_snapshot_name(state, name, Some(id))?;
+    if let Some(snapshot) = state.snapshots.get_mut(&id) {
+        Arc::make_mut(snapshot).name = Some(name.to_owned());
+    }
+    Ok(Response::Snapshot(id))
+}
+
+fn check_snapshot_name(
+    state: &State,
+    name: &str,
+    own: Option<SnapshotId>,
+) -> Result<(), Rejection> {
+    names::check_name("name", name)?;
+    let is_other = |snapshot: &Arc<Snapshot>| {
+        Some(snapshot.id) != own && snapshot.name.as_deref() == Some(name)
+    };
+    if state.snapshots.values().any(is_other) {
+        return Err(Rejection::NameTaken {
+            kind: Kind::Snapshot,
+            name: name.to_owned(),
+        });
+    }
+    Ok(())
+}

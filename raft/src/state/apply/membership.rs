@@ -1,0 +1,162 @@
+//! The cluster's founding, join tokens and nodes.
+
+use std::sync::Arc;
+
+use super::{check_address, check_labels, invalid};
+use crate::state::{
+    ids::{ClusterId, NodeId, TokenId},
+    model::{Capacity, Labels, Millis, Node, State, Token},
+    names,
+    response::{Kind, Outcome, Rejection, Response},
+};
+
+pub(super) fn found(
+    state: &mut State,
+    now: Millis,
+    cluster: ClusterId,
+    name: &str,
+    address: &str,
+) -> Outcome {
+    match state.cluster {
+        Some(existing) if existing == cluster => return Ok(Response::Done),
+        Some(existing) => {
+            return Err(Rejection::WrongState {
+                kind: Kind::Node,
+                name: name.to_owned(),
+                problem: format!("cannot found a cluster: it is in {existing} already"),
+            });
+        }
+        None => {}
+    }
+    names::check_name("name", name)?;
+    check_address(address)?;
+    state.cluster = Some(cluster);
+    Ok(Response::Node(add_node(state, now, name, address)))
+}
+
+pub(super) fn create_token(
+    state: &mut State,
+    now: Millis,
+    id: TokenId,
+    key_hash: &[u8; 32],
+    expires_at: Millis,
+) -> Outcome {
+    if expires_at <= now {
+        return Err(invalid("ttlSeconds", "must end in the future"));
+    }
+    if state.tokens.contains_key(&id)
+        || state
+            .tokens
+            .values()
+            .any(|token| token.key_hash == *key_hash)
+    {
+        return Err(Rejection::WrongState {
+            kind: Kind::Token,
+            name: id.to_string(),
+            problem: "exists already".to_owned(),
+        });
+    }
+    // A good moment to forget the ones that can no longer be used.
+    state.tokens.retain(|_, token| token.expires_at > now);
+    state.tokens.insert(
+        id,
+        Token {
+            key_hash: *key_hash,
+            created_at: now,
+            expires_at,
+        },
+    );
+    Ok(Response::Done)
+}
+
+pub(super) fn revoke_token(state: &mut State, id: &str) -> Outcome {
+    let (id, _) = names::token(state, id)?;
+    state.tokens.remove(&id);
+    Ok(Response::Done)
+}
+
+pub(super) fn join(
+    state: &mut State,
+    now: Millis,
+    key_hash: &[u8; 32],
+    name: &str,
+    address: &str,
+) -> Outcome {
+    // The token first: nothing is told to somebody without one.
+    let token = state
+        .tokens
+        .iter()
+        .find(|(_, token)| token.key_hash == *key_hash && now < token.expires_at)
+        .map(|(id, _)| *id)
+        .ok_or(Rejection::BadToken)?;
+    names::check_name("name", name)?;
+    check_address(address)?;
+    if state.nodes.values().any(|node| node.name == name) {
+        return Err(Rejection::NameTaken {
+            kind: Kind::Node,
+            name: name.to_owned(),
+        });
+    }
+    state.tokens.remove(&token);
+    Ok(Response::Node(add_node(state, now, name, address)))
+}
+
+fn add_node(state: &mut State, now: Millis, name: &str, address: &str) -> NodeId {
+    let id = state.next_node;
+    state.next_node += 1;
+    state.nodes.insert(
+        id,
+        Arc::new(Node {
+            id,
+            name: name.to_owned(),
+            address: address.to_owned(),
+            schedulable: true,
+            labels: Labels::new(),
+            created_at: now,
+            capacity: None,
+        }),
+    );
+    id
+}
+
+/// Never refused: a node that is gone may still report.
+pub(super) fn report_node(
+    state: &mut State,
+    node: NodeId,
+    address: &str,
+    capacity: &Capacity,
+) -> Outcome {
+    if let Some(node) = state.nodes.get_mut(&node) {
+        let node = Arc::make_mut(node);
+        node.capacity = Some(capacity.clone());
+        if check_address(address).is_ok() {
+            address.clone_into(&mut node.address);
+        }
+    }
+    Ok(Response::Done)
+}
+
+pub(super) fn label_node(
+    state: &mut State,
+    node: &str,
+    set: &Labels,
+    remove: &[String],
+) -> Outcome {
+    let node = names::node(state, node)?;
+    let (id, mut labels) = (node.id, node.labels.clone());
+    labels.retain(|key, _| !remove.contains(key));
+    labels.extend(set.clone());
+    check_labels(&labels)?;
+    if let Some(node) = state.nodes.get_mut(&id) {
+        Arc::make_mut(node).labels = labels;
+    }
+    Ok(Response::Node(id))
+}
+
+pub(super) fn cordon_node(state: &mut State, node: &str, schedulable: bool) -> Outcome {
+    let id = names::node(state, node)?.id;
+    if let Some(node) = state.nodes.get_mut(&id) {
+        Arc::make_mut(node).schedulable = schedulable;
+    }
+    Ok(Response::Node(id))
+}

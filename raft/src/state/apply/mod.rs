@@ -1,0 +1,192 @@
+//! The one function that changes the state. Called by the state machine for every committed proposal, in order.
+//!
+//! Each command validates everything first and changes the state after that, so that a refusal leaves it as it was.
+
+mod fork;
+mod image;
+mod membership;
+mod placement;
+mod removal;
+mod vm;
+
+use super::{
+    command::{Command, Proposal},
+    model::{Labels, Millis, State},
+    requests::RequestRecord,
+    response::{Outcome, Rejection},
+};
+
+pub use removal::{dependents_of_image, dependents_of_snapshot};
+
+/// How long a request id may be.
+const MAX_REQUEST_ID: usize = 64;
+
+/// How many labels an object may have.
+const MAX_LABELS: usize = 64;
+
+/// How long a label's key and value may be.
+const MAX_LABEL: (usize, usize) = (63, 255);
+
+/// How long a command line and the like may be.
+const MAX_LINE: usize = 4096;
+
+/// Applies a proposal.
+///
+/// A request that is known already is answered as it was the first time, accepted or refused, and does nothing. A refusal
+/// leaves the state as it was, but for the record of the request.
+pub fn apply(state: &mut State, proposal: &Proposal) -> Outcome {
+    let Some(key) = &proposal.request else {
+        return command(state, proposal.now, &proposal.command);
+    };
+    if !is_request_id(&key.id) {
+        return Err(invalid(
+            "requestId",
+            "must be 1 to 64 of A-Z, a-z, 0-9, _ and -",
+        ));
+    }
+    if let Some(known) = state.requests.get(&key.id) {
+        if known.body == key.body {
+            return known.outcome.clone();
+        }
+        return Err(Rejection::RequestIdReused { id: key.id.clone() });
+    }
+    let outcome = command(state, proposal.now, &proposal.command);
+    state.requests.insert(
+        key.id.clone(),
+        RequestRecord {
+            body: key.body,
+            outcome: outcome.clone(),
+        },
+    );
+    outcome
+}
+
+/// Whether a request id has the right form.
+fn is_request_id(id: &str) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&id.len())
+        && id
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
+}
+
+/// Sends each command to its place.
+fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
+    match command {
+        Command::Found {
+            cluster,
+            name,
+            address,
+        } => membership::found(state, now, *cluster, name, address),
+        Command::CreateToken {
+            id,
+            key_hash,
+            expires_at,
+        } => membership::create_token(state, now, *id, key_hash, *expires_at),
+        Command::RevokeToken { id } => membership::revoke_token(state, id),
+        Command::Join {
+            key_hash,
+            name,
+            address,
+        } => membership::join(state, now, key_hash, name, address),
+        Command::ReportNode {
+            node,
+            address,
+            capacity,
+        } => membership::report_node(state, *node, address, capacity),
+        Command::LabelNode { node, set, remove } => {
+            membership::label_node(state, node, set, remove)
+        }
+        Command::CordonNode { node, schedulable } => {
+            membership::cordon_node(state, node, *schedulable)
+        }
+
+        Command::ImportImage { .. } => image::import(state, now, command),
+        Command::ReportImage { image, node } => image::report(state, *image, *node),
+        Command::DeleteImage { image } => image::delete(state, now, image),
+
+        Command::CreateVm { .. } => vm::create(state, now, command),
+        Command::SetPower { vm, action } => vm::set_power(state, vm, *action),
+        Command::DeleteVm { vm, force } => vm::delete(state, now, vm, *force),
+        Command::ReportVms { node, reports } => vm::report(state, *node, reports),
+
+        Command::CreateSnapshot { .. } => fork::create_snapshot(state, now, command),
+        Command::Fork { .. } => fork::fork(state, now, command),
+        Command::SnapshotReady { operation, content } => {
+            fork::snapshot_ready(state, now, *operation, content)
+        }
+        Command::ReportChildren { operation, results } => {
+            fork::report_children(state, now, *operation, results)
+        }
+        Command::FailOperation {
+            operation,
+            reason,
+            cancelled,
+        } => fork::fail_operation(state, now, *operation, reason, *cancelled),
+        Command::CancelOperation { operation } => fork::cancel_operation(state, operation),
+        Command::TagSnapshot { snapshot, name } => fork::tag_snapshot(state, snapshot, name),
+        Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
+        Command::LostSnapshot { snapshot, node } => {
+            removal::lost_snapshot(state, now, *snapshot, *node)
+        }
+
+        Command::Purged { node, objects } => removal::purged(state, *node, objects),
+    }
+}
+
+fn invalid(field: &str, problem: impl Into<String>) -> Rejection {
+    Rejection::InvalidField {
+        field: field.to_owned(),
+        problem: problem.into(),
+    }
+}
+
+/// HOST:PORT, where a host in brackets may have colons of its own.
+fn check_address(address: &str) -> Result<(), Rejection> {
+    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty()
+            && address.len() <= 300
+            && host.chars().all(|c| c.is_ascii_graphic())
+            && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if good {
+        Ok(())
+    } else {
+        Err(invalid("address", "must be HOST:PORT"))
+    }
+}
+
+/// One line of text that goes onto a command line.
+fn check_line(field: &str, line: &str) -> Result<(), Rejection> {
+    if line.len() > MAX_LINE {
+        return Err(invalid(field, format!("must be at most {MAX_LINE} bytes")));
+    }
+    if line.chars().any(char::is_control) {
+        return Err(invalid(
+            field,
+            "must not hold line breaks or other control characters",
+        ));
+    }
+    Ok(())
+}
+
+fn check_labels(labels: &Labels) -> Result<(), Rejection> {
+    if labels.len() > MAX_LABELS {
+        return Err(invalid("labels", format!("must be at most {MAX_LABELS}")));
+    }
+    let printable = |text: &str| !text.chars().any(char::is_control);
+    for (key, value) in labels {
+        if key.is_empty() || key.len() > MAX_LABEL.0 || !printable(key) {
+            return Err(invalid(
+                "labels",
+                format!("a key must be 1 to {} printable bytes", MAX_LABEL.0),
+            ));
+        }
+        if value.len() > MAX_LABEL.1 || !printable(value) {
+            return Err(invalid(
+                "labels",
+                format!("a value must be at most {} printable bytes", MAX_LABEL.1),
+            ));
+        }
+    }
+    Ok(())
+}

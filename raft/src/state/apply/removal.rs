@@ -1,0 +1,209 @@
+//! What depends on what, tombstones, and the end of snapshots.
+//!
+//! Removal has an order: tombstone in the state, the node deletes, the node reports, the record goes.
+
+use std::{collections::BTreeSet, fmt::Display, sync::Arc};
+
+use crate::state::{
+    ids::{ImageId, NodeId, SnapshotId},
+    model::{Millis, ObjectId, OperationState, Snapshot, Source, State, Tombstone},
+    names,
+    response::{Kind, Outcome, Rejection, Response},
+};
+
+/// How many dependents a rejection lists.
+const LISTED: usize = 20;
+
+/// What depends on a snapshot: the VMs that were started from it and the snapshots of those. Each with its kind.
+pub fn dependents_of_snapshot(state: &State, id: SnapshotId) -> Vec<String> {
+    let vms = state
+        .vms
+        .values()
+        .filter(move |vm| vm.source == Source::Snapshot(id))
+        .map(|vm| format!("VM {}", vm.name));
+    let snapshots = state
+        .snapshots
+        .values()
+        .filter(move |snapshot| snapshot.parent == Some(id))
+        .map(snapshot_label);
+    vms.chain(snapshots).collect()
+}
+
+/// What depends on an image: the VMs and snapshots that were made from it. Each with its kind.
+pub fn dependents_of_image(state: &State, id: ImageId) -> Vec<String> {
+    let vms = state
+        .vms
+        .values()
+        .filter(|vm| vm.spec.image == id)
+        .map(|vm| format!("VM {}", vm.name));
+    let snapshots = state
+        .snapshots
+        .values()
+        .filter(|snapshot| snapshot.spec.image == id)
+        .map(snapshot_label);
+    vms.chain(snapshots).collect()
+}
+
+fn snapshot_label(snapshot: &Arc<Snapshot>) -> String {
+    format!("snapshot {}", name_of(snapshot))
+}
+
+/// A snapshot's name, or its id when it has none.
+pub(super) fn name_of(snapshot: &Snapshot) -> String {
+    snapshot
+        .name
+        .clone()
+        .unwrap_or_else(|| snapshot.id.to_string())
+}
+
+pub(super) fn refuse_dependents(
+    kind: Kind,
+    name: &str,
+    mut dependents: Vec<String>,
+) -> Result<(), Rejection> {
+    if dependents.is_empty() {
+        return Ok(());
+    }
+    if dependents.len() > LISTED {
+        let more = dependents.len() - LISTED;
+        dependents.truncate(LISTED);
+        dependents.push(format!("{more} more"));
+    }
+    Err(Rejection::InUse {
+        kind,
+        name: name.to_owned(),
+        dependents,
+    })
+}
+
+pub(super) fn id_taken(kind: Kind, id: impl Display) -> Rejection {
+    Rejection::WrongState {
+        kind,
+        name: id.to_string(),
+        problem: "exists or existed already".to_owned(),
+    }
+}
+
+/// Leaves a tombstone for the nodes that hold something of an object.
+pub(super) fn bury(
+    state: &mut State,
+    now: Millis,
+    object: ObjectId,
+    name: &str,
+    nodes: &BTreeSet<NodeId>,
+) {
+    if !nodes.is_empty() {
+        let tombstone = Tombstone {
+            name: name.to_owned(),
+            nodes: nodes.clone(),
+            created_at: now,
+        };
+        state.tombstones.insert(object, tombstone);
+    }
+}
+
+fn has_dependents(state: &State, id: SnapshotId) -> bool {
+    state
+        .vms
+        .values()
+        .any(|vm| vm.source == Source::Snapshot(id))
+        || state
+            .snapshots
+            .values()
+            .any(|snapshot| snapshot.parent == Some(id))
+}
+
+/// Whether the operation that makes a snapshot is still under way.
+pub(super) fn is_being_made(state: &State, snapshot: &Snapshot) -> bool {
+    state
+        .operations
+        .get(&snapshot.operation)
+        .is_some_and(|operation| operation.state == OperationState::Open)
+}
+
+/// Removes a snapshot, whatever depends on it.
+pub(super) fn remove_snapshot(
+    state: &mut State,
+    now: Millis,
+    id: SnapshotId,
+) -> Option<Arc<Snapshot>> {
+    let snapshot = state.snapshots.remove(&id)?;
+    bury(
+        state,
+        now,
+        ObjectId::Snapshot(id),
+        &name_of(&snapshot),
+        &snapshot.nodes,
+    );
+    Some(snapshot)
+}
+
+/// Removes a snapshot that nobody named, or that never became ready, once nothing depends on it; then the ones it came
+/// from in the same way.
+pub(super) fn collect(state: &mut State, now: Millis, from: Option<SnapshotId>) {
+    let mut next = from;
+    while let Some(id) = next {
+        let Some(snapshot) = state.snapshots.get(&id) else {
+            return;
+        };
+        let wanted = snapshot.name.is_some() && snapshot.content.is_some();
+        if wanted || is_being_made(state, snapshot) || has_dependents(state, id) {
+            return;
+        }
+        next = remove_snapshot(state, now, id).and_then(|snapshot| snapshot.parent);
+    }
+}
+
+pub(super) fn delete_snapshot(state: &mut State, now: Millis, snapshot: &str) -> Outcome {
+    let snapshot = Arc::clone(names::snapshot(state, snapshot)?);
+    let name = name_of(&snapshot);
+    if is_being_made(state, &snapshot) {
+        return Err(Rejection::WrongState {
+            kind: Kind::Snapshot,
+            name,
+            problem: format!(
+                "is being made: cancel operation {} instead",
+                snapshot.operation
+            ),
+        });
+    }
+    refuse_dependents(
+        Kind::Snapshot,
+        &name,
+        dependents_of_snapshot(state, snapshot.id),
+    )?;
+    remove_snapshot(state, now, snapshot.id);
+    collect(state, now, snapshot.parent);
+    Ok(Response::DeletedSnapshot(snapshot.id))
+}
+
+/// Never refused: the snapshot may be gone.
+pub(super) fn lost_snapshot(
+    state: &mut State,
+    now: Millis,
+    id: SnapshotId,
+    node: NodeId,
+) -> Outcome {
+    if let Some(snapshot) = state.snapshots.get_mut(&id)
+        && snapshot.nodes.contains(&node)
+    {
+        Arc::make_mut(snapshot).nodes.remove(&node);
+        if snapshot.nodes.is_empty() {
+            collect(state, now, Some(id));
+        }
+    }
+    Ok(Response::Done)
+}
+
+/// Never refused: what is gone is gone.
+pub(super) fn purged(state: &mut State, node: NodeId, objects: &[ObjectId]) -> Outcome {
+    for object in objects {
+        if let Some(tombstone) = state.tombstones.get_mut(object) {
+            tombstone.nodes.remove(&node);
+            if tombstone.nodes.is_empty() {
+                state.tombstones.remove(object);
+            }
+        }
+    }
+    Ok(Response::Done)
+}

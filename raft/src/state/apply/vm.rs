@@ -1,0 +1,262 @@
+//! Virtual machines.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{check_labels, check_line, invalid, placement, removal};
+use crate::state::{
+    command::{Command, PowerAction, VmReport},
+    ids::{NodeId, VmId},
+    model::{Image, Machine, Millis, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
+    names,
+    response::{Kind, Outcome, Rejection, Response},
+};
+
+/// Memory comes in pieces of this, bytes: huge pages, and the same everywhere.
+const MEMORY_UNIT: u64 = 2 << 20;
+/// The least memory of a VM, bytes.
+const MIN_MEMORY: u64 = 32 << 20;
+/// The most virtual processors.
+const MAX_CPUS: u32 = 255;
+/// Disks come in pieces of this, bytes.
+const SECTOR: u64 = 512;
+
+pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outcome {
+    let Command::CreateVm {
+        id,
+        name,
+        image,
+        node,
+        candidates,
+        cpus,
+        memory_bytes,
+        disk_bytes,
+        accelerator,
+        cpu_model,
+        cmdline,
+        labels,
+    } = command
+    else {
+        unreachable!("called for this command only");
+    };
+    names::check_name("name", name)?;
+    if !(1..=MAX_CPUS).contains(cpus) {
+        return Err(invalid("cpus", format!("must be 1 to {MAX_CPUS}")));
+    }
+    if *memory_bytes < MIN_MEMORY || *memory_bytes % MEMORY_UNIT != 0 {
+        return Err(invalid(
+            "memory",
+            "must be a multiple of 2 MiB and at least 32 MiB",
+        ));
+    }
+    check_line("cmdline", cmdline)?;
+    if let Some(model) = cpu_model {
+        check_cpu_model(model)?;
+    }
+    check_labels(labels)?;
+    let image = names::image(state, image)?;
+    if image.kernel.is_none() {
+        return Err(invalid(
+            "image",
+            format!(
+                "{:?} has no kernel, which a microvm is started from",
+                image.name
+            ),
+        ));
+    }
+    let spec = VmSpec {
+        image: image.id,
+        cpus: *cpus,
+        memory_bytes: *memory_bytes,
+        disk_bytes: disk_size(image, *disk_bytes)?,
+        machine: Machine::Microvm,
+        accelerator: *accelerator,
+        cpu_model: cpu_model.clone(),
+        cmdline: cmdline.clone(),
+    };
+    if state.vms.values().any(|vm| vm.name == *name) {
+        return Err(Rejection::NameTaken {
+            kind: Kind::Vm,
+            name: name.clone(),
+        });
+    }
+    if state.vms.contains_key(id) || state.tombstones.contains_key(&ObjectId::Vm(*id)) {
+        return Err(removal::id_taken(Kind::Vm, id));
+    }
+    let needs = placement::Needs {
+        memory_bytes: *memory_bytes,
+        accelerator: *accelerator,
+    };
+    let node = placement::choose(state, node.as_deref(), candidates, &needs)?;
+    let vm = Vm {
+        id: *id,
+        name: name.clone(),
+        node,
+        spec,
+        source: Source::Image,
+        parent: None,
+        labels: labels.clone(),
+        power: Power::Running,
+        generation: 1,
+        boot: 1,
+        phase: Phase::Pending,
+        reason: String::new(),
+        reported_boot: 0,
+        operation: None,
+        created_at: now,
+    };
+    state.vms.insert(*id, Arc::new(vm));
+    Ok(Response::Vm(*id))
+}
+
+fn check_cpu_model(model: &str) -> Result<(), Rejection> {
+    check_line("cpuModel", model)?;
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"_.,=+-".contains(&b);
+    if model.is_empty() || !model.bytes().all(allowed) {
+        return Err(invalid(
+            "cpuModel",
+            "may hold letters, digits and _.,=+- only",
+        ));
+    }
+    Ok(())
+}
+
+/// The disk's size, bytes; 0 for none.
+fn disk_size(image: &Image, asked: u64) -> Result<u64, Rejection> {
+    let least = image.disk.as_ref().map_or(0, |disk| disk.virtual_bytes);
+    if asked == 0 {
+        return Ok(least);
+    }
+    if asked < least {
+        return Err(invalid(
+            "disk",
+            format!("must be at least the image's {least} bytes"),
+        ));
+    }
+    if asked % SECTOR != 0 {
+        return Err(invalid(
+            "disk",
+            format!("must be a multiple of {SECTOR} bytes"),
+        ));
+    }
+    Ok(asked)
+}
+
+pub(super) fn set_power(state: &mut State, vm: &str, action: PowerAction) -> Outcome {
+    let id = names::vm(state, vm)?.id;
+    let Some(vm) = state.vms.get_mut(&id) else {
+        return Err(names::not_found(Kind::Vm, vm));
+    };
+    let wanted = wanted_power(vm, action)?;
+    let Wanted { power, boots } = wanted;
+    if power != vm.power || boots {
+        let vm = Arc::make_mut(vm);
+        vm.power = power;
+        vm.generation += 1;
+        if boots {
+            vm.boot += 1;
+            vm.phase = Phase::Pending;
+            vm.reason.clear();
+        }
+    }
+    Ok(Response::Vm(id))
+}
+
+/// How a VM should be after an action.
+struct Wanted {
+    power: Power,
+    /// Whether it is started anew.
+    boots: bool,
+}
+
+fn wanted_power(vm: &Vm, action: PowerAction) -> Result<Wanted, Rejection> {
+    let ended = matches!(vm.phase, Phase::Failed | Phase::Stopped);
+    let refuse = |problem: &str| {
+        Err(Rejection::WrongState {
+            kind: Kind::Vm,
+            name: vm.name.clone(),
+            problem: problem.to_owned(),
+        })
+    };
+    let (power, boots) = match (action, vm.power) {
+        (PowerAction::Start, Power::Stopped { .. }) => (Power::Running, true),
+        (PowerAction::Start, Power::Running | Power::Paused) if ended => (Power::Running, true),
+        (PowerAction::Start, Power::Running) => (Power::Running, false),
+        (PowerAction::Start, Power::Paused) => return refuse("is paused: resume it"),
+
+        (PowerAction::Stop, Power::Stopped { force }) => (Power::Stopped { force }, false),
+        (PowerAction::Stop, Power::Running | Power::Paused) => {
+            (Power::Stopped { force: false }, false)
+        }
+        (PowerAction::ForceStop, _) => (Power::Stopped { force: true }, false),
+
+        (PowerAction::Pause | PowerAction::Resume, Power::Stopped { .. }) => {
+            return refuse("is stopped or being stopped: start it");
+        }
+        (PowerAction::Pause | PowerAction::Resume, Power::Running | Power::Paused) if ended => {
+            return refuse("is not running: start it");
+        }
+        (PowerAction::Pause, Power::Running | Power::Paused) => (Power::Paused, false),
+        (PowerAction::Resume, Power::Running | Power::Paused) => (Power::Running, false),
+
+        (PowerAction::Restart, Power::Stopped { .. }) => {
+            return refuse("is stopped or being stopped: start it");
+        }
+        (PowerAction::Restart, Power::Running | Power::Paused) => (Power::Running, true),
+    };
+    Ok(Wanted { power, boots })
+}
+
+pub(super) fn delete(state: &mut State, now: Millis, vm: &str, force: bool) -> Outcome {
+    let vm = names::vm(state, vm)?;
+    let ended = matches!(vm.phase, Phase::Stopped | Phase::Failed);
+    if !force && !ended && matches!(vm.power, Power::Running | Power::Paused) {
+        return Err(Rejection::WrongState {
+            kind: Kind::Vm,
+            name: vm.name.clone(),
+            problem: "is running: stop it first, or use --force".to_owned(),
+        });
+    }
+    let id = vm.id;
+    remove(state, now, id);
+    Ok(Response::DeletedVm(id))
+}
+
+/// Removes a VM, and the snapshots that existed for it only.
+pub(super) fn remove(state: &mut State, now: Millis, id: VmId) {
+    let Some(vm) = state.vms.remove(&id) else {
+        return;
+    };
+    removal::bury(
+        state,
+        now,
+        ObjectId::Vm(id),
+        &vm.name,
+        &BTreeSet::from([vm.node]),
+    );
+    match vm.source {
+        Source::Image => {}
+        Source::Snapshot(snapshot) => removal::collect(state, now, Some(snapshot)),
+    }
+}
+
+/// Never refused: what is reported may be gone or have moved on.
+pub(super) fn report(state: &mut State, node: NodeId, reports: &[VmReport]) -> Outcome {
+    for report in reports {
+        let Some(vm) = state.vms.get_mut(&report.vm) else {
+            continue;
+        };
+        if vm.node != node || report.boot != vm.boot {
+            continue;
+        }
+        let vm = Arc::make_mut(vm);
+        vm.phase = report.phase;
+        vm.reason.clone_from(&report.reason);
+        vm.reported_boot = report.boot;
+        // The guest powered itself off: it stays off until somebody starts it.
+        if report.phase == Phase::Stopped && !matches!(vm.power, Power::Stopped { .. }) {
+            vm.power = Power::Stopped { force: false };
+            vm.generation += 1;
+        }
+    }
+    Ok(Response::Done)
+}

@@ -1,0 +1,215 @@
+//! Everything that can be asked of the replicated state. A command carries all that its application needs: the proposer
+//! stamps time, ids and randomness into it.
+
+use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
+use super::model::{
+    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, DiskBlob, Labels, Millis,
+    ObjectId, Phase,
+};
+
+/// A command and what goes with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proposal {
+    /// The request it carries out; `None` for what agents report on their own.
+    pub request: Option<RequestKey>,
+    /// The proposer's time.
+    pub now: Millis,
+    /// What to do.
+    pub command: Command,
+}
+
+/// Names a request and its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestKey {
+    /// The client's id.
+    pub id: String,
+    /// SHA-256 of the request's body.
+    pub body: [u8; 32],
+}
+
+/// What to do. Names may be given as names, ids or unambiguous prefixes of ids; `apply` resolves them.
+/// Fields are called as in the objects they fill; where one means more, its variant says so.
+#[allow(missing_docs)] // As said above.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// The first command of a cluster: names it and its first node, which gets the number 1.
+    Found {
+        cluster: ClusterId,
+        name: String,
+        address: String,
+    },
+
+    // -- Trust and membership ----------------------------------------------------------------------------------------
+    /// Notes a join token.
+    CreateToken {
+        id: TokenId,
+        key_hash: [u8; 32],
+        expires_at: Millis,
+    },
+    /// Makes a token useless.
+    RevokeToken { id: String },
+    /// Uses up a token and notes a new node. Answered with `Response::Node`. Refused when no valid token has this hash,
+    /// or the name is taken.
+    Join {
+        key_hash: [u8; 32],
+        name: String,
+        address: String,
+    },
+    /// A node's agent has started: what it has to offer and where it is reached.
+    ReportNode {
+        node: NodeId,
+        address: String,
+        capacity: Capacity,
+    },
+    /// Sets and removes labels.
+    LabelNode {
+        node: String,
+        set: Labels,
+        remove: Vec<String>,
+    },
+    /// Allows or forbids placing new VMs.
+    CordonNode { node: String, schedulable: bool },
+
+    // -- Images ------------------------------------------------------------------------------------------------------
+    /// Notes an image whose files are on a node.
+    ImportImage {
+        id: ImageId,
+        name: String,
+        kernel: Option<Blob>,
+        initrd: Option<Blob>,
+        disk: Option<DiskBlob>,
+        cmdline: String,
+        ready_line: Option<String>,
+        boot_timeout_ms: u64,
+        node: NodeId,
+    },
+    /// A node fetched an image's files.
+    ReportImage { image: ImageId, node: NodeId },
+    /// Deletes an image.
+    DeleteImage { image: String },
+
+    // -- VMs ---------------------------------------------------------------------------------------------------------
+    /// Creates a VM. `node` is the user's choice, `candidates` are the nodes that the proposer knows to be online; without
+    /// a choice the schedulable candidate with enough capacity and the fewest VMs is taken, the lowest number first.
+    CreateVm {
+        id: VmId,
+        name: String,
+        image: String,
+        node: Option<String>,
+        candidates: Vec<NodeId>,
+        cpus: u32,
+        memory_bytes: u64,
+        disk_bytes: u64,
+        accelerator: Accelerator,
+        cpu_model: Option<String>,
+        cmdline: String,
+        labels: Labels,
+    },
+    /// Changes how a VM should be.
+    SetPower { vm: String, action: PowerAction },
+    /// Deletes a VM; a running one only with `force`.
+    DeleteVm { vm: String, force: bool },
+    /// What a node saw of its VMs.
+    ReportVms {
+        node: NodeId,
+        reports: Vec<VmReport>,
+    },
+
+    // -- Snapshots and forks -----------------------------------------------------------------------------------------
+    /// Begins to capture a VM.
+    CreateSnapshot {
+        operation: OperationId,
+        vm: String,
+        name: Option<String>,
+        mode: CaptureMode,
+        expires_at: Millis,
+    },
+    /// Begins a fork: notes the operation, the snapshot when there is none yet, and the children.
+    Fork {
+        operation: OperationId,
+        source: ForkSource,
+        count: u32,
+        name: Option<String>,
+        mode: CaptureMode,
+        paused: bool,
+        labels: Labels,
+        expires_at: Millis,
+    },
+    /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.
+    SnapshotReady {
+        operation: OperationId,
+        content: Content,
+    },
+    /// What became of an operation's children. The operation is complete when all are known.
+    ReportChildren {
+        operation: OperationId,
+        results: Vec<(u32, ChildResult)>,
+    },
+    /// Gives an operation up: its children that are not known to run go, its snapshot goes unless it is ready and named.
+    /// Nothing when it ended before.
+    FailOperation {
+        operation: OperationId,
+        reason: String,
+        cancelled: bool,
+    },
+    /// Asks the node that does it to give an operation up.
+    CancelOperation { operation: String },
+    /// Names a snapshot.
+    TagSnapshot { snapshot: String, name: String },
+    /// Deletes a snapshot.
+    DeleteSnapshot { snapshot: String },
+    /// A node found that it no longer has what a snapshot is made of (its host was restarted). The snapshot stays listed
+    /// for its dependents, without this node.
+    LostSnapshot { snapshot: SnapshotId, node: NodeId },
+
+    // -- Removal -----------------------------------------------------------------------------------------------------
+    /// A node has deleted what it held of these.
+    Purged {
+        node: NodeId,
+        objects: Vec<ObjectId>,
+    },
+}
+
+/// What a user asks of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PowerAction {
+    /// From `Stopped` or failed to running.
+    Start,
+    /// Press the power button.
+    Stop,
+    /// Pull the plug.
+    ForceStop,
+    /// From running to paused.
+    Pause,
+    /// From paused to running.
+    Resume,
+    /// End it and start it from its disk.
+    Restart,
+}
+
+/// What is forked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ForkSource {
+    /// A VM, captured first.
+    Vm(String),
+    /// A snapshot; with the VM's name or id when the user gave it, which must be the one it was captured from.
+    Snapshot {
+        /// The snapshot's name or id.
+        snapshot: String,
+        /// The VM that the user named before the `@`.
+        vm: Option<String>,
+    },
+}
+
+/// What a node saw of one of its VMs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmReport {
+    /// The VM.
+    pub vm: VmId,
+    /// The boot that the report is about: one about an older boot than the wanted one is ignored.
+    pub boot: u64,
+    /// How it is.
+    pub phase: Phase,
+    /// Why, where that needs saying.
+    pub reason: String,
+}

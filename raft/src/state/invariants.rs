@@ -1,0 +1,256 @@
+//! What must hold in every state that can be reached. Called by tests, and by whoever doubts a state.
+
+use std::{collections::BTreeSet, fmt::Debug};
+
+use super::{
+    KEPT_OPERATIONS, KEPT_REQUESTS,
+    ids::{DERIVED_IDS, ImageId, SnapshotId},
+    model::{ObjectId, OperationKind, OperationState, Source, State},
+    names,
+};
+
+/// An invariant that does not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{object}: {rule}")]
+pub struct Violation {
+    /// What it was found in.
+    pub object: String,
+    /// What should have been.
+    pub rule: &'static str,
+}
+
+/// Checks a whole state.
+pub fn check(state: &State) -> Result<(), Violation> {
+    nodes(state)?;
+    images(state)?;
+    vms(state)?;
+    snapshots(state)?;
+    operations(state)?;
+    tombstones(state)?;
+    // The oldest go in chunks: a few more than asked for may be there.
+    hold(
+        state.requests.len() < KEPT_REQUESTS + 1_000,
+        "requests",
+        "are bounded",
+    )
+}
+
+fn hold(holds: bool, object: impl Debug, rule: &'static str) -> Result<(), Violation> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Violation {
+            object: format!("{object:?}"),
+            rule,
+        })
+    }
+}
+
+fn unique<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Violation> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        hold(names::is_valid(name), name, "a name follows the rule")?;
+        hold(seen.insert(name), name, "a name is used once")?;
+    }
+    Ok(())
+}
+
+fn nodes(state: &State) -> Result<(), Violation> {
+    unique(state.nodes.values().map(|node| &node.name))?;
+    hold(
+        state.cluster.is_some() || state.nodes.is_empty(),
+        "cluster",
+        "nodes are in a cluster",
+    )?;
+    for (id, node) in &state.nodes {
+        hold(*id == node.id, id, "a node is kept under its number")?;
+        hold(*id < state.next_node, id, "a node's number was given out")?;
+    }
+    Ok(())
+}
+
+fn images(state: &State) -> Result<(), Violation> {
+    unique(state.images.values().map(|image| &image.name))?;
+    for (id, image) in &state.images {
+        hold(*id == image.id, id, "an image is kept under its id")?;
+        hold(
+            image
+                .nodes
+                .iter()
+                .all(|node| state.nodes.contains_key(node)),
+            id,
+            "an image's nodes exist",
+        )?;
+        hold(!image.nodes.is_empty(), id, "an image is somewhere")?;
+    }
+    Ok(())
+}
+
+fn image_exists(state: &State, image: ImageId, object: impl Debug) -> Result<(), Violation> {
+    hold(
+        state.images.contains_key(&image),
+        object,
+        "its image exists",
+    )
+}
+
+fn vms(state: &State) -> Result<(), Violation> {
+    unique(state.vms.values().map(|vm| &vm.name))?;
+    for (id, vm) in &state.vms {
+        hold(*id == vm.id, id, "a VM is kept under its id")?;
+        hold(state.nodes.contains_key(&vm.node), id, "a VM's node exists")?;
+        image_exists(state, vm.spec.image, id)?;
+        hold(
+            vm.generation >= vm.boot && vm.boot >= 1,
+            id,
+            "every boot is a change",
+        )?;
+        hold(
+            vm.reported_boot <= vm.boot,
+            id,
+            "no boot is reported that was not wanted",
+        )?;
+        match vm.source {
+            Source::Image => hold(vm.parent.is_none(), id, "a VM from an image has no parent")?,
+            Source::Snapshot(snapshot) => {
+                hold(
+                    state.snapshots.contains_key(&snapshot),
+                    id,
+                    "a fork's snapshot exists",
+                )?;
+                hold(vm.parent.is_some(), id, "a fork has a parent")?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn snapshots(state: &State) -> Result<(), Violation> {
+    unique(
+        state
+            .snapshots
+            .values()
+            .filter_map(|snapshot| snapshot.name.as_ref()),
+    )?;
+    let used: BTreeSet<SnapshotId> = state
+        .vms
+        .values()
+        .filter_map(|vm| match vm.source {
+            Source::Image => None,
+            Source::Snapshot(snapshot) => Some(snapshot),
+        })
+        .chain(
+            state
+                .snapshots
+                .values()
+                .filter_map(|snapshot| snapshot.parent),
+        )
+        .collect();
+    for (id, snapshot) in &state.snapshots {
+        hold(*id == snapshot.id, id, "a snapshot is kept under its id")?;
+        image_exists(state, snapshot.spec.image, id)?;
+        hold(
+            snapshot
+                .nodes
+                .iter()
+                .all(|node| state.nodes.contains_key(node)),
+            id,
+            "its nodes exist",
+        )?;
+        let parent_exists = snapshot
+            .parent
+            .is_none_or(|parent| state.snapshots.contains_key(&parent));
+        hold(
+            parent_exists,
+            id,
+            "the snapshot that its VM came from exists",
+        )?;
+        let making = state
+            .operations
+            .get(&snapshot.operation)
+            .filter(|made| made.state == OperationState::Open);
+        hold(
+            snapshot.content.is_some() || making.is_some() || used.contains(id),
+            id,
+            "a snapshot without content is being made, or something depends on it",
+        )?;
+    }
+    Ok(())
+}
+
+fn operations(state: &State) -> Result<(), Violation> {
+    let mut ended = 0;
+    for (id, operation) in &state.operations {
+        hold(*id == operation.id, id, "an operation is kept under its id")?;
+        hold(
+            id.0 % DERIVED_IDS == 0,
+            id,
+            "ids can be derived from an operation's",
+        )?;
+        hold(
+            state.nodes.contains_key(&operation.node),
+            id,
+            "an operation's node exists",
+        )?;
+        hold(
+            operation
+                .results
+                .keys()
+                .all(|index| *index < operation.count),
+            id,
+            "results are of its children",
+        )?;
+        match operation.kind {
+            OperationKind::Snapshot => {
+                hold(
+                    operation.count == 0 && operation.vm.is_some(),
+                    id,
+                    "a capture has a VM and no children",
+                )?;
+            }
+            OperationKind::Fork => hold(operation.count > 0, id, "a fork has children")?,
+        }
+        let open = operation.state == OperationState::Open;
+        hold(
+            open == operation.ended_at.is_none(),
+            id,
+            "what has ended has a time of its end",
+        )?;
+        if open {
+            let exists =
+                operation.vm.is_none() || state.snapshots.contains_key(&operation.snapshot);
+            hold(exists, id, "the snapshot of an open operation exists")?;
+        } else {
+            ended += 1;
+        }
+        if operation.state == OperationState::Complete {
+            hold(
+                operation.results.len() == operation.count as usize,
+                id,
+                "all results are known at the end",
+            )?;
+        }
+    }
+    hold(
+        ended <= KEPT_OPERATIONS,
+        ended,
+        "ended operations are bounded",
+    )
+}
+
+fn tombstones(state: &State) -> Result<(), Violation> {
+    for (object, tombstone) in &state.tombstones {
+        hold(
+            !tombstone.nodes.is_empty(),
+            object,
+            "a tombstone waits for a node",
+        )?;
+        let lives = match object {
+            ObjectId::Image(id) => state.images.contains_key(id),
+            ObjectId::Vm(id) => state.vms.contains_key(id),
+            ObjectId::Snapshot(id) => state.snapshots.contains_key(id),
+        };
+        hold(!lives, object, "nothing is both there and gone")?;
+    }
+    Ok(())
+}

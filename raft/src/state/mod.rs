@@ -1,0 +1,64 @@
+//! What should be: the replicated state, the commands that change it, and the pure function between them.
+//!
+//! Nothing here has a clock, randomness, I/O or an unordered map, so that every member comes to the same state from the
+//! same commands. Called by the state machine ([`crate::machine`]); read by everybody.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+mod apply;
+mod command;
+mod digest;
+mod ids;
+mod invariants;
+mod model;
+pub mod names;
+mod requests;
+mod response;
+
+pub use apply::{apply, dependents_of_image, dependents_of_snapshot};
+pub use command::*;
+pub use digest::digest;
+pub use ids::*;
+pub use invariants::{Violation, check};
+pub use model::*;
+pub use requests::{RequestRecord, Requests};
+pub use response::*;
+
+/// How many requests' outcomes are kept, at least.
+pub const KEPT_REQUESTS: usize = 10_000;
+
+/// How many operations that ended are kept.
+pub const KEPT_OPERATIONS: usize = 1_000;
+
+/// How many children a fork may have.
+pub const MAX_CHILDREN: u32 = 1_000;
+
+/// The form of commands and records that this program writes, and the newest it understands.
+pub const VERSION: u32 = 1;
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            cluster: None,
+            version: VERSION,
+            next_node: 1,
+            nodes: Default::default(),
+            tokens: Default::default(),
+            images: Default::default(),
+            vms: Default::default(),
+            snapshots: Default::default(),
+            operations: Default::default(),
+            tombstones: Default::default(),
+            requests: Default::default(),
+        }
+    }
+}
+
+impl State {
+    /// The state of a cluster that was not founded yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {}

@@ -1,0 +1,446 @@
+//! What is replicated: the desired state of the cluster and the rare facts about it.
+//!
+//! Everything is in ordered maps of shared values, so that a clone of the state costs a pointer for each object and
+//! readers keep theirs while the next command is applied.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
+use super::requests::Requests;
+
+/// A point in time as the proposer's clock had it: milliseconds since the Unix epoch.
+pub type Millis = u64;
+
+/// Labels: what users note about an object.
+pub type Labels = BTreeMap<String, String>;
+
+/// The replicated state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    /// The cluster; `None` before its first command.
+    pub cluster: Option<ClusterId>,
+    /// Which form of commands and records all members understand.
+    pub version: u32,
+    /// The number that the next node gets.
+    pub next_node: NodeId,
+    /// The hosts.
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Join tokens that can still be used.
+    pub tokens: BTreeMap<TokenId, Token>,
+    /// Images.
+    pub images: BTreeMap<ImageId, Arc<Image>>,
+    /// Virtual machines.
+    pub vms: BTreeMap<VmId, Arc<Vm>>,
+    /// Snapshots, those that are being captured included.
+    pub snapshots: BTreeMap<SnapshotId, Arc<Snapshot>>,
+    /// Operations: all open ones, and the last [`super::KEPT_OPERATIONS`] that ended.
+    pub operations: BTreeMap<OperationId, Arc<Operation>>,
+    /// Objects that are gone for the users and not yet deleted by their nodes.
+    pub tombstones: BTreeMap<ObjectId, Tombstone>,
+    /// What became of requests: the last [`super::KEPT_REQUESTS`].
+    pub requests: Requests,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its number.
+    pub id: NodeId,
+    /// Unique in the cluster.
+    pub name: String,
+    /// HOST:PORT.
+    pub address: String,
+    /// Whether new VMs may be placed there.
+    pub schedulable: bool,
+    /// Labels.
+    pub labels: Labels,
+    /// When it joined.
+    pub created_at: Millis,
+    /// What it reported when its agent started last; `None` before it did.
+    pub capacity: Option<Capacity>,
+}
+
+/// What a host has to offer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capacity {
+    /// Processors.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// QEMU's version; empty where no usable one is.
+    pub qemu_version: String,
+    /// What `auto` chooses from, best first.
+    pub accelerators: Vec<Accelerator>,
+    /// The agent's version.
+    pub agent_version: String,
+    /// What keeps the host from being fully used.
+    pub problems: Vec<String>,
+}
+
+/// A join token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Token {
+    /// SHA-256 of the public key (SubjectPublicKeyInfo, DER) that the token's holder can prove to own.
+    pub key_hash: [u8; 32],
+    /// When it was made.
+    pub created_at: Millis,
+    /// When it ends.
+    pub expires_at: Millis,
+}
+
+/// An image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its id.
+    pub id: ImageId,
+    /// Unique in the cluster.
+    pub name: String,
+    /// The kernel, if it has one.
+    pub kernel: Option<Blob>,
+    /// The initial RAM file system, if it has one.
+    pub initrd: Option<Blob>,
+    /// The root disk, if it has one.
+    pub disk: Option<DiskBlob>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// A line that the guest prints once it is up.
+    pub ready_line: Option<String>,
+    /// How long it may take until then, milliseconds.
+    pub boot_timeout_ms: u64,
+    /// The nodes that hold its files.
+    pub nodes: BTreeSet<NodeId>,
+    /// When it was imported.
+    pub created_at: Millis,
+}
+
+/// A file that is named by its content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// SHA-256.
+    pub sha256: [u8; 32],
+    /// Its size, bytes.
+    pub size_bytes: u64,
+}
+
+/// A qcow2 disk without a backing file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskBlob {
+    /// The file.
+    pub blob: Blob,
+    /// The disk's size as the guest sees it, bytes.
+    pub virtual_bytes: u64,
+}
+
+/// How guest code is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Accelerator {
+    /// The best that the host has.
+    Auto,
+    /// KVM.
+    Kvm,
+    /// Software emulation.
+    Tcg,
+}
+
+/// QEMU's machine types that are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Machine {
+    /// `microvm`: virtio-mmio, started from a kernel.
+    Microvm,
+}
+
+/// What a VM is made of. A fork's is its parent's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmSpec {
+    /// The image whose disk it began with and whose kernel it starts.
+    pub image: ImageId,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory, bytes.
+    pub memory_bytes: u64,
+    /// Disk, bytes; 0 for none.
+    pub disk_bytes: u64,
+    /// The machine type.
+    pub machine: Machine,
+    /// How its code is run.
+    pub accelerator: Accelerator,
+    /// QEMU's CPU model; `None` for the accelerator's best.
+    pub cpu_model: Option<String>,
+    /// Added to the image's kernel command line.
+    pub cmdline: String,
+}
+
+/// Where a VM's first state comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// It boots from its image.
+    Image,
+    /// It goes on from a snapshot; after its first start it boots from its disk like any other.
+    Snapshot(SnapshotId),
+}
+
+/// How a VM should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// Running.
+    Running,
+    /// Standing still.
+    Paused,
+    /// Without a process. When it still has one: `force` ends it at once, else its power button is pressed first.
+    Stopped {
+        /// Whether to end it at once.
+        force: bool,
+    },
+}
+
+/// How a VM was when its node reported it last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Its node has not reported anything yet.
+    Pending,
+    /// It runs (and printed its ready line, where it has one).
+    Running,
+    /// It stands still.
+    Paused,
+    /// It has no process, as it should be or because its guest powered off.
+    Stopped,
+    /// It ended in an unforeseen way or could not be started.
+    Failed,
+}
+
+/// A virtual machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vm {
+    /// Its id.
+    pub id: VmId,
+    /// Unique in the cluster.
+    pub name: String,
+    /// Where it lives.
+    pub node: NodeId,
+    /// What it is made of.
+    pub spec: VmSpec,
+    /// Where its first state comes from.
+    pub source: Source,
+    /// The VM it was forked from, and its name then.
+    pub parent: Option<(VmId, String)>,
+    /// Labels.
+    pub labels: Labels,
+    /// How it should be.
+    pub power: Power,
+    /// Counts every change of what should be.
+    pub generation: u64,
+    /// Counts how often it should have been started: a process of an older boot is not the one that is wanted.
+    pub boot: u64,
+    /// How it was reported last.
+    pub phase: Phase,
+    /// Why, where that needs saying.
+    pub reason: String,
+    /// Which boot that report was about.
+    pub reported_boot: u64,
+    /// The operation that made it.
+    pub operation: Option<OperationId>,
+    /// When it was created.
+    pub created_at: Millis,
+}
+
+/// A captured moment of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Unique among snapshots; `None` for one that a fork made for itself and that goes with its last child.
+    pub name: Option<String>,
+    /// The VM it was captured from, and its name then.
+    pub vm: (VmId, String),
+    /// The snapshot that VM came from.
+    pub parent: Option<SnapshotId>,
+    /// The nodes that hold its files.
+    pub nodes: BTreeSet<NodeId>,
+    /// What the VM was made of.
+    pub spec: VmSpec,
+    /// The operation that makes it.
+    pub operation: OperationId,
+    /// What is in it; `None` while it is being captured.
+    pub content: Option<Content>,
+    /// When it was asked for.
+    pub created_at: Millis,
+}
+
+/// The content of a snapshot that is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Its base: named by the snapshot that made it.
+    pub base: SnapshotId,
+    /// Disk layers, the newest first, each a file's name; empty for a VM without a disk. The image's disk lies below.
+    pub layers: Vec<LayerId>,
+    /// The accelerator that ran the guest.
+    pub accelerator: Accelerator,
+    /// The CPU model that the guest saw.
+    pub cpu_model: String,
+    /// QEMU's exact version.
+    pub qemu_version: String,
+    /// The machine type as QEMU spells it.
+    pub machine: String,
+    /// The devices in their order, as `qemu::spec` names them.
+    pub devices: Vec<String>,
+    /// Bytes that the base takes.
+    pub base_bytes: u64,
+    /// Bytes of the stream.
+    pub stream_bytes: u64,
+    /// Bytes of the newest layer.
+    pub layer_bytes: u64,
+    /// What it would survive.
+    pub safety: Safety,
+    /// How the capture went.
+    pub report: CaptureReport,
+}
+
+/// A disk layer's name: the id of the VM whose first overlay it was, or of the snapshot after which it was written.
+pub type LayerId = u128;
+
+/// What a snapshot would survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Safety {
+    /// The agent's end.
+    Memory,
+    /// A reboot of the host.
+    Disk,
+}
+
+/// How a running VM is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptureMode {
+    /// Live where the host can, else paused.
+    Auto,
+    /// Stop first.
+    Paused,
+    /// Copy ahead, or fail.
+    Live,
+}
+
+/// How a capture went. Times in microseconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptureReport {
+    /// From QEMU's STOP event to its RESUME event.
+    pub pause_us: u64,
+    /// From sending `stop` to `cont` having returned.
+    pub agent_pause_us: u64,
+    /// Before the stop.
+    pub ahead_us: u64,
+    /// Parts of the pause.
+    pub stop_us: u64,
+    /// See `stop_us`.
+    pub disk_us: u64,
+    /// See `stop_us`.
+    pub devices_us: u64,
+    /// See `stop_us`.
+    pub scan_us: u64,
+    /// See `stop_us`.
+    pub copy_us: u64,
+    /// See `stop_us`.
+    pub cont_us: u64,
+    /// After the pause: writing the stream.
+    pub write_us: u64,
+    /// Rounds of copying while the guest ran.
+    pub rounds: u32,
+    /// Bytes copied while it ran.
+    pub ahead_bytes: u64,
+    /// Bytes copied while it stood still.
+    pub paused_bytes: u64,
+    /// Whether a new base was made.
+    pub new_base: bool,
+    /// Whether it was copied ahead.
+    pub live: bool,
+    /// Why the pause was longer than it should be.
+    pub note: String,
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperationKind {
+    /// Captures a VM.
+    Snapshot,
+    /// Forks a VM or a snapshot.
+    Fork,
+}
+
+/// How an operation is. The first end wins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OperationState {
+    /// Under way.
+    Open,
+    /// Done; single children may have failed.
+    Complete,
+    /// Not done; nothing of it is left.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Whether because it was cancelled.
+        cancelled: bool,
+    },
+}
+
+/// A piece of long work.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// Its id.
+    pub id: OperationId,
+    /// What it does.
+    pub kind: OperationKind,
+    /// How it is.
+    pub state: OperationState,
+    /// The VM that is captured; `None` when a snapshot is forked.
+    pub vm: Option<VmId>,
+    /// The snapshot that is made or forked.
+    pub snapshot: SnapshotId,
+    /// How to capture.
+    pub mode: CaptureMode,
+    /// How many children: ids are [`OperationId::child`] of 0 to `count - 1`.
+    pub count: u32,
+    /// What became of each child, by its number; absent while it is not known.
+    pub results: BTreeMap<u32, ChildResult>,
+    /// The node that does it.
+    pub node: NodeId,
+    /// When it was asked for.
+    pub created_at: Millis,
+    /// After this a node that has not begun with it (or was away in the middle of it) gives it up.
+    pub expires_at: Millis,
+    /// When it ended.
+    pub ended_at: Option<Millis>,
+    /// Whether somebody asked to give it up.
+    pub cancel_requested: bool,
+}
+
+/// What became of a child.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChildResult {
+    /// From the operation's beginning on its node to `cont` having returned, microseconds.
+    pub running_us: u64,
+    /// Why it failed; empty when it did not.
+    pub error: String,
+}
+
+/// An object of any kind that leaves a tombstone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ObjectId {
+    /// An image.
+    Image(ImageId),
+    /// A VM.
+    Vm(VmId),
+    /// A snapshot.
+    Snapshot(SnapshotId),
+}
+
+/// An object that is gone for the users while nodes still hold something of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tombstone {
+    /// Its name, for messages.
+    pub name: String,
+    /// The nodes that have not reported its deletion.
+    pub nodes: BTreeSet<NodeId>,
+    /// When it was deleted.
+    pub created_at: Millis,
+}

@@ -1,0 +1,105 @@
+//! What a command is answered with.
+
+use std::fmt;
+
+use super::ids::{ImageId, NodeId, OperationId, SnapshotId, VmId};
+
+/// What became of a command.
+pub type Outcome = Result<Response, Rejection>;
+
+/// What an accepted command did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Response {
+    /// There is nothing more to say.
+    Done,
+    /// This node was added or changed.
+    Node(NodeId),
+    /// This image was added.
+    Image(ImageId),
+    /// This VM was added or changed.
+    Vm(VmId),
+    /// This VM was deleted; its tombstone stays until its node has done it.
+    DeletedVm(VmId),
+    /// This snapshot was changed.
+    Snapshot(SnapshotId),
+    /// This snapshot was deleted.
+    DeletedSnapshot(SnapshotId),
+    /// This operation was begun or changed.
+    Operation(OperationId),
+}
+
+/// What kind of object a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A node.
+    Node,
+    /// A join token.
+    Token,
+    /// An image.
+    Image,
+    /// A VM.
+    Vm,
+    /// A snapshot.
+    Snapshot,
+    /// An operation.
+    Operation,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Node => "node",
+            Self::Token => "join token",
+            Self::Image => "image",
+            Self::Vm => "VM",
+            Self::Snapshot => "snapshot",
+            Self::Operation => "operation",
+        })
+    }
+}
+
+/// Why a command was refused. The state is as it was before. In every variant `kind` and `name` are the object's as the
+/// user named it, `field` is the request's field in camel case, and `problem` goes on a sentence.
+#[allow(missing_docs)] // The fields are as said above, the others in their variant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// A field can never be right.
+    #[error("{field}: {problem}")]
+    InvalidField { field: String, problem: String },
+    /// There is no such object.
+    #[error("there is no {kind} {name:?}")]
+    NotFound { kind: Kind, name: String },
+    /// An id prefix fits several objects: some of their names or ids.
+    #[error("{name:?} fits more than one {kind}: {matches:?}")]
+    Ambiguous {
+        kind: Kind,
+        name: String,
+        matches: Vec<String>,
+    },
+    /// The name is taken.
+    #[error("there already is a {kind} {name:?}")]
+    NameTaken { kind: Kind, name: String },
+    /// Something depends on it: some of the dependents, each with its kind.
+    #[error("{kind} {name:?} is in use by {dependents:?}")]
+    InUse {
+        kind: Kind,
+        name: String,
+        dependents: Vec<String>,
+    },
+    /// It makes no sense in the object's state.
+    #[error("{kind} {name:?} {problem}")]
+    WrongState {
+        kind: Kind,
+        name: String,
+        problem: String,
+    },
+    /// No node can take it; one line for each that was considered.
+    #[error("no node has room: {}", reasons.join("; "))]
+    NoCapacity { reasons: Vec<String> },
+    /// The request id was used with another body.
+    #[error("request id {id:?} was used before with another body")]
+    RequestIdReused { id: String },
+    /// The token is unknown, used up or ended.
+    #[error("the join token is unknown, used or expired")]
+    BadToken,
+}

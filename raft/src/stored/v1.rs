@@ -1,0 +1,280 @@
+//! Version 1 of the stored forms.
+#![allow(missing_docs)] // Each type and field is documented where it is mirrored from, in `crate::state`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::mirror::{Mirror, mirrors};
+use crate::state as m;
+
+/// A ULID of any kind.
+type Id = u128;
+type NodeId = u64;
+type Millis = u64;
+type Labels = BTreeMap<String, String>;
+
+mirrors! {
+    id ClusterId;
+    id ImageId;
+    id VmId;
+    id SnapshotId;
+    id OperationId;
+    id TokenId;
+
+    struct Proposal { request: Option<RequestKey>, now: Millis, command: Command }
+    struct RequestKey { id: String, body: [u8; 32] }
+
+    enum Command {
+        Found { cluster: Id, name: String, address: String },
+        CreateToken { id: Id, key_hash: [u8; 32], expires_at: Millis },
+        RevokeToken { id: String },
+        Join { key_hash: [u8; 32], name: String, address: String },
+        ReportNode { node: NodeId, address: String, capacity: Capacity },
+        LabelNode { node: String, set: Labels, remove: Vec<String> },
+        CordonNode { node: String, schedulable: bool },
+        ImportImage {
+            id: Id,
+            name: String,
+            kernel: Option<Blob>,
+            initrd: Option<Blob>,
+            disk: Option<DiskBlob>,
+            cmdline: String,
+            ready_line: Option<String>,
+            boot_timeout_ms: u64,
+            node: NodeId,
+        },
+        ReportImage { image: Id, node: NodeId },
+        DeleteImage { image: String },
+        CreateVm {
+            id: Id,
+            name: String,
+            image: String,
+            node: Option<String>,
+            candidates: Vec<NodeId>,
+            cpus: u32,
+            memory_bytes: u64,
+            disk_bytes: u64,
+            accelerator: Accelerator,
+            cpu_model: Option<String>,
+            cmdline: String,
+            labels: Labels,
+        },
+        SetPower { vm: String, action: PowerAction },
+        DeleteVm { vm: String, force: bool },
+        ReportVms { node: NodeId, reports: Vec<VmReport> },
+        CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, expires_at: Millis },
+        Fork {
+            operation: Id,
+            source: ForkSource,
+            count: u32,
+            name: Option<String>,
+            mode: CaptureMode,
+            paused: bool,
+            labels: Labels,
+            expires_at: Millis,
+        },
+        SnapshotReady { operation: Id, content: Content },
+        ReportChildren { operation: Id, results: Vec<(u32, ChildResult)> },
+        FailOperation { operation: Id, reason: String, cancelled: bool },
+        CancelOperation { operation: String },
+        TagSnapshot { snapshot: String, name: String },
+        DeleteSnapshot { snapshot: String },
+        LostSnapshot { snapshot: Id, node: NodeId },
+        Purged { node: NodeId, objects: Vec<ObjectId> },
+    }
+
+    enum PowerAction { Start, Stop, ForceStop, Pause, Resume, Restart }
+    enum ForkSource { Vm(vm: String), Snapshot { snapshot: String, vm: Option<String> } }
+    struct VmReport { vm: Id, boot: u64, phase: Phase, reason: String }
+
+    enum Response {
+        Done,
+        Node(id: NodeId),
+        Image(id: Id),
+        Vm(id: Id),
+        DeletedVm(id: Id),
+        Snapshot(id: Id),
+        DeletedSnapshot(id: Id),
+        Operation(id: Id),
+    }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation }
+    enum Rejection {
+        InvalidField { field: String, problem: String },
+        NotFound { kind: Kind, name: String },
+        Ambiguous { kind: Kind, name: String, matches: Vec<String> },
+        NameTaken { kind: Kind, name: String },
+        InUse { kind: Kind, name: String, dependents: Vec<String> },
+        WrongState { kind: Kind, name: String, problem: String },
+        NoCapacity { reasons: Vec<String> },
+        RequestIdReused { id: String },
+        BadToken,
+    }
+
+    struct Node {
+        id: NodeId,
+        name: String,
+        address: String,
+        schedulable: bool,
+        labels: Labels,
+        created_at: Millis,
+        capacity: Option<Capacity>,
+    }
+    struct Capacity {
+        cpus: u32,
+        memory_bytes: u64,
+        qemu_version: String,
+        accelerators: Vec<Accelerator>,
+        agent_version: String,
+        problems: Vec<String>,
+    }
+    struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis }
+    struct Image {
+        id: Id,
+        name: String,
+        kernel: Option<Blob>,
+        initrd: Option<Blob>,
+        disk: Option<DiskBlob>,
+        cmdline: String,
+        ready_line: Option<String>,
+        boot_timeout_ms: u64,
+        nodes: BTreeSet<NodeId>,
+        created_at: Millis,
+    }
+    struct Blob { sha256: [u8; 32], size_bytes: u64 }
+    struct DiskBlob { blob: Blob, virtual_bytes: u64 }
+    enum Accelerator { Auto, Kvm, Tcg }
+    enum Machine { Microvm }
+    struct VmSpec {
+        image: Id,
+        cpus: u32,
+        memory_bytes: u64,
+        disk_bytes: u64,
+        machine: Machine,
+        accelerator: Accelerator,
+        cpu_model: Option<String>,
+        cmdline: String,
+    }
+    enum Source { Image, Snapshot(id: Id) }
+    enum Power { Running, Paused, Stopped { force: bool } }
+    enum Phase { Pending, Running, Paused, Stopped, Failed }
+    struct Vm {
+        id: Id,
+        name: String,
+        node: NodeId,
+        spec: VmSpec,
+        source: Source,
+        parent: Option<(Id, String)>,
+        labels: Labels,
+        power: Power,
+        generation: u64,
+        boot: u64,
+        phase: Phase,
+        reason: String,
+        reported_boot: u64,
+        operation: Option<Id>,
+        created_at: Millis,
+    }
+    struct Snapshot {
+        id: Id,
+        name: Option<String>,
+        vm: (Id, String),
+        parent: Option<Id>,
+        nodes: BTreeSet<NodeId>,
+        spec: VmSpec,
+        operation: Id,
+        content: Option<Content>,
+        created_at: Millis,
+    }
+    struct Content {
+        base: Id,
+        layers: Vec<Id>,
+        accelerator: Accelerator,
+        cpu_model: String,
+        qemu_version: String,
+        machine: String,
+        devices: Vec<String>,
+        base_bytes: u64,
+        stream_bytes: u64,
+        layer_bytes: u64,
+        safety: Safety,
+        report: CaptureReport,
+    }
+    enum Safety { Memory, Disk }
+    enum CaptureMode { Auto, Paused, Live }
+    struct CaptureReport {
+        pause_us: u64,
+        agent_pause_us: u64,
+        ahead_us: u64,
+        stop_us: u64,
+        disk_us: u64,
+        devices_us: u64,
+        scan_us: u64,
+        copy_us: u64,
+        cont_us: u64,
+        write_us: u64,
+        rounds: u32,
+        ahead_bytes: u64,
+        paused_bytes: u64,
+        new_base: bool,
+        live: bool,
+        note: String,
+    }
+    enum OperationKind { Snapshot, Fork }
+    enum OperationState { Open, Complete, Failed { reason: String, cancelled: bool } }
+    struct Operation {
+        id: Id,
+        kind: OperationKind,
+        state: OperationState,
+        vm: Option<Id>,
+        snapshot: Id,
+        mode: CaptureMode,
+        count: u32,
+        results: BTreeMap<u32, ChildResult>,
+        node: NodeId,
+        created_at: Millis,
+        expires_at: Millis,
+        ended_at: Option<Millis>,
+        cancel_requested: bool,
+    }
+    struct ChildResult { running_us: u64, error: String }
+    enum ObjectId { Image(id: Id), Vm(id: Id), Snapshot(id: Id) }
+    struct Tombstone { name: String, nodes: BTreeSet<NodeId>, created_at: Millis }
+    struct RequestRecord { body: [u8; 32], outcome: Outcome }
+
+    struct State {
+        cluster: Option<Id>,
+        version: u32,
+        next_node: NodeId,
+        nodes: BTreeMap<NodeId, Box<Node>>,
+        tokens: BTreeMap<Id, Token>,
+        images: BTreeMap<Id, Box<Image>>,
+        vms: BTreeMap<Id, Box<Vm>>,
+        snapshots: BTreeMap<Id, Box<Snapshot>>,
+        operations: BTreeMap<Id, Box<Operation>>,
+        tombstones: BTreeMap<ObjectId, Tombstone>,
+        requests: Requests,
+    }
+}
+
+/// What became of a command.
+pub type Outcome = Result<Response, Rejection>;
+
+/// The records of requests, in the chunks that they are forgotten in, the oldest first.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Requests(pub Vec<BTreeMap<String, RequestRecord>>);
+
+impl Mirror<m::Requests> for Requests {
+    fn store(model: &m::Requests) -> Self {
+        Self(
+            model
+                .chunks()
+                .iter()
+                .map(|chunk| Mirror::store(&**chunk))
+                .collect(),
+        )
+    }
+    fn load(self) -> m::Requests {
+        m::Requests::from_chunks(self.0.load())
+    }
+}
