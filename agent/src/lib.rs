@@ -1,4 +1,15 @@
 //! The agent: the daemon that runs on every host of a cluster, and the client that talks to it.
 
+pub mod api;
+pub mod blobs;
+pub mod convert;
 pub mod daemon;
+pub mod doctor;
+pub mod errors;
+pub mod images;
+pub mod leases;
+pub mod node;
+pub mod peers;
+pub mod reconcile;
 pub mod trust;
+pub mod vms;

@@ -113,6 +113,16 @@ pub struct Prepared {
     report: Report,
 }
 
+/// What a capture that is prepared will refer to, unless the guest does something meanwhile that makes it otherwise: forks
+/// may be started with it before the capture, and must be checked against [`Captured`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// The base, if it is there already.
+    pub base: Option<BaseName>,
+    /// The disk's layers, newest first.
+    pub layers: Vec<LayerName>,
+}
+
 /// How a capture went.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
@@ -204,13 +214,13 @@ impl Machine {
         stream: &StreamName,
         disk_bytes: u64,
         mode: Mode,
-    ) -> Result<(), CaptureError> {
-        if self
+    ) -> Result<Expected, CaptureError> {
+        if let Some(prepared) = self
             .prepared
             .as_ref()
-            .is_some_and(|prepared| prepared.stream == *stream)
+            .filter(|prepared| prepared.stream == *stream)
         {
-            return Ok(());
+            return self.expected(prepared, disk_bytes);
         }
         self.forget_prepared();
         let begun = Instant::now();
@@ -246,14 +256,49 @@ impl Machine {
             };
         }
         prepared.report.ahead = begun.elapsed();
+        let expected = self.expected(&prepared, disk_bytes);
         self.prepared = Some(prepared);
-        Ok(())
+        expected
+    }
+
+    fn expected(&self, prepared: &Prepared, disk_bytes: u64) -> Result<Expected, CaptureError> {
+        let there = self.engine.layout.base(&prepared.base).exists();
+        let layers = if self.disk_is_untouched(disk_bytes)? {
+            self.record.layers[1..].to_vec()
+        } else {
+            self.record.layers.clone()
+        };
+        Ok(Expected {
+            base: there.then(|| prepared.base.clone()),
+            layers,
+        })
+    }
+
+    /// Whether nothing was written to the topmost layer, so that it need not become part of a snapshot.
+    fn disk_is_untouched(&self, disk_bytes: u64) -> Result<bool, CaptureError> {
+        let Some(top) = self.record.layers.first() else {
+            return Ok(false);
+        };
+        let something_below = self.record.layers.len() > 1 || self.record.image_disk.is_some();
+        Ok(something_below
+            && self
+                .engine
+                .overlays
+                .is_untouched(top, disk_bytes)
+                .map_err(memory("look at the VM's disk"))?)
     }
 
     /// Throws away what was done ahead. Scans are never lost by it: the delta knows of them.
     pub fn forget_prepared(&mut self) {
         if let Some(prepared) = self.prepared.take() {
             self.discard(&prepared.stream);
+        }
+    }
+
+    /// The same, if it was done for this snapshot.
+    pub fn forget_prepared_for(&mut self, stream: &StreamName) {
+        if self.prepared.as_ref().is_some_and(|prepared| prepared.stream == *stream) {
+            self.forget_prepared();
         }
     }
 
@@ -409,14 +454,7 @@ impl Machine {
         let Some(top) = self.record.layers.first().cloned() else {
             return Ok((Vec::new(), false));
         };
-        let untouched = self.record.layers.len() > 1 || self.record.image_disk.is_some();
-        if untouched
-            && self
-                .engine
-                .overlays
-                .is_untouched(&top, disk_bytes)
-                .map_err(memory("look at the VM's disk"))?
-        {
+        if self.disk_is_untouched(disk_bytes)? {
             return Ok((self.record.layers[1..].to_vec(), false));
         }
         let Some(next) = self.spare.take() else {

@@ -12,7 +12,7 @@ use tokio::process::Command;
 use crate::{
     process::Process,
     spec::Accelerator,
-    sys::{page_scan, spawn::Spawn, uffd},
+    sys::{page_scan, spawn::Spawn, tsc, uffd},
 };
 
 /// The oldest QEMU that is supported.
@@ -168,6 +168,18 @@ pub fn memory_bytes() -> u64 {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail * stat.f_frsize)
+}
+
+/// Whether a folder is on tmpfs.
+pub fn is_in_memory(path: &Path) -> io::Result<bool> {
+    /// `TMPFS_MAGIC` of linux/magic.h.
+    const TMPFS: i64 = 0x0102_1994;
+    Ok(rustix::fs::statfs(path)?.f_type as i64 == TMPFS)
+}
+
+/// The rate of this processor's time stamp counter, kHz; `None` where it could not be measured. Takes 50 ms.
+pub fn tsc_khz() -> Option<u32> {
+    tsc::khz()
 }
 
 /// QEMU processes that have the given data directory as theirs: their process ids. Whatever started them.

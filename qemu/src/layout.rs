@@ -105,9 +105,14 @@ impl Layout {
         self.root.join("vms")
     }
 
+    /// The library that is preloaded into QEMU.
+    pub fn tracking_library(&self) -> PathBuf {
+        self.root.join(TRACKING_LIBRARY)
+    }
+
     /// Writes out the library that is preloaded into QEMU. Processes that run keep the one they have.
     pub fn install_tracking_library(&self, library: &[u8]) -> io::Result<()> {
-        let path = self.root.join(TRACKING_LIBRARY);
+        let path = self.tracking_library();
         write_whole(&path, library)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
     }

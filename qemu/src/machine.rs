@@ -115,6 +115,8 @@ pub struct Launch {
     pub vm: VmName,
     /// Which boot of the VM this is.
     pub boot: u64,
+    /// Whether its guest ran in an earlier boot.
+    pub has_run: bool,
     /// User and group of the process.
     pub user: Option<(u32, u32)>,
     /// The machine.
@@ -177,6 +179,7 @@ impl Machine {
             version: RECORD_VERSION,
             boot: launch.boot,
             stage: Stage::Preparing,
+            has_run: launch.has_run,
             process: None,
             host_boot: engine.host_boot.clone(),
             user: launch.user,
@@ -372,20 +375,20 @@ impl Machine {
 
     /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
     pub async fn resume(&mut self) -> Result<(), MachineError> {
+        self.claim()?;
+        self.cont().await
+    }
+
+    /// Makes the process the VM, without letting its guest run yet.
+    pub fn claim(&mut self) -> Result<(), MachineError> {
         if self.record.stage != Stage::Running {
             self.record.stage = Stage::Running;
+            self.record.has_run = true;
             self.record.save(&self.dir)?;
             set_nice(self.process.id().pid, 0)
                 .map_err(system("cannot set a process's priority"))?;
         }
-        self.cont().await
-    }
-
-    /// Marks a loaded machine as the VM without letting its guest run.
-    pub fn hold(&mut self) -> Result<(), MachineError> {
-        self.record.stage = Stage::Running;
-        self.record.save(&self.dir)?;
-        set_nice(self.process.id().pid, 0).map_err(system("cannot set a process's priority"))
+        Ok(())
     }
 
     /// `cont`. Right after a load QEMU may refuse it for a moment, until it has tidied up.

@@ -65,6 +65,8 @@ pub struct VmRecord {
     /// How far it has come.
     #[serde(flatten)]
     pub stage: Stage,
+    /// Whether its guest ever ran: a fork that never did starts from its snapshot, any other VM from its disk.
+    pub has_run: bool,
     /// The process.
     pub process: Option<ProcessId>,
     /// The host's boot (`/proc/sys/kernel/random/boot_id`) that the process belongs to.

@@ -253,8 +253,11 @@ mod tests {
 
     use super::*;
 
+    /// Pages by block name and offset.
+    type PageMap = BTreeMap<(String, u64), Vec<u8>>;
+
     /// Reads the RAM section back: block name and offset to bytes.
-    fn decode(stream: &[u8]) -> (String, BTreeMap<(String, u64), Vec<u8>>, Vec<u8>) {
+    fn decode(stream: &[u8]) -> (String, PageMap, Vec<u8>) {
         let mut at = 0;
         let mut take = |n: usize| {
             at += n;

@@ -1,3 +1,393 @@
-//! The daemon: what `fpagent run` starts.
+//! The daemon: what `fpagent run` starts, and in what order it ends.
 
 pub mod options;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Context as _;
+use qemu::{disk::Overlays, host, layout::Layout, machine::Engine, record::host_boot};
+use raft::{
+    node::{Config, Published},
+    state::{Accelerator, Capacity, ClusterId, Command},
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Notify, watch},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Server;
+use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+
+use self::options::{LogFormat, RunOptions, WriteTracking};
+use crate::{
+    api,
+    leases::Leases,
+    node::{Node, now},
+    peers::Peers,
+    reconcile,
+    trust::{
+        identity::{DataDir, LocalNode},
+        tls::{
+            accept::{bind_unix, tls_incoming, unix_incoming},
+            client,
+            server::{ServerTls, TokenLookup},
+        },
+    },
+    vms::{Vms, fork::Forks, launch::Fitness},
+};
+
+/// How long what is under way may take when the agent is asked to end.
+const FAREWELL: Duration = Duration::from_secs(15);
+
+/// Runs a node until SIGTERM or SIGINT. Its VMs run on.
+pub async fn run(options: RunOptions) -> anyhow::Result<()> {
+    start_logging(options.log_format);
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "fpagent run needs root: it reads guests' memory and gives each VM a user of its own"
+    );
+    let data = DataDir::new(&options.data_dir);
+    let _lock = data.lock()?;
+    let local = data.load()?;
+    tracing::info!(
+        node = local.identity.node,
+        name = local.identity.name,
+        "starting"
+    );
+    // Taken early: from here on a signal ends the agent in order.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let agent = Agent::start(&options, &data, local).await?;
+    let fatal = agent.node.raft.fatal();
+    let outcome = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        reason = fatal => Err(anyhow::anyhow!("the replicated state can no longer be kept: {reason}")),
+        ended = agent.ended() => Err(anyhow::anyhow!("a part of the agent ended unexpectedly: {ended}")),
+    };
+    match &outcome {
+        Ok(()) => tracing::info!("ending; VMs run on"),
+        Err(error) => tracing::error!("{error:#}"),
+    }
+    agent.stop().await;
+    outcome
+}
+
+fn start_logging(format: LogFormat) {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=warn"));
+    let registry = tracing_subscriber::registry().with(filter);
+    match format {
+        LogFormat::Text => registry
+            .with(fmt::layer().with_writer(std::io::stderr))
+            .init(),
+        LogFormat::Json => registry
+            .with(fmt::layer().json().with_writer(std::io::stderr))
+            .init(),
+    }
+}
+
+/// A running node and the tasks that make it.
+struct Agent {
+    node: Arc<Node>,
+    /// Ends the listeners, after everything that may still answer calls.
+    listeners: CancellationToken,
+    servers: TaskTracker,
+    broken: watch::Receiver<Option<String>>,
+    socket: PathBuf,
+}
+
+/// Looks tokens up in the replicated state.
+#[derive(Debug)]
+struct Tokens(watch::Receiver<Published>);
+
+impl TokenLookup for Tokens {
+    fn is_valid(&self, key_hash: &[u8; 32]) -> bool {
+        let now = now();
+        let state = &self.0.borrow().state;
+        state
+            .tokens
+            .values()
+            .any(|token| token.key_hash == *key_hash && token.expires_at > now)
+    }
+}
+
+impl Agent {
+    async fn start(options: &RunOptions, data: &DataDir, local: LocalNode) -> anyhow::Result<Self> {
+        let (fitness, write_tracking, engine) = look_at_host(options, &local).await?;
+        let peers = Arc::new(Peers::new(
+            client::for_node(&local)?,
+            &local.identity.members,
+        ));
+        let raft = raft::node::start(
+            Config::new(
+                local.identity.node,
+                ClusterId(local.identity.cluster.0),
+                data.raft(),
+            ),
+            Arc::clone(&peers) as Arc<dyn raft::node::Dialer>,
+        )
+        .await
+        .context("the replicated state cannot be opened")?;
+        peers.follow(raft.published());
+        let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
+
+        let wake = Arc::new(Notify::new());
+        let engine = Arc::new(engine);
+        let helper = (
+            options.vm_uid_base + crate::vms::USERS + 1,
+            options.vm_uid_base,
+        );
+        let node = Arc::new(Node {
+            identity: local.identity,
+            authority: local.authority,
+            raft,
+            vms: Arc::new(Vms::new(
+                engine,
+                Some(options.vm_uid_base),
+                Arc::clone(&wake),
+            )),
+            forks: Forks::default(),
+            fitness,
+            write_tracking,
+            peers,
+            leases: Leases::default(),
+            qemu_img: options.qemu_img.clone(),
+            helper_user: Some(helper),
+            fetching: Mutex::new(BTreeSet::new()),
+            reporting: Default::default(),
+            collecting: Default::default(),
+            wake,
+            cancel: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            started_at: SystemTime::now(),
+        });
+        // Before anything else is done to them, guests that an earlier agent left are found.
+        node.vms
+            .adopt()
+            .await
+            .context("the VMs of before cannot be looked at")?;
+        end_strays(&node)?;
+
+        let (listeners, servers) = (CancellationToken::new(), TaskTracker::new());
+        let (failed, broken) = watch::channel(None);
+        let routes = api::routes(&node, node.raft.service())?;
+        let listener = TcpListener::bind(&node.identity.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", node.identity.listen))?;
+        let server = Server::builder()
+            .add_routes(routes.clone())
+            .serve_with_incoming_shutdown(
+                tls_incoming(listener, tls),
+                listeners.clone().cancelled_owned(),
+            );
+        spawn_server(&servers, &failed, "network", server);
+        let unix = bind_unix(&options.socket)
+            .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
+        let server = Server::builder()
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(unix_incoming(unix), listeners.clone().cancelled_owned());
+        spawn_server(&servers, &failed, "local", server);
+
+        node.tasks.spawn(api::renew_leases(Arc::clone(&node)));
+        node.tasks.spawn(introduce(Arc::clone(&node)));
+        node.tasks.spawn(reconcile::run(Arc::clone(&node)));
+        node.tasks
+            .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
+        tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
+        Ok(Self {
+            node,
+            listeners,
+            servers,
+            broken,
+            socket: options.socket.clone(),
+        })
+    }
+
+    /// When one of the servers has ended by itself.
+    async fn ended(&self) -> String {
+        let mut broken = self.broken.clone();
+        let result = broken.wait_for(Option::is_some).await;
+        result
+            .ok()
+            .and_then(|reason| reason.clone())
+            .unwrap_or_else(|| "the servers are gone".to_owned())
+    }
+
+    async fn stop(self) {
+        self.node.cancel.cancel();
+        self.node.tasks.close();
+        let parts = async {
+            self.node.tasks.wait().await;
+            self.node.vms.close().await;
+        };
+        if timeout(FAREWELL, parts).await.is_err() {
+            tracing::warn!(
+                "work that was under way did not end in time; the next agent takes it up"
+            );
+        }
+        self.listeners.cancel();
+        self.servers.close();
+        // Calls that wait for something have been told; one that does not listen is cut off.
+        if timeout(Duration::from_secs(2), self.servers.wait())
+            .await
+            .is_err()
+        {
+            tracing::debug!("calls were cut off");
+        }
+        self.node.raft.shutdown().await;
+        if let Err(error) = std::fs::remove_file(&self.socket) {
+            tracing::debug!(%error, "the socket could not be removed");
+        }
+    }
+}
+
+fn spawn_server(
+    servers: &TaskTracker,
+    failed: &watch::Sender<Option<String>>,
+    name: &'static str,
+    server: impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
+) {
+    let failed = failed.clone();
+    servers.spawn(async move {
+        if let Err(error) = server.await {
+            failed.send_replace(Some(format!("the {name} server: {error}")));
+        }
+    });
+}
+
+/// What this host can do, and where its VMs are kept.
+async fn look_at_host(
+    options: &RunOptions,
+    local: &LocalNode,
+) -> anyhow::Result<(Fitness, Result<(), String>, Engine)> {
+    let memory = options.memory_dir.clone().unwrap_or_else(|| {
+        Path::new("/dev/shm").join(format!(
+            "fpagent-{}-{}",
+            local.identity.cluster, local.identity.node
+        ))
+    });
+    let layout = Layout::create(&options.data_dir, &memory, Some(options.vm_uid_base))
+        .context("the data directory's folders cannot be made")?;
+    layout
+        .install_tracking_library(qemu::TRACKING_LIBRARY)
+        .context("the tracking library cannot be installed")?;
+    crate::blobs::remove_parts(&layout).context("files of broken-off imports cannot be removed")?;
+    let fitness = Fitness {
+        qemu: host::qemu_version(&options.qemu)
+            .await
+            .map_err(|problem| problem.to_string()),
+        kvm: host::kvm(),
+        tsc_khz: host::tsc_khz(),
+    };
+    let write_tracking = match options.write_tracking {
+        WriteTracking::Off => Err("it is turned off".to_owned()),
+        WriteTracking::Auto => match host::write_tracking(&layout.tracking_library()).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("this kernel does not".to_owned()),
+            Err(error) => Err(format!("trying it failed: {error}")),
+        },
+    };
+    if let Err(problem) = &fitness.qemu {
+        tracing::warn!(problem, "no VM can run on this node");
+    }
+    let engine = Engine {
+        overlays: Overlays::new(layout.clone(), options.qemu_img.clone()),
+        qemu: options.qemu.clone(),
+        track_writes: write_tracking.is_ok(),
+        host_boot: host_boot().context("the host's boot id cannot be read")?,
+        layout,
+    };
+    Ok((fitness, write_tracking, engine))
+}
+
+/// Ends QEMU processes of this data directory that no record knows: an agent was killed between starting one and noting it.
+/// Their guests never ran.
+fn end_strays(node: &Node) -> anyhow::Result<()> {
+    let known: BTreeSet<u32> = node
+        .vms
+        .all()
+        .iter()
+        .map(|(_, handle)| handle.pid())
+        .collect();
+    let layout = &node.vms.engine().layout;
+    for pid in host::processes_of(layout.root())? {
+        if known.contains(&pid) || recorded(node, pid)? {
+            continue;
+        }
+        tracing::warn!(
+            pid,
+            "ending a QEMU process that was started and never noted"
+        );
+        let Some(raw) = i32::try_from(pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        else {
+            continue;
+        };
+        if let Err(error) = rustix::process::kill_process(raw, rustix::process::Signal::KILL) {
+            tracing::debug!(pid, %error, "it was gone");
+        }
+    }
+    Ok(())
+}
+
+/// Whether a VM's record names this process, so that it may be one that does not answer just now.
+fn recorded(node: &Node, pid: u32) -> anyhow::Result<bool> {
+    for (vm, _) in node.vms.all() {
+        let dir = node.vms.engine().layout.vm(&crate::vms::vm_name(vm));
+        let record = qemu::record::VmRecord::load(&dir)?;
+        if record
+            .and_then(|record| record.process)
+            .is_some_and(|process| process.pid == pid)
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Founds the cluster if this is its first node, and tells the cluster what this node has to offer.
+async fn introduce(node: Arc<Node>) {
+    if node.identity.is_founder() && node.state().cluster.is_none() {
+        if let Err(error) = node.raft.initialize().await {
+            tracing::error!(%error, "the cluster cannot be founded");
+        }
+        let command = Command::Found {
+            cluster: node.cluster(),
+            name: node.identity.name.clone(),
+            address: node.identity.advertise.clone(),
+        };
+        node.report(command).await;
+    }
+    let checks = crate::doctor::check(&node);
+    let accelerators = host::accelerators()
+        .into_iter()
+        .map(|accelerator| match accelerator {
+            qemu::spec::Accelerator::Kvm => Accelerator::Kvm,
+            qemu::spec::Accelerator::Tcg => Accelerator::Tcg,
+        });
+    let capacity = Capacity {
+        cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
+        memory_bytes: host::memory_bytes(),
+        qemu_version: node.fitness.qemu.clone().unwrap_or_default(),
+        accelerators: accelerators.collect(),
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        problems: crate::doctor::problems(&checks),
+    };
+    let address = node.identity.advertise.clone();
+    node.report(Command::ReportNode {
+        node: node.id(),
+        address,
+        capacity,
+    })
+    .await;
+}

@@ -8,9 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::state::{
-    command::VmReport,
-    ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
-    model::{Millis, ObjectId, OperationState, Phase, Power, Source, State, Vm},
+    ImageId, Millis, NodeId, ObjectId, OperationId, OperationState, Phase, Power, SnapshotId,
+    Source, State, Vm, VmId, VmReport,
 };
 
 /// What a node sees of itself.
@@ -188,15 +187,13 @@ fn still_here(id: ObjectId, observed: &Observed) -> bool {
     }
 }
 
-fn plan_operations(
-    state: &State,
-    node: NodeId,
-    now: Millis,
-    observed: &Observed,
-) -> Vec<Action> {
+fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     let open = |operation: &OperationId| {
-        state.operations.get(operation).is_some_and(|op| op.state == OperationState::Open)
+        state
+            .operations
+            .get(operation)
+            .is_some_and(|op| op.state == OperationState::Open)
     };
     for operation in state.operations.values() {
         if operation.node != node || operation.state != OperationState::Open {
@@ -213,12 +210,19 @@ fn plan_operations(
             actions.push(give_up("it was cancelled", true));
         } else if running {
         } else if now > operation.expires_at {
-            actions.push(give_up("its node was away until it was too late to begin", false));
+            actions.push(give_up(
+                "its node was away until it was too late to begin",
+                false,
+            ));
         } else {
             actions.push(Action::Run(operation.id));
         }
     }
-    for operation in observed.operations.iter().filter(|operation| !open(operation)) {
+    for operation in observed
+        .operations
+        .iter()
+        .filter(|operation| !open(operation))
+    {
         actions.push(Action::GiveUp {
             operation: *operation,
             reason: "it ended without this node".to_owned(),
@@ -237,27 +241,45 @@ struct Step {
 
 impl Step {
     fn act(action: Action) -> Self {
-        Self { action: Some(action), report: None }
+        Self {
+            action: Some(action),
+            report: None,
+        }
     }
 
     /// Says how a VM is, unless the state says so already.
     fn report(vm: &Vm, phase: Phase, reason: &str) -> Self {
         let known = vm.phase == phase && vm.reported_boot == vm.boot && vm.reason == reason;
-        let report = VmReport { vm: vm.id, boot: vm.boot, phase, reason: reason.to_owned() };
-        Self { action: None, report: (!known).then_some(report) }
+        let report = VmReport {
+            vm: vm.id,
+            boot: vm.boot,
+            phase,
+            reason: reason.to_owned(),
+        };
+        Self {
+            action: None,
+            report: (!known).then_some(report),
+        }
     }
 }
 
 fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
-    let absent = Seen { busy: false, has_run: false, is: Is::Absent };
+    let absent = Seen {
+        busy: false,
+        has_run: false,
+        is: Is::Absent,
+    };
     let seen = seen.unwrap_or(&absent);
     if seen.busy || seen.is == Is::Unknown {
         return Step::default();
     }
     // A child of a fork that is under way belongs to its operation until it is known what became of it.
-    let being_forked = vm.operation.and_then(|id| state.operations.get(&id)).is_some_and(|operation| {
-        operation.state == OperationState::Open && vm.phase == Phase::Pending && vm.boot == 1
-    });
+    let being_forked = vm
+        .operation
+        .and_then(|id| state.operations.get(&id))
+        .is_some_and(|operation| {
+            operation.state == OperationState::Open && vm.phase == Phase::Pending && vm.boot == 1
+        });
     if being_forked {
         return Step::default();
     }
@@ -265,10 +287,26 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
         (Is::Unknown, _) => Step::default(),
         (Is::Absent, Power::Stopped { .. }) => Step::report(vm, Phase::Stopped, ""),
         (Is::Absent, _) => start(vm, seen),
-        (Is::Ended { reason, .. }, Power::Stopped { .. }) => Step::report(vm, Phase::Stopped, reason),
+        (Is::Ended { reason, .. }, Power::Stopped { .. }) => {
+            Step::report(vm, Phase::Stopped, reason)
+        }
         (Is::Ended { boot, .. }, _) if *boot < vm.boot => start(vm, seen),
-        (Is::Ended { reason, orderly: true, .. }, _) => Step::report(vm, Phase::Stopped, reason),
-        (Is::Ended { reason, orderly: false, .. }, _) => Step::report(vm, Phase::Failed, reason),
+        (
+            Is::Ended {
+                reason,
+                orderly: true,
+                ..
+            },
+            _,
+        ) => Step::report(vm, Phase::Stopped, reason),
+        (
+            Is::Ended {
+                reason,
+                orderly: false,
+                ..
+            },
+            _,
+        ) => Step::report(vm, Phase::Failed, reason),
         (Is::Booting { boot } | Is::Running { boot } | Is::Paused { boot }, power) => {
             process(vm, &seen.is, *boot, power)
         }
@@ -280,7 +318,9 @@ fn process(vm: &Vm, is: &Is, boot: u64, power: Power) -> Step {
     match (is, power) {
         (_, Power::Stopped { force: true }) => Step::act(Action::Kill(vm.id)),
         // A guest that stands still, or is not up yet, does not feel its power button.
-        (Is::Paused { .. } | Is::Booting { .. }, Power::Stopped { .. }) => Step::act(Action::Kill(vm.id)),
+        (Is::Paused { .. } | Is::Booting { .. }, Power::Stopped { .. }) => {
+            Step::act(Action::Kill(vm.id))
+        }
         (_, Power::Stopped { force: false }) => Step::act(Action::Stop(vm.id)),
         _ if boot < vm.boot => Step::act(Action::Kill(vm.id)),
         (Is::Running { .. }, Power::Running) => Step::report(vm, Phase::Running, ""),
@@ -305,6 +345,9 @@ fn start(vm: &Vm, seen: &Seen) -> Step {
             snapshot,
             paused: vm.power == Power::Paused,
         }),
-        Source::Image | Source::Snapshot(_) => Step::act(Action::Boot { vm: vm.id, boot: vm.boot }),
+        Source::Image | Source::Snapshot(_) => Step::act(Action::Boot {
+            vm: vm.id,
+            boot: vm.boot,
+        }),
     }
 }

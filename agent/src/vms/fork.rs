@@ -15,24 +15,13 @@ use qemu::{
     record::{BaseName, LayerName, StreamName},
 };
 use raft::state::{
-    command::Command as Change,
-    ids::{OperationId, SnapshotId, VmId},
-    model::{
-        Accelerator, CaptureMode, ChildResult, Content, Operation, OperationKind, OperationState,
-        Safety, Snapshot, State, Vm,
-    },
+    Accelerator, CaptureMode, ChildResult, Command as Change, Content, Operation, OperationId,
+    OperationKind, OperationState, Safety, Snapshot, SnapshotId, State, Vm, VmId,
 };
-use tokio::{
-    sync::Semaphore,
-    task::JoinSet,
-    time::Instant,
-};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    VmHandle, launch,
-    task::Command,
-};
+use super::{VmHandle, launch, task::Command};
 use crate::{convert::capture_report, errors::chain, node::Node, reconcile::plan::Is};
 
 /// How long something that was begun ahead waits for its intent.
@@ -70,7 +59,10 @@ struct Parts {
 
 impl Parts {
     fn of(expected: Expected) -> Option<Self> {
-        Some(Self { base: expected.base?, layers: expected.layers })
+        Some(Self {
+            base: expected.base?,
+            layers: expected.layers,
+        })
     }
 }
 
@@ -86,7 +78,11 @@ pub enum Source {
 impl Default for Forks {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
-        Self { running: Mutex::default(), ahead: Mutex::default(), starts: Arc::new(Semaphore::new(2 * processors)) }
+        Self {
+            running: Mutex::default(),
+            ahead: Mutex::default(),
+            starts: Arc::new(Semaphore::new(2 * processors)),
+        }
     }
 }
 
@@ -106,11 +102,22 @@ impl Forks {
 
     /// Operations whose files must be left alone: those that are under way, and those that may come.
     pub fn in_flight(&self) -> BTreeSet<OperationId> {
-        self.running().keys().chain(self.ahead().keys()).copied().collect()
+        self.running()
+            .keys()
+            .chain(self.ahead().keys())
+            .copied()
+            .collect()
     }
 
     /// Begins with what may be done before an operation is sure.
-    pub fn prepare(&self, node: &Arc<Node>, operation: OperationId, source: Source, count: u32, mode: CaptureMode) {
+    pub fn prepare(
+        &self,
+        node: &Arc<Node>,
+        operation: OperationId,
+        source: Source,
+        count: u32,
+        mode: CaptureMode,
+    ) {
         let mut ahead = self.ahead();
         if ahead.contains_key(&operation) || self.running().contains_key(&operation) {
             return;
@@ -127,7 +134,13 @@ impl Forks {
                 }
             }
         });
-        ahead.insert(operation, Ahead { begun: Instant::now(), work });
+        ahead.insert(
+            operation,
+            Ahead {
+                begun: Instant::now(),
+                work,
+            },
+        );
     }
 
     /// Throws away what was begun for operations that did not come.
@@ -140,7 +153,9 @@ impl Forks {
                 .filter(|(id, ahead)| old(ahead.begun) && !state.operations.contains_key(id))
                 .map(|(id, _)| *id)
                 .collect();
-            ids.into_iter().filter_map(|id| Some((id, ahead.remove(&id)?))).collect()
+            ids.into_iter()
+                .filter_map(|id| Some((id, ahead.remove(&id)?)))
+                .collect()
         };
         for (operation, ahead) in stale {
             let prepared = ahead.work.await.unwrap_or_default();
@@ -151,7 +166,11 @@ impl Forks {
             }
             for (_, vm) in node.vms.all() {
                 // A VM that is gone has nothing prepared.
-                let _gone = vm.tell(Command::Unprepare(launch::stream_name(operation.snapshot()))).await;
+                let _gone = vm
+                    .tell(Command::Unprepare(launch::stream_name(
+                        operation.snapshot(),
+                    )))
+                    .await;
             }
         }
     }
@@ -165,18 +184,36 @@ impl Forks {
         let context = Arc::clone(node);
         let ahead = self.ahead().remove(&operation);
         node.tasks.spawn(async move {
-            let begun = ahead.as_ref().map_or_else(Instant::now, |ahead| ahead.begun);
+            let begun = ahead
+                .as_ref()
+                .map_or_else(Instant::now, |ahead| ahead.begun);
             let prepared = match ahead {
                 Some(ahead) => ahead.work.await.unwrap_or_default(),
                 None => Prepared::default(),
             };
-            let run = Run { node: Arc::clone(&context), operation, begun, prepared, cancel: cancel.clone() };
+            let run = Run {
+                node: Arc::clone(&context),
+                operation,
+                begun,
+                prepared,
+                cancel: cancel.clone(),
+            };
             if let Err(problem) = run.carry_out().await
                 && !context.cancel.is_cancelled()
             {
                 let cancelled = cancel.is_cancelled();
-                let reason = if cancelled { "it was cancelled".to_owned() } else { problem };
-                context.report(Change::FailOperation { operation, reason, cancelled }).await;
+                let reason = if cancelled {
+                    "it was cancelled".to_owned()
+                } else {
+                    problem
+                };
+                context
+                    .report(Change::FailOperation {
+                        operation,
+                        reason,
+                        cancelled,
+                    })
+                    .await;
             }
             context.forks.running().remove(&operation);
             context.wake.notify_one();
@@ -207,18 +244,39 @@ async fn prepare(
             let stream = launch::stream_name(operation.snapshot());
             let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(mode));
             let expected = handle
-                .ask(|done| Command::Prepare { stream, disk_bytes, mode, done })
+                .ask(|done| Command::Prepare {
+                    stream,
+                    disk_bytes,
+                    mode,
+                    done,
+                })
                 .await
                 .map_err(|error| error.to_string())?
                 .map_err(|error| chain(&error))?;
-            let Some(parts) = Parts::of(expected) else { return Ok(Prepared::default()) };
-            (parts, launch::hardware(&vm.spec, &node.fitness).map_err(|error| error.to_string())?, Arc::clone(vm))
+            let Some(parts) = Parts::of(expected) else {
+                return Ok(Prepared::default());
+            };
+            (
+                parts,
+                launch::hardware(&vm.spec, &node.fitness).map_err(|error| error.to_string())?,
+                Arc::clone(vm),
+            )
         }
         Source::Snapshot(id) => {
-            let snapshot = state.snapshots.get(&id).ok_or("the snapshot is not known here yet")?;
-            let content = snapshot.content.as_ref().ok_or("the snapshot is not ready")?;
+            let snapshot = state
+                .snapshots
+                .get(&id)
+                .ok_or("the snapshot is not known here yet")?;
+            let content = snapshot
+                .content
+                .as_ref()
+                .ok_or("the snapshot is not ready")?;
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
-            (content_parts(content), hardware.map_err(|error| error.to_string())?, Arc::new(pseudo_vm(snapshot)))
+            (
+                content_parts(content),
+                hardware.map_err(|error| error.to_string())?,
+                Arc::new(pseudo_vm(snapshot)),
+            )
         }
     };
     let children = (0..count).map(|number| {
@@ -230,13 +288,21 @@ async fn prepare(
     let mut started = JoinSet::new();
     for (number, child) in children {
         let (node, parts, hardware) = (Arc::clone(node), parts.clone(), hardware.clone());
-        started.spawn(async move { (number, start_child(&node, &child, hardware, &parts).await, parts) });
+        started.spawn(async move {
+            (
+                number,
+                start_child(&node, &child, hardware, &parts).await,
+                parts,
+            )
+        });
     }
     let mut waiting = BTreeMap::new();
     while let Some(result) = started.join_next().await {
         match result {
             Ok((number, Ok(()), parts)) => drop(waiting.insert(number, parts)),
-            Ok((_, Err(problem), _)) => tracing::debug!(problem, "a child could not be started ahead"),
+            Ok((_, Err(problem), _)) => {
+                tracing::debug!(problem, "a child could not be started ahead")
+            }
             Err(panic) => return Err(panic.to_string()),
         }
     }
@@ -245,7 +311,7 @@ async fn prepare(
 
 /// A VM to start children of a snapshot by: only what it is made of matters.
 fn pseudo_vm(snapshot: &Snapshot) -> Vm {
-    use raft::state::model::{Phase, Power, Source};
+    use raft::state::{Phase, Power, Source};
     Vm {
         id: VmId(0),
         name: String::new(),
@@ -272,14 +338,32 @@ async fn start_child(
     hardware: qemu::spec::Hardware,
     parts: &Parts,
 ) -> Result<(), String> {
-    let _turn = node.forks.starts.acquire().await.map_err(|error| error.to_string())?;
-    let handle = node.vms.get_or_create(child.id).map_err(|error| error.to_string())?;
+    let _turn = node
+        .forks
+        .starts
+        .acquire()
+        .await
+        .map_err(|error| error.to_string())?;
+    let handle = node
+        .vms
+        .get_or_create(child.id)
+        .map_err(|error| error.to_string())?;
     let place = handle.place();
     let state = node.state();
-    let launch = launch::restore(&state, child, hardware, place, parts.base.clone(), &parts.layers)
-        .map_err(|error| error.to_string())?;
+    let launch = launch::restore(
+        &state,
+        child,
+        hardware,
+        place,
+        parts.base.clone(),
+        &parts.layers,
+    )
+    .map_err(|error| error.to_string())?;
     handle
-        .ask(|done| Command::Prestart { launch: Box::new(launch), done })
+        .ask(|done| Command::Prestart {
+            launch: Box::new(launch),
+            done,
+        })
         .await
         .map_err(|error| error.to_string())?
 }
@@ -296,34 +380,65 @@ struct Run {
 impl Run {
     async fn carry_out(mut self) -> Result<(), String> {
         let state = self.node.state();
-        let Some(operation) = state.operations.get(&self.operation).cloned() else { return Ok(()) };
-        let snapshot = state.snapshots.get(&operation.snapshot).ok_or("its snapshot is not known")?.clone();
+        let Some(operation) = state.operations.get(&self.operation).cloned() else {
+            return Ok(());
+        };
+        let snapshot = state
+            .snapshots
+            .get(&operation.snapshot)
+            .ok_or("its snapshot is not known")?
+            .clone();
         if operation.state != OperationState::Open {
             return Ok(());
         }
+        let mut told = None;
         let content = match &snapshot.content {
             Some(content) => content.clone(),
             None => {
                 let content = self.capture(&state, &operation).await?;
-                let ready = Change::SnapshotReady { operation: operation.id, content: content.clone() };
+                let ready = Change::SnapshotReady {
+                    operation: operation.id,
+                    content: content.clone(),
+                };
                 if operation.kind == OperationKind::Snapshot {
                     self.node.report(ready).await;
                     return Ok(());
                 }
                 // Beside the loading: only the answer waits for it.
                 let node = Arc::clone(&self.node);
-                self.node.tasks.spawn(async move { node.report(ready).await });
+                told = Some(
+                    self.node
+                        .tasks
+                        .spawn(async move { node.report(ready).await }),
+                );
                 content
             }
         };
         self.check_cancelled()?;
-        let results = self.children(&state, &operation, &snapshot, &content).await?;
-        self.node.report(Change::ReportChildren { operation: operation.id, results }).await;
+        let results = self
+            .children(&state, &operation, &snapshot, &content)
+            .await?;
+        if let Some(told) = told {
+            // The operation must not be complete before its snapshot is ready. A refusal means that it has ended.
+            if let Some(Err(rejection)) = told.await.map_err(|panic| panic.to_string())? {
+                return Err(rejection.to_string());
+            }
+        }
+        self.node
+            .report(Change::ReportChildren {
+                operation: operation.id,
+                results,
+            })
+            .await;
         Ok(())
     }
 
     fn check_cancelled(&self) -> Result<(), String> {
-        if self.cancel.is_cancelled() { Err("it was cancelled".to_owned()) } else { Ok(()) }
+        if self.cancel.is_cancelled() {
+            Err("it was cancelled".to_owned())
+        } else {
+            Ok(())
+        }
     }
 
     async fn capture(&self, state: &State, operation: &Operation) -> Result<Content, String> {
@@ -334,11 +449,23 @@ impl Run {
         let stream = launch::stream_name(operation.snapshot);
         let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(operation.mode));
         let captured = handle
-            .ask(|done| Command::Capture { stream, disk_bytes, mode, done })
+            .ask(|done| Command::Capture {
+                stream,
+                disk_bytes,
+                mode,
+                done,
+            })
             .await
             .map_err(|error| error.to_string())?
-            .map_err(|error| if error.is_disk_full() { format!("disk-full: {}", chain(&error)) } else { chain(&error) })?;
-        content_of(&captured).ok_or_else(|| "the capture's files have names that are no ids".to_owned())
+            .map_err(|error| {
+                if error.is_disk_full() {
+                    format!("disk-full: {}", chain(&error))
+                } else {
+                    chain(&error)
+                }
+            })?;
+        content_of(&captured)
+            .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
 
     /// Starts what is not started, loads all, and lets them go on together: children that run compete with those that are
@@ -356,7 +483,10 @@ impl Run {
         let mut results = Vec::new();
         for number in 0..operation.count {
             let Some(child) = state.vms.get(&operation.id.child(number)).cloned() else {
-                results.push((number, failed("it was deleted while it was being made".to_owned())));
+                results.push((
+                    number,
+                    failed("it was deleted while it was being made".to_owned()),
+                ));
                 continue;
             };
             let hardware = match &hardware {
@@ -367,7 +497,11 @@ impl Run {
                 }
             };
             let waiting = self.prepared.waiting.get(&number) == Some(&parts);
-            let (node, parts, stream) = (Arc::clone(&self.node), parts.clone(), launch::stream_name(snapshot.id));
+            let (node, parts, stream) = (
+                Arc::clone(&self.node),
+                parts.clone(),
+                launch::stream_name(snapshot.id),
+            );
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, waiting).await;
                 (number, child, loaded)
@@ -384,7 +518,7 @@ impl Run {
         self.check_cancelled()?;
         loaded.sort_by_key(|(number, ..)| *number);
         for (number, child, handle) in loaded {
-            let paused = child.power == raft::state::model::Power::Paused;
+            let paused = child.power == raft::state::Power::Paused;
             let gone_on = match handle.seen().is {
                 // It ran before an agent was lost in the middle of this.
                 Is::Running { .. } | Is::Paused { .. } => Ok(Instant::now()),
@@ -393,10 +527,16 @@ impl Run {
                     .await
                     .unwrap_or_else(|error| Err(error.to_string())),
             };
-            results.push((number, match gone_on {
-                Ok(at) => ChildResult { running_us: (at - self.begun).as_micros() as u64, error: String::new() },
-                Err(problem) => failed(problem),
-            }));
+            results.push((
+                number,
+                match gone_on {
+                    Ok(at) => ChildResult {
+                        running_us: (at - self.begun).as_micros() as u64,
+                        error: String::new(),
+                    },
+                    Err(problem) => failed(problem),
+                },
+            ));
         }
         Ok(results)
     }
@@ -420,14 +560,28 @@ async fn load_child(
         node.fetch_image(child.spec.image).await?;
         start_child(node, child, hardware, parts).await?;
     }
-    let handle = node.vms.get(child.id).ok_or("it was deleted while it was being made")?;
-    let _turn = node.forks.starts.acquire().await.map_err(|error| error.to_string())?;
-    handle.ask(|done| Command::Load { stream, done }).await.map_err(|error| error.to_string())??;
+    let handle = node
+        .vms
+        .get(child.id)
+        .ok_or("it was deleted while it was being made")?;
+    let _turn = node
+        .forks
+        .starts
+        .acquire()
+        .await
+        .map_err(|error| error.to_string())?;
+    handle
+        .ask(|done| Command::Load { stream, done })
+        .await
+        .map_err(|error| error.to_string())??;
     Ok(handle)
 }
 
 fn failed(error: String) -> ChildResult {
-    ChildResult { running_us: 0, error }
+    ChildResult {
+        running_us: 0,
+        error,
+    }
 }
 
 fn engine_mode(mode: CaptureMode) -> Mode {
@@ -441,7 +595,12 @@ fn engine_mode(mode: CaptureMode) -> Mode {
 fn content_parts(content: &Content) -> Parts {
     Parts {
         base: launch::base_name(content.base),
-        layers: content.layers.iter().copied().map(launch::layer_name).collect(),
+        layers: content
+            .layers
+            .iter()
+            .copied()
+            .map(launch::layer_name)
+            .collect(),
     }
 }
 
@@ -462,7 +621,11 @@ fn content_of(captured: &Captured) -> Option<Content> {
         cpu_model: hardware.cpu_model.clone(),
         qemu_version: captured.qemu_version.clone(),
         machine: hardware.machine.name().to_owned(),
-        devices: hardware.devices.iter().map(|device| device.name().to_owned()).collect(),
+        devices: hardware
+            .devices
+            .iter()
+            .map(|device| device.name().to_owned())
+            .collect(),
         base_bytes: captured.base_bytes,
         stream_bytes: captured.stream_bytes,
         layer_bytes: captured.layer_bytes,

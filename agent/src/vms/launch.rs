@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::blobs::hex;
 use qemu::{
     layout,
     machine::Launch,
@@ -9,10 +10,8 @@ use qemu::{
     spec::{self, Device, Hardware, MachineType, Start},
 };
 use raft::state::{
-    ids::{ImageId, SnapshotId},
-    model::{Accelerator, Content, Image, LayerId, Machine, State, Vm, VmSpec},
+    Accelerator, Content, Image, ImageId, LayerId, Machine, SnapshotId, State, Vm, VmSpec,
 };
-use crate::blobs::hex;
 use tokio::sync::broadcast;
 
 /// What of a host decides how machines are started on it.
@@ -22,6 +21,8 @@ pub struct Fitness {
     pub qemu: Result<String, String>,
     /// Whether KVM can be used, or why not.
     pub kvm: Result<(), &'static str>,
+    /// The rate of the processor's time stamp counter, kHz, where it could be measured.
+    pub tsc_khz: Option<u32>,
 }
 
 /// A VM cannot be started here as it should be.
@@ -34,7 +35,9 @@ pub enum Unfit {
     #[error("KVM was asked for and cannot be used on this host: {0}")]
     Kvm(&'static str),
     /// The snapshot was made by another QEMU.
-    #[error("the snapshot was made by QEMU {made_by} and this node has {here}; restore it where that version is, or install it here")]
+    #[error(
+        "the snapshot was made by QEMU {made_by} and this node has {here}; restore it where that version is, or install it here"
+    )]
     QemuVersion {
         /// Which made it.
         made_by: String,
@@ -62,12 +65,19 @@ pub fn patience(image: &Image) -> Duration {
 
 /// The image a spec refers to.
 pub fn image<'a>(state: &'a State, spec: &VmSpec) -> Result<&'a Image, Unfit> {
-    state.images.get(&spec.image).map(|image| &**image).ok_or(Unfit::NoImage(spec.image))
+    state
+        .images
+        .get(&spec.image)
+        .map(|image| &**image)
+        .ok_or(Unfit::NoImage(spec.image))
 }
 
 /// The machine that a spec means on this host.
 pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
-    fitness.qemu.as_ref().map_err(|problem| Unfit::Qemu(problem.clone()))?;
+    fitness
+        .qemu
+        .as_ref()
+        .map_err(|problem| Unfit::Qemu(problem.clone()))?;
     let accelerator = match (spec.accelerator, fitness.kvm) {
         (Accelerator::Kvm, Err(problem)) => return Err(Unfit::Kvm(problem)),
         (Accelerator::Kvm | Accelerator::Auto, Ok(())) => spec::Accelerator::Kvm,
@@ -83,7 +93,10 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
             Machine::Microvm => MachineType::Microvm,
         },
         accelerator,
-        cpu_model: spec.cpu_model.clone().unwrap_or_else(|| accelerator.best_cpu().to_owned()),
+        cpu_model: spec
+            .cpu_model
+            .clone()
+            .unwrap_or_else(|| accelerator.best_cpu().to_owned()),
         cpus: spec.cpus,
         memory_bytes: spec.memory_bytes,
         devices,
@@ -91,10 +104,20 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
 }
 
 /// The machine that a snapshot was made of, if it can be restored here.
-pub fn snapshot_hardware(spec: &VmSpec, content: &Content, fitness: &Fitness) -> Result<Hardware, Unfit> {
-    let here = fitness.qemu.as_ref().map_err(|problem| Unfit::Qemu(problem.clone()))?;
+pub fn snapshot_hardware(
+    spec: &VmSpec,
+    content: &Content,
+    fitness: &Fitness,
+) -> Result<Hardware, Unfit> {
+    let here = fitness
+        .qemu
+        .as_ref()
+        .map_err(|problem| Unfit::Qemu(problem.clone()))?;
     if *here != content.qemu_version {
-        return Err(Unfit::QemuVersion { made_by: content.qemu_version.clone(), here: here.clone() });
+        return Err(Unfit::QemuVersion {
+            made_by: content.qemu_version.clone(),
+            here: here.clone(),
+        });
     }
     let accelerator = match content.accelerator {
         Accelerator::Kvm => {
@@ -112,7 +135,11 @@ pub fn snapshot_hardware(spec: &VmSpec, content: &Content, fitness: &Fitness) ->
         .devices
         .iter()
         .map(|name| {
-            known.iter().copied().find(|device| device.name() == name).ok_or_else(|| Unfit::Unknown(name.clone()))
+            known
+                .iter()
+                .copied()
+                .find(|device| device.name() == name)
+                .ok_or_else(|| Unfit::Unknown(name.clone()))
         })
         .collect::<Result<_, _>>()?;
     Ok(Hardware {
@@ -144,22 +171,43 @@ pub fn boot(
     has_run: bool,
 ) -> Result<Launch, Unfit> {
     let image = image(state, &vm.spec)?;
-    let kernel = image.kernel.as_ref().ok_or_else(|| Unfit::NoKernel(image.name.clone()))?;
-    let cmdline = [image.cmdline.as_str(), vm.spec.cmdline.as_str()].join(" ").trim().to_owned();
+    let kernel = image
+        .kernel
+        .as_ref()
+        .ok_or_else(|| Unfit::NoKernel(image.name.clone()))?;
+    let hardware = hardware(&vm.spec, fitness)?;
+    let mut cmdline = [image.cmdline.as_str(), vm.spec.cmdline.as_str()]
+        .join(" ")
+        .trim()
+        .to_owned();
+    if let (spec::Accelerator::Tcg, Some(khz)) = (hardware.accelerator, fitness.tsc_khz) {
+        // An emulated guest sees the host's counter and has only the PIT to find its rate by, which fails on a busy host and
+        // leaves it hanging early in its kernel.
+        cmdline.push_str(&format!(" tsc_early_khz={khz}"));
+    }
     let new_layer = layers.is_none();
     Ok(Launch {
         boot: vm.boot,
         has_run,
         start: Start::Boot {
             kernel: layout::image(&hex(&kernel.sha256)),
-            initrd: image.initrd.as_ref().map(|initrd| layout::image(&hex(&initrd.sha256))),
+            initrd: image
+                .initrd
+                .as_ref()
+                .map(|initrd| layout::image(&hex(&initrd.sha256))),
             cmdline,
         },
         base: None,
-        layers: layers.unwrap_or_else(|| if vm.spec.disk_bytes > 0 { vec![first_layer(vm)] } else { vec![] }),
+        layers: layers.unwrap_or_else(|| {
+            if vm.spec.disk_bytes > 0 {
+                vec![first_layer(vm)]
+            } else {
+                vec![]
+            }
+        }),
         new_layer,
         ready_line: image.ready_line.clone(),
-        ..skeleton(vm, hardware(&vm.spec, fitness)?, image, place)
+        ..skeleton(vm, hardware, image, place)
     })
 }
 
@@ -174,11 +222,17 @@ pub fn restore(
 ) -> Result<Launch, Unfit> {
     let image = image(state, &vm.spec)?;
     let layers = if vm.spec.disk_bytes > 0 {
-        std::iter::once(first_layer(vm)).chain(below.iter().cloned()).collect()
+        std::iter::once(first_layer(vm))
+            .chain(below.iter().cloned())
+            .collect()
     } else {
         vec![]
     };
-    Ok(Launch { base: Some(base), layers, ..skeleton(vm, hardware, image, place) })
+    Ok(Launch {
+        base: Some(base),
+        layers,
+        ..skeleton(vm, hardware, image, place)
+    })
 }
 
 fn skeleton(vm: &Vm, hardware: Hardware, image: &Image, place: Place) -> Launch {
@@ -206,7 +260,7 @@ fn first_layer(vm: &Vm) -> LayerName {
 
 /// A layer's name in the engine's folders.
 pub fn layer_name(layer: LayerId) -> LayerName {
-    LayerName(raft::state::ids::VmId(layer).to_string())
+    LayerName(raft::state::VmId(layer).to_string())
 }
 
 /// A base's name in the engine's folders.

@@ -14,7 +14,7 @@ use qemu::{
     machine::Engine,
     record::{VmName, VmRecord},
 };
-use raft::state::ids::VmId;
+use raft::state::VmId;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
@@ -54,7 +54,10 @@ impl VmHandle {
 
     /// What is the same in every start of it.
     pub fn place(&self) -> launch::Place {
-        launch::Place { user: self.user, console: self.console.clone() }
+        launch::Place {
+            user: self.user,
+            console: self.console.clone(),
+        }
     }
 
     /// What it prints from now on.
@@ -74,7 +77,10 @@ impl VmHandle {
     }
 
     /// Has the task do something that it answers.
-    pub async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Gone> {
+    pub async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Gone> {
         let (done, answer) = oneshot::channel();
         self.commands.send(command(done)).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
@@ -101,7 +107,13 @@ pub struct Vms {
 impl Vms {
     /// For a node whose processes get users from `first_user` on; its group is `first_user` itself.
     pub fn new(engine: Arc<Engine>, first_user: Option<u32>, changed: Arc<Notify>) -> Self {
-        Self { engine, handles: Mutex::default(), first_user, tasks: TaskTracker::new(), changed }
+        Self {
+            engine,
+            handles: Mutex::default(),
+            first_user,
+            tasks: TaskTracker::new(),
+            changed,
+        }
     }
 
     /// The engine.
@@ -121,12 +133,18 @@ impl Vms {
 
     /// How all of them are.
     pub fn observe(&self) -> BTreeMap<VmId, Seen> {
-        self.handles().iter().map(|(id, handle)| (*id, handle.seen())).collect()
+        self.handles()
+            .iter()
+            .map(|(id, handle)| (*id, handle.seen()))
+            .collect()
     }
 
     /// All of them.
     pub fn all(&self) -> Vec<(VmId, VmHandle)> {
-        self.handles().iter().map(|(id, handle)| (*id, handle.clone())).collect()
+        self.handles()
+            .iter()
+            .map(|(id, handle)| (*id, handle.clone()))
+            .collect()
     }
 
     /// A VM's handle, made if the node has nothing of it yet.
@@ -138,8 +156,14 @@ impl Vms {
         let user = match self.first_user {
             None => None,
             Some(first) => {
-                let taken: BTreeSet<u32> = handles.values().filter_map(|other| other.user).map(|(uid, _)| uid).collect();
-                let free = (first + 1..first + 1 + USERS).find(|uid| !taken.contains(uid)).ok_or(NoUser)?;
+                let taken: BTreeSet<u32> = handles
+                    .values()
+                    .filter_map(|other| other.user)
+                    .map(|(uid, _)| uid)
+                    .collect();
+                let free = (first + 1..first + 1 + USERS)
+                    .find(|uid| !taken.contains(uid))
+                    .ok_or(NoUser)?;
                 Some((free, first))
             }
         };
@@ -176,12 +200,21 @@ impl Vms {
         adopt: bool,
     ) -> (VmHandle, oneshot::Receiver<()>) {
         let is = if adopt { Is::Unknown } else { Is::Absent };
-        let seen = Arc::new(watch::Sender::new(Seen { busy: adopt, has_run: false, is }));
+        let seen = Arc::new(watch::Sender::new(Seen {
+            busy: adopt,
+            has_run: false,
+            is,
+        }));
         let pid = Arc::new(watch::Sender::new(0));
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let console = output_channel();
-        let handle =
-            VmHandle { commands, seen: Arc::clone(&seen), pid: Arc::clone(&pid), console: console.clone(), user };
+        let handle = VmHandle {
+            commands,
+            seen: Arc::clone(&seen),
+            pid: Arc::clone(&pid),
+            console: console.clone(),
+            user,
+        };
         handles.insert(vm, handle.clone());
         let mut task = VmTask::new(Arc::clone(&self.engine), vm_name(vm), seen, pid, console);
         let (adopted, done) = oneshot::channel();
@@ -194,7 +227,7 @@ impl Vms {
                     task.adopt().await;
                 }
                 // Whoever started the task may not wait for it.
-                drop(adopted.send(()));
+                let _nobody_waits = adopted.send(());
                 task.run(receiver).await;
             };
             let ring = async {

@@ -143,12 +143,24 @@ impl VmTask {
         console: broadcast::Sender<Vec<u8>>,
     ) -> Self {
         let (machine, boot, stopping, silent) = (None, None, None, None);
-        Self { engine, name, machine, boot, stopping, silent, seen, pid, console }
+        Self {
+            engine,
+            name,
+            machine,
+            boot,
+            stopping,
+            silent,
+            seen,
+            pid,
+            console,
+        }
     }
 
     /// Owns the VM until it is destroyed or nobody can ask anything of it any more. Its process outlives the task.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
+            let boot_deadline = self.boot.as_ref().map(|boot| boot.deadline);
+            let (stopping, silent) = (self.stopping, self.silent);
             let next = tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.carry_out(command).await,
@@ -163,15 +175,15 @@ impl VmTask {
                     self.publish_running();
                     Next::Stay
                 }
-                () = at(self.boot.as_ref().map(|boot| boot.deadline)) => {
+                () = at(boot_deadline) => {
                     self.boot_timed_out().await;
                     Next::Stay
                 }
-                () = at(self.stopping) => {
+                () = at(stopping) => {
                     self.kill("its guest did not end within 30 s after its power button was pressed").await;
                     Next::Stay
                 }
-                () = at(self.silent) => {
+                () = at(silent) => {
                     self.adopt().await;
                     Next::Stay
                 }
@@ -188,7 +200,11 @@ impl VmTask {
                 self.begin_boot(*launch, patience, 1).await;
                 Ok(())
             }
-            Command::Restore { launch, stream, paused } => {
+            Command::Restore {
+                launch,
+                stream,
+                paused,
+            } => {
                 self.restore(*launch, &stream, paused).await;
                 Ok(())
             }
@@ -205,7 +221,9 @@ impl VmTask {
                 return Next::Stay;
             }
             Command::Load { stream, done } => {
-                let result = self.with_machine(async |machine| machine.load(&stream).await).await;
+                let result = self
+                    .with_machine(async |machine| machine.load(&stream).await)
+                    .await;
                 answer(done, result);
                 return Next::Stay;
             }
@@ -213,7 +231,12 @@ impl VmTask {
                 answer(done, self.go(paused).await);
                 return Next::Stay;
             }
-            Command::Prepare { stream, disk_bytes, mode, done } => {
+            Command::Prepare {
+                stream,
+                disk_bytes,
+                mode,
+                done,
+            } => {
                 let result = match &mut self.machine {
                     Some(machine) => machine.prepare(&stream, disk_bytes, mode).await,
                     None => Err(no_process()),
@@ -227,7 +250,12 @@ impl VmTask {
                 }
                 return Next::Stay;
             }
-            Command::Capture { stream, disk_bytes, mode, done } => {
+            Command::Capture {
+                stream,
+                disk_bytes,
+                mode,
+                done,
+            } => {
                 answer(done, self.capture(stream, disk_bytes, mode).await);
                 return Next::Stay;
             }
@@ -255,7 +283,13 @@ impl VmTask {
                 let ready = machine.ready();
                 self.take_machine(machine);
                 let deadline = Instant::now() + patience;
-                self.boot = Some(Boot { launch, patience, attempt, deadline, ready });
+                self.boot = Some(Boot {
+                    launch,
+                    patience,
+                    attempt,
+                    deadline,
+                    ready,
+                });
             }
             Err(error) => self.did_not_start(boot, chain(&error)),
         }
@@ -265,7 +299,11 @@ impl VmTask {
         let Some(boot) = self.boot.take() else { return };
         let waited = boot.patience.as_secs_f64();
         self.end_process().await;
-        self.boot_failed(boot, &format!("the guest did not say that it is ready within {waited} s")).await;
+        self.boot_failed(
+            boot,
+            &format!("the guest did not say that it is ready within {waited} s"),
+        )
+        .await;
     }
 
     /// Tries again, or gives up.
@@ -275,10 +313,15 @@ impl VmTask {
             let mut launch = boot.launch;
             launch.new_layer = false;
             launch.has_run = true;
-            return self.begin_boot(launch, boot.patience, boot.attempt + 1).await;
+            return self
+                .begin_boot(launch, boot.patience, boot.attempt + 1)
+                .await;
         }
         let times = boot.attempt;
-        self.did_not_start(boot.launch.boot, format!("boot-timeout: {problem}, {times} times"));
+        self.did_not_start(
+            boot.launch.boot,
+            format!("boot-timeout: {problem}, {times} times"),
+        );
     }
 
     async fn restore(&mut self, launch: Launch, stream: &StreamName, paused: bool) {
@@ -289,13 +332,21 @@ impl VmTask {
                 machine.kill().await?;
                 return Err(error);
             }
-            if paused { machine.claim()? } else { machine.resume().await? }
+            if paused {
+                machine.claim()?
+            } else {
+                machine.resume().await?
+            }
             Ok(machine)
         };
         match started.await {
             Ok(machine) => {
                 self.take_machine(machine);
-                self.publish(if paused { Is::Paused { boot } } else { Is::Running { boot } });
+                self.publish(if paused {
+                    Is::Paused { boot }
+                } else {
+                    Is::Running { boot }
+                });
             }
             Err(error) => self.did_not_start(boot, chain(&error)),
         }
@@ -317,19 +368,34 @@ impl VmTask {
     async fn go(&mut self, paused: bool) -> Result<Instant, String> {
         let result = self
             .with_machine(async |machine| {
-                if paused { machine.claim() } else { machine.resume().await }
+                if paused {
+                    machine.claim()
+                } else {
+                    machine.resume().await
+                }
             })
             .await;
         let now = Instant::now();
         result?;
-        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
-        self.publish(if paused { Is::Paused { boot } } else { Is::Running { boot } });
+        let boot = self
+            .machine
+            .as_ref()
+            .map_or(0, |machine| machine.record().boot);
+        self.publish(if paused {
+            Is::Paused { boot }
+        } else {
+            Is::Running { boot }
+        });
         Ok(now)
     }
 
     fn did_not_start(&mut self, boot: u64, reason: String) {
         self.keep_end(&reason, false);
-        self.publish(Is::Ended { boot, reason, orderly: false });
+        self.publish(Is::Ended {
+            boot,
+            reason,
+            orderly: false,
+        });
     }
 
     /// Connects to the process that the VM's record names, if it is still there. Called at the agent's start, and again for a
@@ -349,7 +415,11 @@ impl VmTask {
         self.seen.send_modify(|seen| seen.has_run = record.has_run);
         if let Stage::Ended { reason, by_guest } = &record.stage {
             let (reason, orderly) = (reason.clone(), *by_guest);
-            return self.publish(Is::Ended { boot: record.boot, reason, orderly });
+            return self.publish(Is::Ended {
+                boot: record.boot,
+                reason,
+                orderly,
+            });
         }
         let (boot, preparing) = (record.boot, record.stage == Stage::Preparing);
         match Machine::adopt(&self.engine, &self.name, record, None, self.console.clone()).await {
@@ -385,14 +455,20 @@ impl VmTask {
     // -- Running -----------------------------------------------------------------------------------------------------
 
     async fn pause(&mut self) -> Result<(), MachineError> {
-        let Some(machine) = &self.machine else { return Ok(()) };
+        let Some(machine) = &self.machine else {
+            return Ok(());
+        };
         machine.pause().await?;
-        self.publish(Is::Paused { boot: machine.record().boot });
+        self.publish(Is::Paused {
+            boot: machine.record().boot,
+        });
         Ok(())
     }
 
     async fn resume(&mut self) -> Result<(), MachineError> {
-        let Some(machine) = &mut self.machine else { return Ok(()) };
+        let Some(machine) = &mut self.machine else {
+            return Ok(());
+        };
         machine.resume().await?;
         self.publish_running();
         Ok(())
@@ -414,7 +490,9 @@ impl VmTask {
     ) -> Result<Captured, CaptureError> {
         let running = matches!(self.seen.borrow().is, Is::Running { .. });
         let machine = self.machine.as_mut().ok_or_else(no_process)?;
-        let result = machine.capture(&stream, disk_bytes, mode, running, Afterwards::GoOn).await;
+        let result = machine
+            .capture(&stream, disk_bytes, mode, running, Afterwards::GoOn)
+            .await;
         if let Err(CaptureError::Machine(error)) = &result {
             self.lost_touch(error);
         }
@@ -424,7 +502,10 @@ impl VmTask {
     // -- Ending ------------------------------------------------------------------------------------------------------
 
     async fn ended(&mut self, ending: Result<Ending, MachineError>) {
-        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        let boot = self
+            .machine
+            .as_ref()
+            .map_or(0, |machine| machine.record().boot);
         self.drop_machine();
         let ending = match ending {
             Ok(ending) => ending,
@@ -434,7 +515,9 @@ impl VmTask {
         if let Some(under_way) = self.boot.take() {
             if !stopping {
                 let problem = describe(&ending);
-                return self.boot_failed(under_way, &format!("{problem} before the guest was up")).await;
+                return self
+                    .boot_failed(under_way, &format!("{problem} before the guest was up"))
+                    .await;
             }
         }
         if ending.cause == Some(ShutdownCause::guest_reset) && !stopping {
@@ -445,15 +528,26 @@ impl VmTask {
         let orderly = stopping || ending.cause == Some(ShutdownCause::guest_shutdown);
         let reason = describe(&ending);
         self.keep_end(&reason, orderly);
-        self.publish(Is::Ended { boot, reason, orderly });
+        self.publish(Is::Ended {
+            boot,
+            reason,
+            orderly,
+        });
     }
 
     async fn kill(&mut self, reason: &str) {
         self.boot = None;
-        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        let boot = self
+            .machine
+            .as_ref()
+            .map_or(0, |machine| machine.record().boot);
         self.end_process().await;
         self.keep_end(reason, true);
-        self.publish(Is::Ended { boot, reason: reason.to_owned(), orderly: true });
+        self.publish(Is::Ended {
+            boot,
+            reason: reason.to_owned(),
+            orderly: true,
+        });
     }
 
     async fn destroy(&mut self) -> Next {
@@ -504,7 +598,12 @@ impl VmTask {
 
     /// A process that does not answer is asked again: nothing is known of it until it does.
     fn lost_touch(&mut self, error: &MachineError) {
-        if matches!(error, MachineError::Qmp(qemu::qmp::QmpError::Connection { .. } | qemu::qmp::QmpError::TimedOut { .. })) {
+        if matches!(
+            error,
+            MachineError::Qmp(
+                qemu::qmp::QmpError::Connection { .. } | qemu::qmp::QmpError::TimedOut { .. }
+            )
+        ) {
             self.drop_machine();
             self.silent = Some(Instant::now() + ASK_AGAIN);
             self.publish(Is::Unknown);
@@ -513,7 +612,10 @@ impl VmTask {
 
     /// Keeps that the process ended and why, so that an agent that comes later knows.
     fn keep_end(&self, reason: &str, orderly: bool) {
-        self.keep(Stage::Ended { reason: reason.to_owned(), by_guest: orderly });
+        self.keep(Stage::Ended {
+            reason: reason.to_owned(),
+            by_guest: orderly,
+        });
     }
 
     /// Keeps in the VM's record that it has no process, and how far it has come.
@@ -533,12 +635,18 @@ impl VmTask {
     }
 
     fn publish_running(&self) {
-        let boot = self.machine.as_ref().map_or(0, |machine| machine.record().boot);
+        let boot = self
+            .machine
+            .as_ref()
+            .map_or(0, |machine| machine.record().boot);
         self.publish(Is::Running { boot });
     }
 
     fn publish(&self, is: Is) {
-        let has_run = matches!(is, Is::Running { .. } | Is::Paused { .. } | Is::Booting { .. });
+        let has_run = matches!(
+            is,
+            Is::Running { .. } | Is::Paused { .. } | Is::Booting { .. }
+        );
         self.seen.send_modify(|seen| {
             seen.is = is;
             seen.busy = false;
@@ -567,7 +675,11 @@ fn describe(ending: &Ending) -> String {
         Some(ShutdownCause::guest_panic) => "the guest's kernel panicked".to_owned(),
         _ => format!("QEMU ended unexpectedly ({})", ending.exit),
     };
-    if ending.log.is_empty() || what.starts_with("the guest") { what } else { format!("{what}: {}", ending.log) }
+    if ending.log.is_empty() || what.starts_with("the guest") {
+        what
+    } else {
+        format!("{what}: {}", ending.log)
+    }
 }
 
 async fn ended(machine: Option<&mut Machine>) -> Result<Ending, MachineError> {

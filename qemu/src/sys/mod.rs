@@ -3,6 +3,7 @@
 pub mod page_scan;
 pub mod readiness;
 pub mod spawn;
+pub mod tsc;
 pub mod uffd;
 pub mod vm_read;
 

@@ -91,6 +91,7 @@ impl Host {
         Launch {
             vm: VmName(name.into()),
             boot: 1,
+            has_run: false,
             user: Some((uid, GID)),
             hardware: Hardware {
                 machine: MachineType::Microvm,
@@ -182,10 +183,8 @@ impl Drop for Host {
                 .ok()
                 .and_then(rustix::process::Pid::from_raw);
             if let Some(raw) = raw {
-                drop(rustix::process::kill_process(
-                    raw,
-                    rustix::process::Signal::KILL,
-                ));
+                // It may have ended by itself meanwhile.
+                let _gone = rustix::process::kill_process(raw, rustix::process::Signal::KILL);
             }
         }
         drop(fs::set_permissions(root, fs::Permissions::from_mode(0o700)));

@@ -1,0 +1,252 @@
+//! The cluster, its tokens, and newcomers.
+
+use std::time::Duration;
+
+use proto::v1::{
+    CheckHostRequest, CheckHostResponse, CreateTokenRequest, CreateTokenResponse, GetStatusRequest,
+    GetStatusResponse, JoinRequest, JoinResponse, ListTokensRequest, ListTokensResponse,
+    RevokeTokenRequest, RevokeTokenResponse, Token, cluster_service_server::ClusterService,
+    join_service_server::JoinService,
+};
+use raft::state::{Command, Response as Outcome, TokenId};
+use tonic::{Request, Response, Status};
+use ulid::Ulid;
+
+use super::{Api, deadline, request_key, role, unexpected};
+use crate::{
+    convert,
+    errors::ApiError,
+    node::now,
+    trust::{names, tls::server::PeerRole, token::JoinToken},
+};
+
+/// How long a token can be used when nobody says otherwise, and at most.
+const TOKEN_TTL: Duration = Duration::from_secs(3600);
+const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+#[tonic::async_trait]
+impl ClusterService for Api {
+    async fn get_status(
+        &self,
+        _: Request<GetStatusRequest>,
+    ) -> Result<Response<GetStatusResponse>, Status> {
+        let node = &self.node;
+        let published = node.raft.published().borrow().clone();
+        let (state, status) = (published.state, node.raft.status());
+        let online = node.leases.online();
+        let nodes: Vec<_> = state
+            .nodes
+            .values()
+            .map(|one| convert::node(&state, one, online.as_ref(), &status))
+            .collect();
+        let own = nodes.iter().find(|one| one.id == node.id()).cloned();
+        Ok(Response::new(GetStatusResponse {
+            cluster_id: node.cluster().to_string(),
+            node: own,
+            leader: status
+                .leader
+                .map_or_else(String::new, |leader| convert::node_name(&state, leader)),
+            quorum: status.quorum_ok,
+            term: status.term,
+            applied_index: published.index,
+            nodes,
+            vms: state.vms.len() as u32,
+            snapshots: state.snapshots.len() as u32,
+            images: state.images.len() as u32,
+            problems: self.problems(&status, online.as_ref()),
+            started_at: Some(node.started_at.into()),
+            state_digest: raft::state::digest(&state),
+        }))
+    }
+
+    async fn check_host(
+        &self,
+        _: Request<CheckHostRequest>,
+    ) -> Result<Response<CheckHostResponse>, Status> {
+        Ok(Response::new(CheckHostResponse {
+            checks: crate::doctor::check(&self.node),
+        }))
+    }
+
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let ttl = match Duration::from_secs(request.ttl_seconds) {
+            Duration::ZERO => TOKEN_TTL,
+            ttl if ttl > LONGEST_TTL => {
+                let problem = "a token can be used for 30 days at most".to_owned();
+                return Err(ApiError::InvalidField {
+                    field: "ttlSeconds",
+                    problem,
+                }
+                .into());
+            }
+            ttl => ttl,
+        };
+        let state = self.read(deadline).await?;
+        // This node's own address first: it knows of the token before the others.
+        let mut addresses = vec![self.node.identity.advertise.clone()];
+        addresses.extend(
+            state
+                .nodes
+                .values()
+                .filter(|node| node.id != self.node.id())
+                .map(|node| node.address.clone()),
+        );
+        let id = Ulid::new();
+        let token = JoinToken::generate(id, self.node.authority.fingerprint(), &addresses)
+            .map_err(internal)?;
+        let key_hash = token.key_hash().map_err(internal)?;
+        let expires_at = now() + ttl.as_millis() as u64;
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::CreateToken {
+            id: TokenId(id.0),
+            key_hash,
+            expires_at,
+        };
+        self.change(key, command, deadline).await?;
+        if !self.node.state().tokens.contains_key(&TokenId(id.0)) {
+            // The request was answered before, and the token's secret was shown then, once.
+            let problem =
+                "a token was made for this request before; it is shown only once".to_owned();
+            return Err(ApiError::InvalidField {
+                field: "requestId",
+                problem,
+            }
+            .into());
+        }
+        Ok(Response::new(CreateTokenResponse {
+            token: token.to_text(),
+            id: TokenId(id.0).to_string(),
+            expires_at: Some(convert::timestamp(expires_at)),
+        }))
+    }
+
+    async fn list_tokens(
+        &self,
+        request: Request<ListTokensRequest>,
+    ) -> Result<Response<ListTokensResponse>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let now = now();
+        let tokens = state
+            .tokens
+            .iter()
+            .filter(|(_, token)| token.expires_at > now);
+        let tokens = tokens.map(|(id, token)| Token {
+            id: id.to_string(),
+            created_at: Some(convert::timestamp(token.created_at)),
+            expires_at: Some(convert::timestamp(token.expires_at)),
+        });
+        Ok(Response::new(ListTokensResponse {
+            tokens: tokens.collect(),
+        }))
+    }
+
+    async fn revoke_token(
+        &self,
+        request: Request<RevokeTokenRequest>,
+    ) -> Result<Response<RevokeTokenResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        self.change(key, Command::RevokeToken { id: request.id }, deadline)
+            .await?;
+        Ok(Response::new(RevokeTokenResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl JoinService for Api {
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        let deadline = deadline(&request);
+        let Some(PeerRole::Joiner { key_hash }) = role(&request).cloned() else {
+            return Err(ApiError::NotAllowed("joining needs a join token").into());
+        };
+        let request = request.into_inner();
+        names::check_advertised(&request.address).map_err(|error| ApiError::InvalidField {
+            field: "address",
+            problem: error.to_string(),
+        })?;
+        // The certificate request is looked at before the token is used up: one that cannot be signed costs nothing.
+        let trial = self
+            .node
+            .authority
+            .sign_node_request(0, "trial", &request.csr);
+        trial.map_err(|error| ApiError::InvalidField {
+            field: "csr",
+            problem: error.to_string(),
+        })?;
+        let mut body = request.clone();
+        // A newcomer that tries again after a lost answer has a new key.
+        body.csr.clear();
+        let key = request_key(&body, |request| &mut request.request_id);
+        let command = Command::Join {
+            key_hash,
+            name: request.name.clone(),
+            address: request.address,
+        };
+        let id = match self.change(key, command, deadline).await? {
+            Outcome::Node(id) => id,
+            other => return Err(unexpected(other).into()),
+        };
+        let certificate = self
+            .node
+            .authority
+            .sign_node_request(id, &request.name, &request.csr)
+            .map_err(internal)?;
+        let (state, status) = (self.node.state(), self.node.raft.status());
+        let online = self.node.leases.online();
+        tracing::info!(node = id, name = request.name, "a node joined");
+        Ok(Response::new(JoinResponse {
+            cluster_id: self.node.cluster().to_string(),
+            node_id: id,
+            certificate: certificate.to_vec().into(),
+            authority_certificate: self.node.authority.certificate().to_vec().into(),
+            authority_key: self.node.authority.key_der().into(),
+            nodes: state
+                .nodes
+                .values()
+                .map(|one| convert::node(&state, one, online.as_ref(), &status))
+                .collect(),
+        }))
+    }
+}
+
+impl Api {
+    /// What is wrong with the cluster, as this node sees it.
+    fn problems(
+        &self,
+        status: &raft::node::Status,
+        online: Option<&std::collections::BTreeSet<u64>>,
+    ) -> Vec<String> {
+        let state = self.node.state();
+        let mut problems = Vec::new();
+        if status.leader.is_none() || !status.quorum_ok {
+            problems.push(
+                "no leader with a quorum: changes are refused; start the agents of most voters, or mend the network"
+                    .to_owned(),
+            );
+        }
+        for node in state.nodes.values() {
+            if online.is_some_and(|online| !online.contains(&node.id)) {
+                problems.push(format!(
+                    "node {} is offline: start its agent (fpagent run)",
+                    node.name
+                ));
+            }
+            let capacity = node.capacity.iter().flat_map(|capacity| &capacity.problems);
+            problems.extend(capacity.map(|problem| format!("node {}: {problem}", node.name)));
+        }
+        if let Err(ApiError::DiskFull(problem)) = self.has_room() {
+            problems.push(format!("{problem}: new work is refused; free room"));
+        }
+        problems
+    }
+}
+
+fn internal(error: crate::trust::TrustError) -> ApiError {
+    ApiError::Internal(crate::errors::chain(&error))
+}

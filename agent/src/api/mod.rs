@@ -1,0 +1,259 @@
+//! The gRPC services of a node, and who may call what.
+
+mod cluster;
+mod image;
+mod node;
+mod operation;
+mod peer;
+mod snapshot;
+mod vm;
+
+pub use peer::renew_leases;
+
+use std::sync::Arc;
+
+use prost::Message;
+use proto::{
+    peer::{peer_service_server::PeerServiceServer, raft_service_server::RaftServiceServer},
+    v1::{
+        cluster_service_server::ClusterServiceServer, image_service_server::ImageServiceServer,
+        join_service_server::JoinServiceServer, node_service_server::NodeServiceServer,
+        operation_service_server::OperationServiceServer,
+        snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
+    },
+};
+use raft::state::{Command, RequestKey, Response, State};
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use tonic::{
+    Request, Status,
+    service::{Routes, interceptor::InterceptedService},
+};
+use ulid::Ulid;
+
+use crate::{
+    errors::ApiError,
+    node::{Node, RESERVED_BYTES},
+    trust::tls::{accept::Peer, server::PeerRole},
+};
+
+/// How long a call may take whose caller does not say.
+const DEFAULT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+/// The longest that a caller may ask for.
+const LONGEST_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
+/// Largest message between nodes: an append of many entries, a chunk of a file.
+const PEER_MESSAGE_BYTES: usize = 32 << 20;
+
+/// What all services share.
+#[derive(Debug, Clone)]
+pub struct Api {
+    node: Arc<Node>,
+}
+
+/// Everything that a node serves. `raft` is the consensus's own service.
+pub fn routes(
+    node: &Arc<Node>,
+    raft: impl proto::peer::raft_service_server::RaftService,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    let api = Api {
+        node: Arc::clone(node),
+    };
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    // An agent that serves is healthy; what else is wrong is said by `GetStatus`.
+    node.tasks.spawn(async move {
+        health
+            .set_service_status("", tonic_health::ServingStatus::Serving)
+            .await
+    });
+
+    let raft = RaftServiceServer::new(raft)
+        .max_decoding_message_size(PEER_MESSAGE_BYTES)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES);
+    let routes = Routes::new(InterceptedService::new(
+        ClusterServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(
+        NodeServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(
+        ImageServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(
+        VmServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(
+        SnapshotServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(
+        OperationServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(reflection, users))
+    .add_service(InterceptedService::new(health_service, users))
+    .add_service(InterceptedService::new(
+        JoinServiceServer::new(api.clone()),
+        joiners,
+    ))
+    .add_service(InterceptedService::new(PeerServiceServer::new(api), nodes))
+    .add_service(InterceptedService::new(raft, nodes));
+    Ok(routes)
+}
+
+fn role<T>(request: &Request<T>) -> Option<&PeerRole> {
+    request.extensions().get::<Peer>().map(|peer| &peer.role)
+}
+
+/// Calls for people and their programs.
+fn users(request: Request<()>) -> Result<Request<()>, Status> {
+    match role(&request) {
+        Some(PeerRole::Admin { .. } | PeerRole::Local | PeerRole::Node(_)) => Ok(request),
+        Some(PeerRole::Joiner { .. }) | None => {
+            Err(ApiError::NotAllowed("a join token allows nothing but joining").into())
+        }
+    }
+}
+
+/// Calls that nodes make of each other.
+fn nodes(request: Request<()>) -> Result<Request<()>, Status> {
+    match role(&request) {
+        Some(PeerRole::Node(_)) => Ok(request),
+        _ => Err(ApiError::NotAllowed("only nodes of the cluster may call this").into()),
+    }
+}
+
+/// Joining.
+fn joiners(request: Request<()>) -> Result<Request<()>, Status> {
+    match role(&request) {
+        Some(PeerRole::Joiner { .. }) => Ok(request),
+        _ => Err(ApiError::NotAllowed("joining needs a join token").into()),
+    }
+}
+
+/// When a call's caller stops waiting, by its `grpc-timeout`; a little before, so that the answer still arrives.
+fn deadline<T>(request: &Request<T>) -> Instant {
+    let header = request
+        .metadata()
+        .get("grpc-timeout")
+        .and_then(|value| value.to_str().ok());
+    let patience = header
+        .and_then(timeout_header)
+        .unwrap_or(DEFAULT_PATIENCE)
+        .min(LONGEST_PATIENCE);
+    Instant::now() + patience.mul_f64(0.95)
+}
+
+/// `grpc-timeout` as gRPC over HTTP/2 defines it: up to eight digits and a unit.
+fn timeout_header(text: &str) -> Option<std::time::Duration> {
+    use std::time::Duration;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(count.checked_mul(3600)?)),
+        "M" => Some(Duration::from_secs(count.checked_mul(60)?)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// A request's key: its id, or one made here, and the hash of everything else in it. `id` is the field in `body` that holds
+/// the id, which is emptied so that it does not count.
+fn request_key<M: Message + Clone>(body: &M, id: impl FnOnce(&mut M) -> &mut String) -> RequestKey {
+    let mut body = body.clone();
+    let id = std::mem::take(id(&mut body));
+    let id = if id.is_empty() {
+        Ulid::new().to_string()
+    } else {
+        id
+    };
+    let name = std::any::type_name::<M>();
+    let digest = Sha256::new()
+        .chain_update(name)
+        .chain_update([0])
+        .chain_update(body.encode_to_vec())
+        .finalize();
+    RequestKey {
+        id,
+        body: digest.into(),
+    }
+}
+
+impl Api {
+    /// Makes a change, as a request asks for it.
+    async fn change(
+        &self,
+        key: RequestKey,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Response, ApiError> {
+        Ok(self.node.propose(Some(key), command, deadline).await??)
+    }
+
+    /// The state, not older than the call.
+    async fn read(&self, deadline: Instant) -> Result<Arc<State>, ApiError> {
+        self.node.raft.read_barrier(deadline).await?;
+        Ok(self.node.state())
+    }
+
+    /// Refuses new work while the disk is so full that the log might not go on.
+    fn has_room(&self) -> Result<(), ApiError> {
+        let free = self
+            .node
+            .free_bytes()
+            .map_err(|error| ApiError::Internal(error.to_string()))?;
+        if free < RESERVED_BYTES {
+            return Err(ApiError::DiskFull(format!(
+                "node {} has {} MiB left on its disk, and {} MiB are kept for its log",
+                self.node.identity.name,
+                free >> 20,
+                RESERVED_BYTES >> 20
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// An answer of the state that does not fit the question.
+fn unexpected(response: Response) -> ApiError {
+    ApiError::Internal(format!("the state answered {response:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(timeout_header("1500m"), Some(Duration::from_millis(1500)));
+        assert_eq!(timeout_header("2S"), Some(Duration::from_secs(2)));
+        assert_eq!(timeout_header("x"), None);
+        assert_eq!(timeout_header(""), None);
+        assert_eq!(timeout_header("ß"), None);
+    }
+
+    #[test]
+    fn the_id_does_not_count_for_the_body() {
+        use proto::v1::DeleteVmRequest;
+        let request = |vm: &str, id: &str| DeleteVmRequest {
+            vm: vm.into(),
+            force: false,
+            request_id: id.into(),
+        };
+        let key = |request| request_key(&request, |r: &mut DeleteVmRequest| &mut r.request_id);
+        assert_eq!(key(request("a", "1")).body, key(request("a", "2")).body);
+        assert_ne!(key(request("a", "1")).body, key(request("b", "1")).body);
+        assert!(!key(request("a", "")).id.is_empty());
+    }
+}

@@ -1,0 +1,216 @@
+//! What other nodes ask of this one.
+
+use std::{fs::File, io::Read as _, io::Seek as _, pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use proto::peer::{
+    FetchFileRequest, FetchFileResponse, NodeAge, ObserveRequest, ObserveResponse, ObservedVm,
+    PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse,
+    RenewLeaseRequest, RenewLeaseResponse, peer_service_server::PeerService,
+};
+use raft::state::VmId;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Api;
+use crate::{
+    convert,
+    errors::ApiError,
+    node::Node,
+    vms::{fork::Source, vm_name},
+};
+
+const CHUNK_BYTES: usize = 1 << 20;
+/// Chunks that are read ahead of the network.
+const CHUNKS_AHEAD: usize = 4;
+
+/// Chunks of a console.
+pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl PeerService for Api {
+    async fn renew_lease(
+        &self,
+        request: Request<RenewLeaseRequest>,
+    ) -> Result<Response<RenewLeaseResponse>, Status> {
+        if self.node.raft.status().leader != Some(self.node.id()) {
+            return Err(Status::failed_precondition(
+                "this node does not lead the cluster",
+            ));
+        }
+        let ages = self.node.leases.renew(request.into_inner().node);
+        let ages = ages.into_iter().map(|(node, age)| NodeAge {
+            node,
+            age_ms: Some(age.as_millis() as u64),
+        });
+        Ok(Response::new(RenewLeaseResponse {
+            ages: ages.collect(),
+        }))
+    }
+
+    async fn observe(
+        &self,
+        request: Request<ObserveRequest>,
+    ) -> Result<Response<ObserveResponse>, Status> {
+        let wanted = request.into_inner().vms;
+        let mut vms = observed(&self.node);
+        if !wanted.is_empty() {
+            vms.retain(|vm| wanted.contains(&vm.id));
+        }
+        Ok(Response::new(ObserveResponse { vms }))
+    }
+
+    async fn prepare_fork(
+        &self,
+        request: Request<PrepareForkRequest>,
+    ) -> Result<Response<PrepareForkResponse>, Status> {
+        let request = request.into_inner();
+        let mode = convert::capture_mode(request.mode());
+        let malformed = |_| Status::invalid_argument("an id is not a ULID");
+        let operation = request.operation.parse().map_err(malformed)?;
+        let source = match request.source.strip_prefix('@') {
+            Some(snapshot) => Source::Snapshot(snapshot.parse().map_err(malformed)?),
+            None => Source::Vm(request.source.parse().map_err(malformed)?),
+        };
+        let count = request.count.min(raft::state::MAX_CHILDREN);
+        self.node
+            .forks
+            .prepare(&self.node, operation, source, count, mode);
+        Ok(Response::new(PrepareForkResponse {}))
+    }
+
+    type FetchFileStream = ReceiverStream<Result<FetchFileResponse, Status>>;
+
+    async fn fetch_file(
+        &self,
+        request: Request<FetchFileRequest>,
+    ) -> Result<Response<Self::FetchFileStream>, Status> {
+        let request = request.into_inner();
+        let is_hash =
+            request.sha256.len() == 64 && request.sha256.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_hash {
+            return Err(Status::invalid_argument("not a SHA-256"));
+        }
+        let path = self.node.vms.engine().layout.image(&request.sha256);
+        let mut file = File::open(path)
+            .map_err(|error| Status::not_found(format!("the file is not here: {error}")))?;
+        file.seek(std::io::SeekFrom::Start(request.offset))
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
+        // Ends with the file, with an error, or when the other side is gone.
+        self.node.tasks.spawn_blocking(move || {
+            loop {
+                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+                let part = match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk) {
+                    Ok(0) => return,
+                    Ok(_) => Ok(FetchFileResponse {
+                        chunk: chunk.into(),
+                    }),
+                    Err(error) => Err(Status::internal(error.to_string())),
+                };
+                let failed = part.is_err();
+                if sender.blocking_send(part).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type ReadConsoleStream =
+        Pin<Box<dyn Stream<Item = Result<ReadConsoleResponse, Status>> + Send>>;
+
+    async fn read_console(
+        &self,
+        request: Request<ReadConsoleRequest>,
+    ) -> Result<Response<Self::ReadConsoleStream>, Status> {
+        let request = request.into_inner();
+        let vm: VmId = request
+            .vm
+            .parse()
+            .map_err(|_| Status::invalid_argument("not a VM's id"))?;
+        let chunks = console(&self.node, vm, request.follow)?;
+        Ok(Response::new(
+            chunks
+                .map(|chunk| Ok(ReadConsoleResponse { chunk: chunk? }))
+                .boxed(),
+        ))
+    }
+}
+
+/// What this node sees of its VMs.
+pub fn observed(node: &Node) -> Vec<ObservedVm> {
+    let one = |(id, handle): (VmId, crate::vms::VmHandle)| ObservedVm {
+        id: id.to_string(),
+        pid: handle.pid(),
+        state: convert::seen_state(&handle.seen().is).into(),
+        warnings: vec![],
+    };
+    node.vms.all().into_iter().map(one).collect()
+}
+
+/// A VM's console: what is kept of it, and with `follow` what comes, until the VM or the node ends.
+pub fn console(node: &Node, vm: VmId, follow: bool) -> Result<Chunks, ApiError> {
+    let log = node.vms.engine().layout.vm(&vm_name(vm)).console_log();
+    // Followed from before the log is read: a chunk may come twice at the seam, none is missed.
+    let receiver = if follow {
+        node.vms.get(vm).map(|handle| handle.follow_console())
+    } else {
+        None
+    };
+    let kept = qemu::console::read_log(&log).map_err(|error| {
+        ApiError::Internal(format!("the console's log cannot be read: {error}"))
+    })?;
+    let kept: Vec<_> = kept
+        .chunks(CHUNK_BYTES)
+        .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
+        .collect();
+    let ended = node.cancel.clone().cancelled_owned();
+    let live = stream::unfold(receiver, |receiver| async move {
+        let mut receiver = receiver?;
+        match receiver.recv().await {
+            Ok(chunk) => Some((Ok(Bytes::from(chunk)), Some(receiver))),
+            Err(broadcast::error::RecvError::Lagged(missed)) => {
+                let note =
+                    format!("\n[{missed} pieces of output were missed: the reader is too slow]\n");
+                Some((Ok(Bytes::from(note)), Some(receiver)))
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    });
+    Ok(stream::iter(kept).chain(live).take_until(ended).boxed())
+}
+
+/// How long the leader may take to answer a renewal.
+const RENEW_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Renews this node's lease with the leader until the node ends.
+pub async fn renew_leases(node: std::sync::Arc<Node>) {
+    loop {
+        if let Some(leader) = node.raft.status().leader {
+            if leader == node.id() {
+                node.leases.learn(node.leases.renew(node.id()));
+            } else if let Ok(mut client) = node.peers.client(leader).await {
+                let request = RenewLeaseRequest { node: node.id() };
+                match tokio::time::timeout(RENEW_PATIENCE, client.renew_lease(request)).await {
+                    Ok(Ok(answer)) => {
+                        let ages = answer.into_inner().ages.into_iter();
+                        let ages = ages
+                            .filter_map(|one| Some((one.node, Duration::from_millis(one.age_ms?))));
+                        node.leases.learn(ages.collect());
+                    }
+                    Ok(Err(status)) => {
+                        tracing::debug!(%status, leader, "the lease was not renewed")
+                    }
+                    Err(_) => tracing::debug!(leader, "the leader did not renew the lease in time"),
+                }
+            }
+        }
+        tokio::select! {
+            () = node.cancel.cancelled() => return,
+            () = tokio::time::sleep(crate::leases::RENEWAL) => {}
+        }
+    }
+}

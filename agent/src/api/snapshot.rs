@@ -1,0 +1,130 @@
+//! Snapshots.
+
+use proto::v1::{
+    CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
+    ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotState, TagSnapshotRequest,
+    snapshot_service_server::SnapshotService,
+};
+use raft::state::{
+    Command, Kind, ObjectId, OperationId, Rejection, Response as Outcome, SnapshotId, names,
+};
+use tonic::{Request, Response, Status};
+use ulid::Ulid;
+
+use super::{Api, deadline, request_key, unexpected};
+use crate::{convert, errors::ApiError, node::now, vms::fork::Source};
+
+#[tonic::async_trait]
+impl SnapshotService for Api {
+    async fn create_snapshot(
+        &self,
+        request: Request<CreateSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        self.has_room()?;
+        let key = request_key(&request, |request| &mut request.request_id);
+        let operation = OperationId::from_ulid(Ulid::new().0);
+        let mode = convert::capture_mode(request.mode());
+        let state = self.node.state();
+        if let Ok(vm) = names::vm(&state, &request.vm) {
+            self.prepare(vm.node, operation, Source::Vm(vm.id), 0, mode);
+        }
+        let name = Some(request.name).filter(|name| !name.is_empty());
+        let expires_at = now() + super::vm::OPERATION_PATIENCE.as_millis() as u64;
+        let command = Command::CreateSnapshot {
+            operation,
+            vm: request.vm,
+            name,
+            mode,
+            expires_at,
+        };
+        let operation = match self.change(key, command, deadline).await? {
+            Outcome::Operation(operation) => operation,
+            other => return Err(unexpected(other).into()),
+        };
+        let ended = self.ended_operation(operation, deadline).await?;
+        self.snapshot_message(ended.snapshot)
+            .map(Response::new)
+            .map_err(Status::from)
+    }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let snapshots = state
+            .snapshots
+            .values()
+            .map(|snapshot| convert::snapshot(&state, snapshot))
+            .filter(|snapshot| snapshot.state() == SnapshotState::Ready)
+            .collect();
+        Ok(Response::new(ListSnapshotsResponse { snapshots }))
+    }
+
+    async fn get_snapshot(
+        &self,
+        request: Request<GetSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let text = request.into_inner().snapshot;
+        let (vm, name) = match text.split_once('@') {
+            None => (None, text.as_str()),
+            Some(("", name)) => (None, name),
+            Some((vm, name)) => (Some(vm), name),
+        };
+        let snapshot = names::snapshot_of(&state, name, vm).map_err(ApiError::from)?;
+        Ok(Response::new(convert::snapshot(&state, snapshot)))
+    }
+
+    async fn tag_snapshot(
+        &self,
+        request: Request<TagSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::TagSnapshot {
+            snapshot: request.snapshot,
+            name: request.name,
+        };
+        match self.change(key, command, deadline).await? {
+            Outcome::Snapshot(id) => Ok(Response::new(self.snapshot_message(id)?)),
+            other => Err(unexpected(other).into()),
+        }
+    }
+
+    async fn delete_snapshot(
+        &self,
+        request: Request<DeleteSnapshotRequest>,
+    ) -> Result<Response<DeleteSnapshotResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::DeleteSnapshot {
+            snapshot: request.snapshot,
+        };
+        match self.change(key, command, deadline).await? {
+            Outcome::DeletedSnapshot(id) => {
+                let completed = self.purged(ObjectId::Snapshot(id), deadline).await;
+                Ok(Response::new(DeleteSnapshotResponse { completed }))
+            }
+            other => Err(unexpected(other).into()),
+        }
+    }
+}
+
+impl Api {
+    fn snapshot_message(&self, id: SnapshotId) -> Result<Snapshot, ApiError> {
+        let state = self.node.state();
+        let snapshot = state
+            .snapshots
+            .get(&id)
+            .ok_or_else(|| Rejection::NotFound {
+                kind: Kind::Snapshot,
+                name: id.to_string(),
+            })?;
+        Ok(convert::snapshot(&state, snapshot))
+    }
+}

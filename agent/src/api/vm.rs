@@ -1,0 +1,586 @@
+//! VMs and their forks.
+
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
+
+use futures::{Stream, StreamExt as _, future::join_all};
+use proto::{
+    peer::{ObserveRequest, PrepareForkRequest, ReadConsoleRequest},
+    v1::{
+        CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest, ForkResponse, ForkedVm,
+        GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action, ReadLogsRequest,
+        ReadLogsResponse, SetVmPowerRequest, Vm, vm_service_server::VmService,
+    },
+};
+use raft::state::{
+    self as model, CaptureMode, Command, ForkSource, Kind, NodeId, ObjectId, Operation,
+    OperationId, OperationState, Phase, Power, PowerAction, Rejection, Response as Outcome, State,
+    VmId, names,
+};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout},
+};
+use tonic::{Request, Response, Status};
+use ulid::Ulid;
+
+use super::{Api, deadline, request_key, unexpected};
+use crate::{
+    convert::{self, Fresh},
+    errors::ApiError,
+    node::now,
+    vms::fork::Source,
+};
+
+/// How long an operation may wait for its node: one that was away longer gives it up.
+pub const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
+/// How long a node is asked for what it sees of its VMs.
+const OBSERVE_PATIENCE: Duration = Duration::from_millis(500);
+/// Memory of a VM whose creator does not say.
+const DEFAULT_MEMORY: u64 = 256 << 20;
+
+#[tonic::async_trait]
+impl VmService for Api {
+    async fn create_vm(&self, request: Request<CreateVmRequest>) -> Result<Response<Vm>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        self.has_room()?;
+        let key = request_key(&request, |request| &mut request.request_id);
+        let accelerator = convert::accelerator(request.accelerator());
+        let command = Command::CreateVm {
+            id: VmId(Ulid::new().0),
+            name: request.name,
+            image: request.image,
+            node: Some(request.node).filter(|node| !node.is_empty()),
+            candidates: self.node.candidates(),
+            cpus: if request.cpus == 0 { 1 } else { request.cpus },
+            memory_bytes: if request.memory_bytes == 0 {
+                DEFAULT_MEMORY
+            } else {
+                request.memory_bytes
+            },
+            disk_bytes: request.disk_bytes,
+            accelerator,
+            cpu_model: Some(request.cpu_model).filter(|model| !model.is_empty()),
+            cmdline: request.cmdline,
+            labels: request.labels.into_iter().collect(),
+        };
+        let id = match self.change(key, command, deadline).await? {
+            Outcome::Vm(id) => id,
+            other => return Err(unexpected(other).into()),
+        };
+        if request.wait {
+            self.settled(id, deadline).await?;
+        }
+        self.vm_message(id)
+            .await
+            .map(Response::new)
+            .map_err(Status::from)
+    }
+
+    async fn list_vms(
+        &self,
+        request: Request<ListVmsRequest>,
+    ) -> Result<Response<ListVmsResponse>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let fresh = self.observe(&state, None).await;
+        let mut vms: Vec<_> = state
+            .vms
+            .values()
+            .map(|vm| self.message(&state, vm, &fresh))
+            .collect();
+        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Response::new(ListVmsResponse { vms }))
+    }
+
+    async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<Vm>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let vm = names::vm(&state, &request.into_inner().vm).map_err(ApiError::from)?;
+        self.vm_message(vm.id)
+            .await
+            .map(Response::new)
+            .map_err(Status::from)
+    }
+
+    async fn set_vm_power(
+        &self,
+        request: Request<SetVmPowerRequest>,
+    ) -> Result<Response<Vm>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let action = match request.action() {
+            Action::Start => PowerAction::Start,
+            Action::Stop => PowerAction::Stop,
+            Action::ForceStop => PowerAction::ForceStop,
+            Action::Pause => PowerAction::Pause,
+            Action::Resume => PowerAction::Resume,
+            Action::Restart => PowerAction::Restart,
+            Action::Unspecified => {
+                let problem = "say what to do: start, stop, pause, resume or restart".to_owned();
+                return Err(ApiError::InvalidField {
+                    field: "action",
+                    problem,
+                }
+                .into());
+            }
+        };
+        let no_wait = request.no_wait;
+        let key = request_key(&request, |request| &mut request.request_id);
+        let id = match self
+            .change(
+                key,
+                Command::SetPower {
+                    vm: request.vm,
+                    action,
+                },
+                deadline,
+            )
+            .await?
+        {
+            Outcome::Vm(id) => id,
+            other => return Err(unexpected(other).into()),
+        };
+        if !no_wait {
+            self.settled(id, deadline).await?;
+        }
+        self.vm_message(id)
+            .await
+            .map(Response::new)
+            .map_err(Status::from)
+    }
+
+    async fn delete_vm(
+        &self,
+        request: Request<DeleteVmRequest>,
+    ) -> Result<Response<DeleteVmResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::DeleteVm {
+            vm: request.vm,
+            force: request.force,
+        };
+        match self.change(key, command, deadline).await? {
+            Outcome::DeletedVm(id) => {
+                let completed = self.purged(ObjectId::Vm(id), deadline).await;
+                Ok(Response::new(DeleteVmResponse { completed }))
+            }
+            other => Err(unexpected(other).into()),
+        }
+    }
+
+    async fn fork(&self, request: Request<ForkRequest>) -> Result<Response<ForkResponse>, Status> {
+        let arrived = Instant::now();
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        self.has_room()?;
+        let source = fork_source(&request.source)?;
+        let mode = convert::capture_mode(request.mode());
+        let key = request_key(&request, |request| &mut request.request_id);
+        let operation = OperationId::from_ulid(Ulid::new().0);
+        let told = self.prepare_fork(&source, operation, &request, mode);
+        let command = Command::Fork {
+            operation,
+            source,
+            count: request.count,
+            name: Some(request.name).filter(|name| !name.is_empty()),
+            mode,
+            paused: request.paused,
+            labels: request.labels.into_iter().collect(),
+            expires_at: now() + OPERATION_PATIENCE.as_millis() as u64,
+        };
+        let id = match self.change(key, command, deadline).await? {
+            Outcome::Operation(id) => id,
+            other => return Err(unexpected(other).into()),
+        };
+        let ended = self.ended_operation(id, deadline).await?;
+        // When the parent's node knew: its own times count from there.
+        let ahead = match told {
+            Some(told) => told
+                .await
+                .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
+            None => arrived.elapsed(),
+        };
+        Ok(Response::new(
+            self.fork_message(&ended, ahead.min(arrived.elapsed())),
+        ))
+    }
+
+    type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
+
+    async fn read_logs(
+        &self,
+        request: Request<ReadLogsRequest>,
+    ) -> Result<Response<Self::ReadLogsStream>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let request = request.into_inner();
+        let vm = names::vm(&state, &request.vm).map_err(ApiError::from)?;
+        if vm.node == self.node.id() {
+            let chunks = super::peer::console(&self.node, vm.id, request.follow)?;
+            return Ok(Response::new(
+                chunks
+                    .map(|chunk| Ok(ReadLogsResponse { chunk: chunk? }))
+                    .boxed(),
+            ));
+        }
+        let console = ReadConsoleRequest {
+            vm: vm.id.to_string(),
+            follow: request.follow,
+        };
+        let mut client = self.client(&state, vm.node).await?;
+        let chunks = client.read_console(console).await?.into_inner();
+        Ok(Response::new(
+            chunks
+                .map(|part| Ok(ReadLogsResponse { chunk: part?.chunk }))
+                .boxed(),
+        ))
+    }
+}
+
+/// Reads `VM`, `VM@SNAPSHOT` or `@SNAPSHOT`.
+fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
+    let snapshot = |snapshot: &str, vm: Option<&str>| ForkSource::Snapshot {
+        snapshot: snapshot.to_owned(),
+        vm: vm.map(str::to_owned),
+    };
+    match text.split_once('@') {
+        None if text.is_empty() => {
+            let problem = "name what to fork: VM, VM@SNAPSHOT or @SNAPSHOT".to_owned();
+            Err(ApiError::InvalidField {
+                field: "source",
+                problem,
+            })
+        }
+        None => Ok(ForkSource::Vm(text.to_owned())),
+        Some((_, "")) => {
+            let problem = "name the snapshot after the @".to_owned();
+            Err(ApiError::InvalidField {
+                field: "source",
+                problem,
+            })
+        }
+        Some(("", name)) => Ok(snapshot(name, None)),
+        Some((vm, name)) => Ok(snapshot(name, Some(vm))),
+    }
+}
+
+impl Api {
+    /// Tells the source's node to begin with what may be done before the fork is sure, if this node knows where that is.
+    /// Nothing depends on it. Gives the time at which the node knew.
+    fn prepare_fork(
+        &self,
+        source: &ForkSource,
+        operation: OperationId,
+        request: &ForkRequest,
+        mode: CaptureMode,
+    ) -> Option<oneshot::Receiver<Instant>> {
+        let state = self.node.state();
+        let (node, source) = match source {
+            ForkSource::Vm(name) => {
+                let vm = names::vm(&state, name).ok()?;
+                (vm.node, Source::Vm(vm.id))
+            }
+            ForkSource::Snapshot { snapshot, vm } => {
+                let found = names::snapshot_of(&state, snapshot, vm.as_deref()).ok()?;
+                (*found.nodes.first()?, Source::Snapshot(found.id))
+            }
+        };
+        let count =
+            Some(request.count).filter(|count| (1..=raft::state::MAX_CHILDREN).contains(count))?;
+        Some(self.prepare(node, operation, source, count, mode))
+    }
+
+    /// The same, where the source is known.
+    pub(super) fn prepare(
+        &self,
+        node: NodeId,
+        operation: OperationId,
+        source: Source,
+        count: u32,
+        mode: CaptureMode,
+    ) -> oneshot::Receiver<Instant> {
+        let (told, when) = oneshot::channel();
+        if node == self.node.id() {
+            self.node
+                .forks
+                .prepare(&self.node, operation, source, count, mode);
+            // The receiver is there: it is returned below.
+            let _kept = told.send(Instant::now());
+            return when;
+        }
+        let peers = std::sync::Arc::clone(&self.node.peers);
+        let request = PrepareForkRequest {
+            operation: operation.to_string(),
+            source: match source {
+                Source::Vm(vm) => vm.to_string(),
+                Source::Snapshot(snapshot) => format!("@{snapshot}"),
+            },
+            count,
+            mode: match mode {
+                CaptureMode::Auto => proto::v1::CaptureMode::Auto,
+                CaptureMode::Paused => proto::v1::CaptureMode::Paused,
+                CaptureMode::Live => proto::v1::CaptureMode::Live,
+            }
+            .into(),
+        };
+        self.node.tasks.spawn(async move {
+            let Ok(mut client) = peers.client(node).await else {
+                return;
+            };
+            match timeout(Duration::from_secs(2), client.prepare_fork(request)).await {
+                // Whoever asked may be gone.
+                Ok(Ok(_)) => drop(told.send(Instant::now())),
+                Ok(Err(status)) => {
+                    tracing::debug!(%status, "a node could not be told ahead of a fork")
+                }
+                Err(_) => tracing::debug!(node, "a node was not told in time of a fork"),
+            }
+        });
+        when
+    }
+
+    /// Waits until an operation has ended, and gives it if it is complete.
+    pub(super) async fn ended_operation(
+        &self,
+        id: OperationId,
+        deadline: Instant,
+    ) -> Result<std::sync::Arc<Operation>, ApiError> {
+        let ended = self
+            .node
+            .wait_for(deadline, |state| match state.operations.get(&id) {
+                Some(operation) if operation.state == OperationState::Open => None,
+                other => Some(other.cloned()),
+            });
+        let Some(found) = ended.await else {
+            return Err(ApiError::Pending {
+                what: format!("operation {id}"),
+                operation: Some(id),
+            });
+        };
+        let operation = found.ok_or_else(|| Rejection::NotFound {
+            kind: Kind::Operation,
+            name: id.to_string(),
+        })?;
+        match &operation.state {
+            OperationState::Failed {
+                cancelled: true, ..
+            } => Err(ApiError::Cancelled),
+            OperationState::Failed { reason, .. } => {
+                Err(match reason.strip_prefix("disk-full: ") {
+                    Some(problem) => ApiError::DiskFull(problem.to_owned()),
+                    None => ApiError::WorkFailed(reason.clone()),
+                })
+            }
+            OperationState::Open | OperationState::Complete => Ok(operation),
+        }
+    }
+
+    fn fork_message(&self, operation: &Operation, ahead: Duration) -> ForkResponse {
+        let state = self.node.state();
+        let snapshot = state.snapshots.get(&operation.snapshot);
+        let report = snapshot
+            .and_then(|snapshot| Some(&snapshot.content.as_ref()?.report))
+            .filter(|_| operation.vm.is_some());
+        let children = (0..operation.count).map(|number| {
+            let id = operation.id.child(number);
+            let result = operation.results.get(&number);
+            let error = result.map_or_else(
+                || "it was deleted".to_owned(),
+                |result| result.error.clone(),
+            );
+            let running_ms = match result {
+                Some(result) if result.error.is_empty() => {
+                    convert::ms(result.running_us) + ahead.as_secs_f64() * 1e3
+                }
+                _ => 0.0,
+            };
+            let vm = state.vms.get(&id);
+            ForkedVm {
+                id: id.to_string(),
+                name: vm.map_or_else(String::new, |vm| vm.name.clone()),
+                node: convert::node_name(&state, operation.node),
+                state: vm
+                    .map_or(proto::v1::VmState::Unspecified, |vm| {
+                        convert::vm(&state, vm, None, true).state()
+                    })
+                    .into(),
+                running_ms,
+                ready_ms: running_ms,
+                error,
+            }
+        });
+        ForkResponse {
+            operation: operation.id.to_string(),
+            snapshot: operation.snapshot.to_string(),
+            pause_ms: report.map_or(0.0, |report| convert::ms(report.pause_us)),
+            children: children.collect(),
+            capture: report.map(convert::report_message),
+        }
+    }
+
+    /// Waits until a VM is as it should be, or failed to become so.
+    async fn settled(&self, id: VmId, deadline: Instant) -> Result<(), ApiError> {
+        let settled = self.node.wait_for(deadline, |state| {
+            let Some(vm) = state.vms.get(&id) else {
+                return Some(Err(ApiError::from(Rejection::NotFound {
+                    kind: Kind::Vm,
+                    name: id.to_string(),
+                })));
+            };
+            if vm.reported_boot < vm.boot {
+                return None;
+            }
+            match (vm.phase, vm.power) {
+                (Phase::Running, Power::Running)
+                | (Phase::Paused, Power::Paused)
+                | (Phase::Stopped, Power::Stopped { .. })
+                | (Phase::Failed, Power::Stopped { .. }) => Some(Ok(())),
+                (Phase::Failed, _) => Some(Err(failed(vm))),
+                _ => None,
+            }
+        });
+        match settled.await {
+            Some(result) => result,
+            None => Err(ApiError::Pending {
+                what: format!("VM {id}"),
+                operation: None,
+            }),
+        }
+    }
+
+    /// Waits until no node holds anything of a deleted object any more. `false` when one that does is offline, or does not
+    /// get to it in time.
+    pub(super) async fn purged(&self, object: ObjectId, deadline: Instant) -> bool {
+        let patience = Duration::from_secs(30);
+        let deadline = deadline.min(Instant::now() + patience);
+        let mut offline = false;
+        let purged = self
+            .node
+            .wait_for(deadline, |state| match state.tombstones.get(&object) {
+                None => Some(()),
+                Some(tombstone) => {
+                    let online = self.node.leases.online().unwrap_or_default();
+                    offline = tombstone.nodes.iter().all(|node| !online.contains(node));
+                    offline.then_some(())
+                }
+            });
+        purged.await.is_some() && !offline
+    }
+
+    async fn vm_message(&self, id: VmId) -> Result<Vm, ApiError> {
+        let state = self.node.state();
+        let vm = state.vms.get(&id).ok_or_else(|| Rejection::NotFound {
+            kind: Kind::Vm,
+            name: id.to_string(),
+        })?;
+        let fresh = self.observe(&state, Some(vm)).await;
+        Ok(self.message(&state, vm, &fresh))
+    }
+
+    fn message(&self, state: &State, vm: &model::Vm, fresh: &BTreeMap<VmId, Fresh>) -> Vm {
+        // Where nobody leads, nothing is known about who is there: then the last report counts.
+        let online = self
+            .node
+            .leases
+            .online()
+            .is_none_or(|online| online.contains(&vm.node));
+        convert::vm(state, vm, fresh.get(&vm.id), online)
+    }
+
+    /// Asks the nodes what they see of their VMs now; `only` one of them, or all.
+    async fn observe(&self, state: &State, only: Option<&model::Vm>) -> BTreeMap<VmId, Fresh> {
+        let nodes: std::collections::BTreeSet<NodeId> = match only {
+            Some(vm) => [vm.node].into(),
+            None => state.vms.values().map(|vm| vm.node).collect(),
+        };
+        let online = self.node.leases.online().unwrap_or_default();
+        let asked = nodes
+            .into_iter()
+            .filter(|node| *node == self.node.id() || online.contains(node));
+        let answers = asked.map(|node| async move {
+            if node == self.node.id() {
+                return super::peer::observed(&self.node);
+            }
+            let vms = only.map(|vm| vm.id.to_string()).into_iter().collect();
+            let Ok(mut client) = self.node.peers.client(node).await else {
+                return Vec::new();
+            };
+            match timeout(OBSERVE_PATIENCE, client.observe(ObserveRequest { vms })).await {
+                Ok(Ok(answer)) => answer.into_inner().vms,
+                // Then less is shown: what only the node itself knows.
+                Ok(Err(_)) | Err(_) => Vec::new(),
+            }
+        });
+        let all = join_all(answers).await.into_iter().flatten();
+        all.filter_map(|seen| {
+            let fresh = Fresh {
+                pid: seen.pid,
+                state: Some(seen.state()),
+            };
+            Some((seen.id.parse().ok()?, fresh))
+        })
+        .collect()
+    }
+
+    async fn client(
+        &self,
+        state: &State,
+        node: NodeId,
+    ) -> Result<
+        proto::peer::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
+        ApiError,
+    > {
+        let offline = |problem: String| ApiError::NodeOffline {
+            node: convert::node_name(state, node),
+            problem,
+        };
+        if self
+            .node
+            .leases
+            .online()
+            .is_some_and(|online| !online.contains(&node))
+        {
+            return Err(offline("its agent does not answer".to_owned()));
+        }
+        self.node
+            .peers
+            .client(node)
+            .await
+            .map_err(|error| offline(error.to_string()))
+    }
+}
+
+fn failed(vm: &model::Vm) -> ApiError {
+    let text = format!("VM {:?} failed: {}", vm.name, vm.reason);
+    if vm.reason.starts_with("boot-timeout") {
+        ApiError::BootTimeout(text)
+    } else if vm.reason.contains("KVM was asked for") {
+        ApiError::HostUnfit {
+            problem: text,
+            hint: "use --accel auto or tcg, or a node that has KVM",
+        }
+    } else if vm.reason.contains("No space left on device") {
+        ApiError::DiskFull(text)
+    } else {
+        ApiError::WorkFailed(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_forked_is_read() {
+        let source = |text: &str| fork_source(text).ok();
+        assert_eq!(source("web"), Some(ForkSource::Vm("web".into())));
+        let snapshot = |name: &str, vm: Option<&str>| {
+            Some(ForkSource::Snapshot {
+                snapshot: name.into(),
+                vm: vm.map(str::to_owned),
+            })
+        };
+        assert_eq!(source("@warm"), snapshot("warm", None));
+        assert_eq!(source("web@warm"), snapshot("warm", Some("web")));
+        assert_eq!((source(""), source("web@")), (None, None));
+    }
+}

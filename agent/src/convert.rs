@@ -1,0 +1,365 @@
+//! From the replicated state to the API's messages.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use prost_types::Timestamp;
+use proto::v1;
+use qemu::capture::Report;
+use raft::{
+    node::Status,
+    state::{
+        Accelerator, CaptureMode, CaptureReport, Image, Machine, Millis, Node, NodeId, Operation,
+        OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State, Vm,
+    },
+};
+
+use crate::{blobs::hex, reconcile::plan::Is};
+
+/// Milliseconds since the epoch as a timestamp.
+pub fn timestamp(millis: Millis) -> Timestamp {
+    Timestamp::from(UNIX_EPOCH + Duration::from_millis(millis))
+}
+
+/// The engine's report of a capture, as it is replicated.
+pub fn capture_report(report: &Report) -> CaptureReport {
+    let us = |time: Duration| time.as_micros() as u64;
+    CaptureReport {
+        pause_us: us(report.pause),
+        agent_pause_us: us(report.agent_pause),
+        ahead_us: us(report.ahead),
+        stop_us: us(report.stop),
+        disk_us: us(report.disk),
+        devices_us: us(report.devices),
+        scan_us: us(report.scan),
+        copy_us: us(report.copy),
+        cont_us: us(report.cont),
+        write_us: us(report.write),
+        rounds: report.rounds,
+        ahead_bytes: report.ahead_bytes,
+        paused_bytes: report.paused_bytes,
+        new_base: report.new_base,
+        live: report.live,
+        note: report.note.clone(),
+    }
+}
+
+/// Microseconds as milliseconds.
+pub fn ms(us: u64) -> f64 {
+    us as f64 / 1e3
+}
+
+/// A capture's report for users.
+pub fn report_message(report: &CaptureReport) -> v1::CaptureReport {
+    v1::CaptureReport {
+        pause_ms: ms(report.pause_us),
+        agent_pause_ms: ms(report.agent_pause_us),
+        ahead_ms: ms(report.ahead_us),
+        stop_ms: ms(report.stop_us),
+        disk_ms: ms(report.disk_us),
+        devices_ms: ms(report.devices_us),
+        scan_ms: ms(report.scan_us),
+        copy_ms: ms(report.copy_us),
+        cont_ms: ms(report.cont_us),
+        write_ms: ms(report.write_us),
+        rounds: report.rounds,
+        ahead_bytes: report.ahead_bytes,
+        paused_bytes: report.paused_bytes,
+        new_base: report.new_base,
+        mode: if report.live {
+            v1::CaptureMode::Live
+        } else {
+            v1::CaptureMode::Paused
+        }
+        .into(),
+        note: report.note.clone(),
+    }
+}
+
+/// What of a request says how to capture.
+pub fn capture_mode(mode: v1::CaptureMode) -> CaptureMode {
+    match mode {
+        v1::CaptureMode::Unspecified | v1::CaptureMode::Auto => CaptureMode::Auto,
+        v1::CaptureMode::Paused => CaptureMode::Paused,
+        v1::CaptureMode::Live => CaptureMode::Live,
+    }
+}
+
+/// What of a request says how to run guest code.
+pub fn accelerator(accelerator: v1::Accelerator) -> Accelerator {
+    match accelerator {
+        v1::Accelerator::Unspecified | v1::Accelerator::Auto => Accelerator::Auto,
+        v1::Accelerator::Kvm => Accelerator::Kvm,
+        v1::Accelerator::Tcg => Accelerator::Tcg,
+    }
+}
+
+fn accelerator_message(accelerator: Accelerator) -> v1::Accelerator {
+    match accelerator {
+        Accelerator::Auto => v1::Accelerator::Auto,
+        Accelerator::Kvm => v1::Accelerator::Kvm,
+        Accelerator::Tcg => v1::Accelerator::Tcg,
+    }
+}
+
+fn accelerator_name(accelerator: Accelerator) -> &'static str {
+    match accelerator {
+        Accelerator::Auto => "auto",
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg",
+    }
+}
+
+/// A node's name; its number where it is not known.
+pub fn node_name(state: &State, node: NodeId) -> String {
+    state
+        .nodes
+        .get(&node)
+        .map_or_else(|| node.to_string(), |node| node.name.clone())
+}
+
+/// A node, with what is known of its part in the cluster now.
+pub fn node(
+    state: &State,
+    node: &Node,
+    online: Option<&BTreeSet<NodeId>>,
+    status: &Status,
+) -> v1::Node {
+    let role = if status.voters.contains(&node.id) {
+        v1::NodeRole::Voter
+    } else if status.learners.contains(&node.id) {
+        v1::NodeRole::Learner
+    } else {
+        v1::NodeRole::Unspecified
+    };
+    let is = match online {
+        None => v1::NodeState::Unspecified,
+        Some(online) if online.contains(&node.id) => v1::NodeState::Online,
+        Some(_) => v1::NodeState::Offline,
+    };
+    v1::Node {
+        id: node.id,
+        name: node.name.clone(),
+        address: node.address.clone(),
+        state: is.into(),
+        schedulable: node.schedulable,
+        role: role.into(),
+        leader: status.leader == Some(node.id),
+        labels: node.labels.clone().into_iter().collect(),
+        created_at: Some(timestamp(node.created_at)),
+        capacity: node.capacity.as_ref().map(|capacity| v1::NodeCapacity {
+            cpus: capacity.cpus,
+            memory_bytes: capacity.memory_bytes,
+            qemu_version: capacity.qemu_version.clone(),
+            accelerators: capacity
+                .accelerators
+                .iter()
+                .map(|one| accelerator_name(*one).to_owned())
+                .collect(),
+            agent_version: capacity.agent_version.clone(),
+            problems: capacity.problems.clone(),
+        }),
+        vms: state.vms.values().filter(|vm| vm.node == node.id).count() as u32,
+    }
+}
+
+/// What a node said about one of its VMs just now.
+#[derive(Debug, Clone, Default)]
+pub struct Fresh {
+    /// Process id; 0 for none.
+    pub pid: u32,
+    /// How it is, if the node said.
+    pub state: Option<v1::VmState>,
+}
+
+/// A VM, with what its node said about it just now. `online`: whether its node is there.
+pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm {
+    let settled = vm.reported_boot == vm.boot;
+    let is = match (online, vm.phase) {
+        (false, _) => v1::VmState::Unknown,
+        (true, Phase::Pending) => fresh
+            .and_then(|fresh| fresh.state)
+            .filter(|state| *state == v1::VmState::Starting)
+            .unwrap_or(v1::VmState::Pending),
+        (true, _) if !settled => v1::VmState::Starting,
+        (true, Phase::Running) => v1::VmState::Running,
+        (true, Phase::Paused) => v1::VmState::Paused,
+        (true, Phase::Stopped) => v1::VmState::Stopped,
+        (true, Phase::Failed) => v1::VmState::Failed,
+    };
+    let image = state.images.get(&vm.spec.image);
+    v1::Vm {
+        id: vm.id.to_string(),
+        name: vm.name.clone(),
+        node: node_name(state, vm.node),
+        state: is.into(),
+        reason: if online {
+            vm.reason.clone()
+        } else {
+            "its node does not answer".to_owned()
+        },
+        image: image.map_or_else(|| vm.spec.image.to_string(), |image| image.name.clone()),
+        parent: vm
+            .parent
+            .as_ref()
+            .map_or_else(String::new, |(id, _)| id.to_string()),
+        parent_name: vm
+            .parent
+            .as_ref()
+            .map_or_else(String::new, |(_, name)| name.clone()),
+        snapshot: match vm.source {
+            Source::Image => String::new(),
+            Source::Snapshot(snapshot) => snapshot.to_string(),
+        },
+        pid: fresh.map_or(0, |fresh| fresh.pid),
+        memory_bytes: vm.spec.memory_bytes,
+        cpus: vm.spec.cpus,
+        disk_bytes: vm.spec.disk_bytes,
+        accelerator: accelerator_message(vm.spec.accelerator).into(),
+        cpu_model: vm.spec.cpu_model.clone().unwrap_or_default(),
+        machine: match vm.spec.machine {
+            Machine::Microvm => "microvm".to_owned(),
+        },
+        labels: vm.labels.clone().into_iter().collect(),
+        created_at: Some(timestamp(vm.created_at)),
+        generation: vm.generation,
+        power: match vm.power {
+            Power::Running => v1::PowerState::Running,
+            Power::Paused => v1::PowerState::Paused,
+            Power::Stopped { .. } => v1::PowerState::Stopped,
+        }
+        .into(),
+        warnings: vec![],
+    }
+}
+
+/// How a VM is by its own node's account.
+pub fn seen_state(is: &Is) -> v1::VmState {
+    match is {
+        Is::Unknown => v1::VmState::Unknown,
+        Is::Absent => v1::VmState::Pending,
+        Is::Booting { .. } => v1::VmState::Starting,
+        Is::Running { .. } => v1::VmState::Running,
+        Is::Paused { .. } => v1::VmState::Paused,
+        Is::Ended { orderly: true, .. } => v1::VmState::Stopped,
+        Is::Ended { orderly: false, .. } => v1::VmState::Failed,
+    }
+}
+
+/// An image.
+pub fn image(state: &State, image: &Image) -> v1::Image {
+    let file = |kind: v1::ImageFileKind, blob: &raft::state::Blob, virtual_bytes| v1::ImageFile {
+        kind: kind.into(),
+        sha256: hex(&blob.sha256),
+        size_bytes: blob.size_bytes,
+        virtual_bytes,
+    };
+    let kernel = image
+        .kernel
+        .iter()
+        .map(|blob| file(v1::ImageFileKind::Kernel, blob, 0));
+    let initrd = image
+        .initrd
+        .iter()
+        .map(|blob| file(v1::ImageFileKind::Initrd, blob, 0));
+    let disk = image
+        .disk
+        .iter()
+        .map(|disk| file(v1::ImageFileKind::Disk, &disk.blob, disk.virtual_bytes));
+    v1::Image {
+        id: image.id.to_string(),
+        name: image.name.clone(),
+        files: kernel.chain(initrd).chain(disk).collect(),
+        cmdline: image.cmdline.clone(),
+        ready_line: image.ready_line.clone().unwrap_or_default(),
+        boot_timeout_ms: image.boot_timeout_ms,
+        nodes: image
+            .nodes
+            .iter()
+            .map(|node| node_name(state, *node))
+            .collect(),
+        created_at: Some(timestamp(image.created_at)),
+    }
+}
+
+/// A snapshot.
+pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
+    let content = snapshot.content.as_ref();
+    let is = match content {
+        None => v1::SnapshotState::Capturing,
+        Some(_) if snapshot.nodes.is_empty() => v1::SnapshotState::Failed,
+        Some(_) => v1::SnapshotState::Ready,
+    };
+    let image = state.images.get(&snapshot.spec.image);
+    v1::Snapshot {
+        id: snapshot.id.to_string(),
+        name: snapshot.name.clone().unwrap_or_default(),
+        vm: snapshot.vm.0.to_string(),
+        vm_name: snapshot.vm.1.clone(),
+        parent: snapshot
+            .parent
+            .map_or_else(String::new, |parent| parent.to_string()),
+        nodes: snapshot
+            .nodes
+            .iter()
+            .map(|node| node_name(state, *node))
+            .collect(),
+        state: is.into(),
+        safety: match content.map(|content| content.safety) {
+            None => v1::SnapshotSafety::Unspecified,
+            Some(Safety::Memory) => v1::SnapshotSafety::Memory,
+            Some(Safety::Disk) => v1::SnapshotSafety::Disk,
+        }
+        .into(),
+        created_at: Some(timestamp(snapshot.created_at)),
+        base_bytes: content.map_or(0, |content| content.base_bytes),
+        stream_bytes: content.map_or(0, |content| content.stream_bytes),
+        layer_bytes: content.map_or(0, |content| content.layer_bytes),
+        dependents: raft::state::dependents_of_snapshot(state, snapshot.id),
+        image: image.map_or_else(
+            || snapshot.spec.image.to_string(),
+            |image| image.name.clone(),
+        ),
+        qemu_version: content.map_or_else(String::new, |content| content.qemu_version.clone()),
+        capture: content.map(|content| report_message(&content.report)),
+    }
+}
+
+/// An operation.
+pub fn operation(state: &State, operation: &Operation) -> v1::Operation {
+    let captured = state
+        .snapshots
+        .get(&operation.snapshot)
+        .is_some_and(|snapshot| snapshot.content.is_some());
+    let capture = operation.vm.is_some();
+    let (is, error) = match &operation.state {
+        OperationState::Open => (v1::OperationState::Open, String::new()),
+        OperationState::Complete => (v1::OperationState::Complete, String::new()),
+        OperationState::Failed { reason, .. } => (v1::OperationState::Failed, reason.clone()),
+    };
+    v1::Operation {
+        id: operation.id.to_string(),
+        kind: match operation.kind {
+            OperationKind::Snapshot => v1::OperationKind::Snapshot,
+            OperationKind::Fork => v1::OperationKind::Fork,
+        }
+        .into(),
+        state: is.into(),
+        source: operation
+            .vm
+            .map_or_else(|| operation.snapshot.to_string(), |vm| vm.to_string()),
+        snapshot: operation.snapshot.to_string(),
+        vms: (0..operation.count)
+            .map(|number| operation.id.child(number).to_string())
+            .collect(),
+        node: node_name(state, operation.node),
+        created_at: Some(timestamp(operation.created_at)),
+        ended_at: operation.ended_at.map(timestamp),
+        error,
+        cancel_requested: operation.cancel_requested,
+        done: operation.results.len() as u32 + u32::from(capture && captured),
+        total: operation.count + u32::from(capture),
+    }
+}

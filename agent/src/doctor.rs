@@ -1,0 +1,183 @@
+//! Looks at the host: what a node needs, what it would be better with, and what to do about it.
+
+use proto::v1::{HostCheck, HostCheckResult};
+
+use crate::node::{Node, RESERVED_BYTES};
+
+/// Checks everything there is to check.
+pub fn check(node: &Node) -> Vec<HostCheck> {
+    let mut checks = vec![
+        qemu(node),
+        kvm(node),
+        write_tracking(node),
+        disk(node),
+        memory_folder(node),
+        memory_limits(),
+    ];
+    checks.push(clock(node));
+    checks
+}
+
+/// What keeps a host from being fully used, one sentence each: what is replicated about it.
+pub fn problems(node_checks: &[HostCheck]) -> Vec<String> {
+    let failed = |check: &&HostCheck| check.result() == HostCheckResult::Failed;
+    node_checks
+        .iter()
+        .filter(failed)
+        .map(|check| format!("{}: {}; {}", check.name, check.found, check.hint))
+        .collect()
+}
+
+fn result(name: &str, result: HostCheckResult, found: impl Into<String>, hint: &str) -> HostCheck {
+    HostCheck {
+        name: name.to_owned(),
+        result: result.into(),
+        found: found.into(),
+        hint: hint.to_owned(),
+    }
+}
+
+fn qemu(node: &Node) -> HostCheck {
+    match &node.fitness.qemu {
+        Ok(version) => result("qemu", HostCheckResult::Ok, format!("QEMU {version}"), ""),
+        Err(problem) => result(
+            "qemu",
+            HostCheckResult::Failed,
+            problem,
+            "install QEMU 8.2 or newer (Debian 12: from bookworm-backports, see deploy/deps.sh), then restart the agent",
+        ),
+    }
+}
+
+fn kvm(node: &Node) -> HostCheck {
+    match node.fitness.kvm {
+        Ok(()) => result("kvm", HostCheckResult::Ok, "KVM can be used", ""),
+        Err(problem) => result(
+            "kvm",
+            HostCheckResult::Warning,
+            format!("guests run in software emulation: {problem}"),
+            "use a host with hardware virtualisation, enabled in its firmware, and load kvm_intel or kvm_amd",
+        ),
+    }
+}
+
+fn write_tracking(node: &Node) -> HostCheck {
+    match &node.write_tracking {
+        Ok(()) => result(
+            "write-tracking",
+            HostCheckResult::Ok,
+            "the kernel tracks guests' writes",
+            "",
+        ),
+        Err(problem) => result(
+            "write-tracking",
+            HostCheckResult::Warning,
+            format!("VMs stand still while their memory is copied: {problem}"),
+            "use Linux 6.7 or newer with userfaultfd",
+        ),
+    }
+}
+
+fn disk(node: &Node) -> HostCheck {
+    match node.free_bytes() {
+        Ok(free) if free >= RESERVED_BYTES => result(
+            "disk",
+            HostCheckResult::Ok,
+            format!("{} MiB free in the data directory", free >> 20),
+            "",
+        ),
+        Ok(free) => result(
+            "disk",
+            HostCheckResult::Failed,
+            format!(
+                "only {} MiB free in the data directory: new work is refused",
+                free >> 20
+            ),
+            "free room on its file system",
+        ),
+        Err(error) => result(
+            "disk",
+            HostCheckResult::Failed,
+            error.to_string(),
+            "look at the data directory's file system",
+        ),
+    }
+}
+
+fn memory_folder(node: &Node) -> HostCheck {
+    let folder = node.vms.engine().layout.bases();
+    match qemu::host::is_in_memory(folder) {
+        Ok(true) => result(
+            "memory-dir",
+            HostCheckResult::Ok,
+            "bases are kept in memory (tmpfs)",
+            "",
+        ),
+        Ok(false) => result(
+            "memory-dir",
+            HostCheckResult::Warning,
+            format!(
+                "{} is not on tmpfs: captures write to a disk",
+                folder.display()
+            ),
+            "choose a folder on tmpfs with --memory-dir",
+        ),
+        Err(error) => result(
+            "memory-dir",
+            HostCheckResult::Failed,
+            error.to_string(),
+            "look at the folder of --memory-dir",
+        ),
+    }
+}
+
+/// cgroup v2's controllers, which limit what one VM can take from the others.
+fn memory_limits() -> HostCheck {
+    let controllers =
+        std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if controllers
+        .split_whitespace()
+        .any(|controller| controller == "memory")
+    {
+        result(
+            "limits",
+            HostCheckResult::Ok,
+            "cgroup v2 can limit memory; limits are not set in this version",
+            "",
+        )
+    } else {
+        result(
+            "limits",
+            HostCheckResult::Warning,
+            "cgroup v2 has no memory controller here: no limit can be set for a VM",
+            "boot the host with the unified cgroup hierarchy (systemd.unified_cgroup_hierarchy=1)",
+        )
+    }
+}
+
+/// Tokens and certificates end at times that all nodes must agree on.
+fn clock(node: &Node) -> HostCheck {
+    let ahead = node
+        .state()
+        .nodes
+        .values()
+        .map(|one| one.created_at)
+        .max()
+        .unwrap_or_default();
+    let now = crate::node::now();
+    if now + 5_000 >= ahead {
+        result(
+            "clock",
+            HostCheckResult::Ok,
+            "not behind what other nodes wrote",
+            "",
+        )
+    } else {
+        result(
+            "clock",
+            HostCheckResult::Warning,
+            "this host's clock is behind the others'",
+            "synchronise it (NTP)",
+        )
+    }
+}

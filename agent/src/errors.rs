@@ -1,0 +1,344 @@
+//! How failures leave the API: one exhaustive map from what went wrong to a gRPC status with a machine-readable reason, the
+//! offending field, and what to do about it (see `errors.proto`).
+
+use std::{collections::HashMap, error::Error, time::Duration};
+
+use proto::v1::Reason;
+use raft::{
+    node::{ProposeError, ReadError},
+    state::{Kind, OperationId, Rejection},
+};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// The domain of all reasons.
+pub const DOMAIN: &str = "forkypig";
+
+/// A call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// The replicated state refused it.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// A field can never be right.
+    #[error("{field}: {problem}")]
+    InvalidField {
+        /// Which, as the proto names it in lowerCamelCase.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// It could not be proposed.
+    #[error("the change could not be made: {0}")]
+    Propose(#[from] ProposeError),
+    /// The state's latest version could not be had.
+    #[error("the state cannot be read: {0}")]
+    Read(#[from] ReadError),
+    /// The node that would do it cannot be reached.
+    #[error("node {node} cannot be reached: {problem}")]
+    NodeOffline {
+        /// Its name.
+        node: String,
+        /// Why.
+        problem: String,
+    },
+    /// The deadline came before the end; it goes on.
+    #[error("{what} is still under way")]
+    Pending {
+        /// What.
+        what: String,
+        /// The operation, where it is one.
+        operation: Option<OperationId>,
+    },
+    /// It was begun and failed.
+    #[error("{0}")]
+    WorkFailed(String),
+    /// The guest did not come up.
+    #[error("{0}")]
+    BootTimeout(String),
+    /// It was cancelled.
+    #[error("the operation was cancelled")]
+    Cancelled,
+    /// The disk is full.
+    #[error("{0}")]
+    DiskFull(String),
+    /// The host cannot do it.
+    #[error("{problem}")]
+    HostUnfit {
+        /// What it lacks.
+        problem: String,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A file is not what it should be.
+    #[error("{0}")]
+    BadImage(String),
+    /// The caller may not.
+    #[error("{0}")]
+    NotAllowed(&'static str),
+    /// Something that should not happen.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// The parts of an answer.
+struct Answer {
+    code: Code,
+    reason: Reason,
+    field: Option<String>,
+    hint: String,
+    operation: Option<OperationId>,
+}
+
+impl Answer {
+    fn new(code: Code, reason: Reason, hint: impl Into<String>) -> Self {
+        Self {
+            code,
+            reason,
+            field: None,
+            hint: hint.into(),
+            operation: None,
+        }
+    }
+}
+
+impl ApiError {
+    fn answer(&self) -> Answer {
+        use Code::*;
+        match self {
+            Self::Rejected(rejection) => rejected(rejection),
+            Self::InvalidField { field, .. } => Answer {
+                field: Some((*field).to_owned()),
+                ..Answer::new(
+                    InvalidArgument,
+                    Reason::InvalidField,
+                    "correct the value and try again",
+                )
+            },
+            Self::Propose(error) => proposed(error),
+            Self::Read(_) => Answer::new(
+                Unavailable,
+                Reason::NoQuorum,
+                "see `fpagent status`: most of the voters must run and reach each other",
+            ),
+            Self::NodeOffline { .. } => Answer::new(
+                Unavailable,
+                Reason::NodeOffline,
+                "start its agent, or choose another node",
+            ),
+            Self::Pending { operation, .. } => Answer {
+                operation: *operation,
+                ..Answer::new(
+                    DeadlineExceeded,
+                    Reason::Pending,
+                    match operation {
+                        Some(operation) => format!("look at it with `fpagent op show {operation}`"),
+                        None => {
+                            "look at it again in a while, or ask with a longer --timeout".to_owned()
+                        }
+                    },
+                )
+            },
+            Self::WorkFailed(_) => Answer::new(
+                Aborted,
+                Reason::WorkFailed,
+                "look at `fpagent vm show` and the agent's log, then try again",
+            ),
+            Self::BootTimeout(_) => Answer::new(
+                DeadlineExceeded,
+                Reason::BootTimeout,
+                "look at its console with `fpagent logs`; give the image a longer --boot-timeout if it only needs time",
+            ),
+            Self::Cancelled => Answer::new(Aborted, Reason::Cancelled, "nothing of it is left"),
+            Self::DiskFull(_) => Answer::new(
+                ResourceExhausted,
+                Reason::DiskFull,
+                "free room on the node's disk, or delete VMs and snapshots",
+            ),
+            Self::HostUnfit { hint, .. } => {
+                Answer::new(FailedPrecondition, Reason::HostUnfit, *hint)
+            }
+            Self::BadImage(_) => Answer::new(
+                InvalidArgument,
+                Reason::BadImage,
+                "import a file that is what it is given as",
+            ),
+            Self::NotAllowed(_) => Answer::new(
+                PermissionDenied,
+                Reason::NotAllowed,
+                "use an administrator's certificate (--certs)",
+            ),
+            Self::Internal(_) => {
+                Answer::new(Internal, Reason::WorkFailed, "look at the agent's log")
+            }
+        }
+    }
+}
+
+fn rejected(rejection: &Rejection) -> Answer {
+    use Code::*;
+    match rejection {
+        Rejection::InvalidField { field, .. } => Answer {
+            field: Some(field.clone()),
+            ..Answer::new(
+                InvalidArgument,
+                Reason::InvalidField,
+                "correct the value and try again",
+            )
+        },
+        Rejection::NotFound { kind, .. } => Answer::new(
+            NotFound,
+            Reason::NotFound,
+            format!("list what there is with `fpagent {}`", list_command(*kind)),
+        ),
+        Rejection::Ambiguous { .. } => Answer::new(
+            InvalidArgument,
+            Reason::Ambiguous,
+            "give the name or more of the id",
+        ),
+        Rejection::NameTaken { .. } => Answer {
+            field: Some("name".to_owned()),
+            ..Answer::new(AlreadyExists, Reason::NameTaken, "choose another name")
+        },
+        Rejection::InUse { .. } => {
+            Answer::new(FailedPrecondition, Reason::InUse, "delete these first")
+        }
+        Rejection::WrongState { kind, .. } => Answer::new(
+            FailedPrecondition,
+            Reason::WrongState,
+            format!("look at how it is with `fpagent {}`", list_command(*kind)),
+        ),
+        Rejection::NoCapacity { .. } => Answer::new(
+            ResourceExhausted,
+            Reason::NoCapacity,
+            "ask for less, or add a node; see `fpagent node ls -o wide`",
+        ),
+        Rejection::RequestIdReused { .. } => Answer {
+            field: Some("requestId".to_owned()),
+            ..Answer::new(
+                InvalidArgument,
+                Reason::RequestIdReused,
+                "use a new request id for a new request",
+            )
+        },
+        Rejection::BadToken => Answer::new(
+            PermissionDenied,
+            Reason::NotAllowed,
+            "make a new one with `fpagent token create`",
+        ),
+    }
+}
+
+fn list_command(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Node => "node ls",
+        Kind::Token => "token ls",
+        Kind::Image => "image ls",
+        Kind::Vm => "vm ls",
+        Kind::Snapshot => "snapshot ls",
+        Kind::Operation => "op ls",
+    }
+}
+
+fn proposed(error: &ProposeError) -> Answer {
+    let hint = "see `fpagent status`: most of the voters must run and reach each other; it is safe to send the request again \
+                under its request id";
+    match error {
+        ProposeError::Deadline { .. } => Answer::new(Code::DeadlineExceeded, Reason::Pending, hint),
+        _ => Answer::new(Code::Unavailable, Reason::NoQuorum, hint),
+    }
+}
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let Answer {
+            code,
+            reason,
+            field,
+            hint,
+            operation,
+        } = error.answer();
+        let mut metadata = HashMap::new();
+        metadata.insert("hint".to_owned(), hint);
+        if let Some(field) = &field {
+            metadata.insert("field".to_owned(), field.clone());
+        }
+        if let Some(operation) = operation {
+            metadata.insert("operation".to_owned(), operation.to_string());
+        }
+        let message = chain(&error);
+        let name = reason.as_str_name().trim_start_matches("REASON_");
+        let mut details = ErrorDetails::with_error_info(name, DOMAIN, metadata);
+        if let Some(field) = field {
+            details.add_bad_request_violation(field, message.clone());
+        }
+        if code == Code::Unavailable {
+            details.set_retry_info(Some(Duration::from_millis(200)));
+        }
+        Status::with_error_details(code, one_line(&message), details)
+    }
+}
+
+/// A message that fits into one line of bounded length: it may quote what the caller sent.
+fn one_line(text: &str) -> String {
+    const LONGEST: usize = 1000;
+    let mut line: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(LONGEST + 1)
+        .collect();
+    if line.chars().count() > LONGEST {
+        line.pop();
+        line.push('…');
+    }
+    line
+}
+
+/// An error with all its causes, each said once.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_says_what_to_do() {
+        let status = Status::from(ApiError::Rejected(Rejection::NotFound {
+            kind: Kind::Vm,
+            name: "a\nb".into(),
+        }));
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(!status.message().contains('\n'));
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(
+            (info.reason.as_str(), info.domain.as_str()),
+            ("NOT_FOUND", DOMAIN)
+        );
+        assert!(info.metadata["hint"].contains("fpagent vm ls"));
+    }
+
+    #[test]
+    fn a_long_message_is_cut() {
+        let status = Status::from(ApiError::InvalidField {
+            field: "name",
+            problem: "x".repeat(5000),
+        });
+        assert!(status.message().chars().count() <= 1001);
+        assert_eq!(
+            status.get_details_error_info().unwrap().metadata["field"],
+            "name"
+        );
+    }
+}

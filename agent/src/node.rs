@@ -1,0 +1,227 @@
+//! One node as a whole: what its parts (API, reconciler, forks, peers) have in common.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use raft::{
+    node::{Handle, ProposeError},
+    state::{
+        ClusterId, Command, ImageId, Millis, NodeId, Outcome, Proposal, Rejection, RequestKey,
+        State, VmId,
+    },
+};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    leases::Leases,
+    peers::Peers,
+    trust::{authority::Authority, identity::Identity},
+    vms::{Vms, fork::Forks, launch::Fitness},
+};
+
+/// How long a node tries at once to tell the cluster something before it waits and tries again.
+const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two such tries.
+const REPORT_PAUSE: Duration = Duration::from_millis(200);
+/// What must stay free on the data directory's file system: room for the log to go on.
+pub const RESERVED_BYTES: u64 = 32 << 20;
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    /// Who it is.
+    pub identity: Identity,
+    /// The cluster's authority.
+    pub authority: Authority,
+    /// The replicated state.
+    pub raft: Handle,
+    /// Its VMs.
+    pub vms: Arc<Vms>,
+    /// Its forks.
+    pub forks: Forks,
+    /// What it can run.
+    pub fitness: Fitness,
+    /// Whether its kernel tracks writes, and if not, why.
+    pub write_tracking: Result<(), String>,
+    /// The other nodes.
+    pub peers: Arc<Peers>,
+    /// Who is there.
+    pub leases: Leases,
+    /// `qemu-img`.
+    pub qemu_img: PathBuf,
+    /// User and group of programs that look at what users bring.
+    pub helper_user: Option<(u32, u32)>,
+    /// Images that are being fetched.
+    pub fetching: Mutex<BTreeSet<ImageId>>,
+    /// Whether a report is on its way.
+    pub reporting: AtomicBool,
+    /// Whether files are being collected.
+    pub collecting: AtomicBool,
+    /// Rung when there may be something to reconcile.
+    pub wake: Arc<Notify>,
+    /// Ends everything.
+    pub cancel: CancellationToken,
+    /// Everything that runs.
+    pub tasks: TaskTracker,
+    /// When the agent started.
+    pub started_at: SystemTime,
+}
+
+impl Node {
+    /// Its number.
+    pub fn id(&self) -> NodeId {
+        self.identity.node
+    }
+
+    /// The cluster's id.
+    pub fn cluster(&self) -> ClusterId {
+        ClusterId(self.identity.cluster.0)
+    }
+
+    /// The replicated state as this node has it now.
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.raft.published().borrow().state)
+    }
+
+    /// Proposes a change on behalf of a request.
+    pub async fn propose(
+        &self,
+        request: Option<RequestKey>,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Outcome, ProposeError> {
+        let proposal = Proposal {
+            request,
+            now: now(),
+            command,
+        };
+        Ok(self.raft.propose(&proposal, deadline).await?.outcome)
+    }
+
+    /// Tells the cluster a fact, however long it takes until it has a leader. Given up only when the agent ends: then the next
+    /// one finds the fact again. A refusal means that the fact is no news, or too late.
+    pub async fn report(&self, command: Command) -> Option<Result<(), Rejection>> {
+        loop {
+            let deadline = Instant::now() + REPORT_PATIENCE;
+            let attempt = async {
+                match self.propose(None, command.clone(), deadline).await {
+                    Ok(outcome) => Some(outcome),
+                    Err(error) => {
+                        tracing::debug!(%error, "a report did not get through yet");
+                        sleep(REPORT_PAUSE).await;
+                        None
+                    }
+                }
+            };
+            tokio::select! {
+                () = self.cancel.cancelled() => return None,
+                outcome = attempt => if let Some(outcome) = outcome {
+                    if let Err(rejection) = &outcome {
+                        tracing::debug!(%rejection, "a report was refused");
+                    }
+                    return Some(outcome.map(|_| ()));
+                }
+            }
+        }
+    }
+
+    /// Waits until the state, as this node has it, fits. `None` when the deadline passes first.
+    pub async fn wait_for<T>(
+        &self,
+        deadline: Instant,
+        mut fits: impl FnMut(&Arc<State>) -> Option<T>,
+    ) -> Option<T> {
+        let mut published = self.raft.published();
+        let search = async {
+            loop {
+                let state = Arc::clone(&published.borrow_and_update().state);
+                if let Some(found) = fits(&state) {
+                    return Some(found);
+                }
+                if published.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, search)
+            .await
+            .ok()
+            .flatten()
+    }
+
+    /// The nodes that can be given work, as far as this node knows: those that renewed their leases.
+    pub fn candidates(&self) -> Vec<NodeId> {
+        self.leases
+            .online()
+            .map(|online| online.into_iter().collect())
+            .unwrap_or_default()
+    }
+
+    /// Takes the turn to send a report; `false` while another is on its way.
+    pub fn begin_report(&self) -> bool {
+        !self.reporting.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives the turn back, and has the reconciler look again.
+    pub fn end_report(&self) {
+        self.reporting.store(false, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Takes the turn to collect files; `false` while they are being collected.
+    pub fn begin_collection(&self) -> bool {
+        !self.collecting.swap(true, Ordering::AcqRel)
+    }
+
+    /// Gives the turn back.
+    pub fn end_collection(&self) {
+        self.collecting.store(false, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    /// Whether an image's files are all here.
+    pub fn has_image(&self, state: &State, image: ImageId) -> bool {
+        let layout = &self.vms.engine().layout;
+        state.images.get(&image).is_some_and(|image| {
+            crate::images::blobs_of(image).all(|blob| crate::blobs::is_here(layout, &blob.sha256))
+        })
+    }
+
+    /// Bytes that are free on the data directory's file system.
+    pub fn free_bytes(&self) -> std::io::Result<u64> {
+        qemu::host::free_bytes(self.vms.engine().layout.root())
+    }
+
+    /// What a node sees of a VM's process: its id.
+    pub fn pid_of(&self, vm: VmId) -> u32 {
+        self.vms.get(vm).map_or(0, |handle| handle.pid())
+    }
+
+    /// The images that are being fetched now.
+    pub fn fetching(&self) -> BTreeSet<ImageId> {
+        self.fetching
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Now, as commands carry it.
+pub fn now() -> Millis {
+    // A clock before 1970 counts as 1970.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis() as Millis
+}

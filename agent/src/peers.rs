@@ -1,0 +1,113 @@
+//! The other nodes: where they are, and channels to them. A node is dialled by its number; its address comes from the
+//! replicated state, or, before there is one, from what was known when this node joined.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use async_trait::async_trait;
+use proto::peer::peer_service_client::PeerServiceClient;
+use raft::{
+    node::{DialError, Dialer, Published},
+    state::NodeId,
+};
+use rustls::ClientConfig;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use crate::trust::{
+    identity::Member,
+    tls::{
+        connect::{Target, channel},
+        node_server_name,
+    },
+};
+
+/// A node cannot be called.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// It is not a member, as far as is known here.
+    #[error("no node has the number {0}")]
+    Unknown(NodeId),
+}
+
+/// Channels to the other nodes, made when they are first needed, and anew when a node's address has changed.
+pub struct Peers {
+    config: Arc<ClientConfig>,
+    members: BTreeMap<NodeId, String>,
+    published: OnceLock<watch::Receiver<Published>>,
+    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers")
+            .field("members", &self.members)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// With this node's client configuration, and the members it knows of old.
+    pub fn new(config: Arc<ClientConfig>, members: &[Member]) -> Self {
+        let members = members
+            .iter()
+            .map(|member| (member.id, member.address.clone()))
+            .collect();
+        Self {
+            config,
+            members,
+            published: OnceLock::new(),
+            channels: Mutex::default(),
+        }
+    }
+
+    /// From here on addresses come from the replicated state.
+    pub fn follow(&self, published: watch::Receiver<Published>) {
+        // Called once, by whoever started the consensus.
+        let _first = self.published.set(published);
+    }
+
+    fn address(&self, node: NodeId) -> Option<String> {
+        let replicated = self.published.get().and_then(|published| {
+            published
+                .borrow()
+                .state
+                .nodes
+                .get(&node)
+                .map(|node| node.address.clone())
+        });
+        replicated.or_else(|| self.members.get(&node).cloned())
+    }
+
+    /// A channel to a node. It connects when it is used.
+    pub fn channel(&self, node: NodeId) -> Result<Channel, PeerError> {
+        let address = self.address(node).ok_or(PeerError::Unknown(node))?;
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, channel)) = channels.get(&node)
+            && *known == address
+        {
+            return Ok(channel.clone());
+        }
+        let made = channel(Target::Tls {
+            address: address.clone(),
+            server_name: node_server_name(node),
+            config: Arc::clone(&self.config),
+        });
+        channels.insert(node, (address, made.clone()));
+        Ok(made)
+    }
+
+    /// A client for a node's peer calls.
+    pub async fn client(&self, node: NodeId) -> Result<PeerServiceClient<Channel>, PeerError> {
+        Ok(PeerServiceClient::new(self.channel(node)?).max_decoding_message_size(8 << 20))
+    }
+}
+
+#[async_trait]
+impl Dialer for Peers {
+    async fn channel(&self, node: NodeId) -> Result<Channel, DialError> {
+        Self::channel(self, node).map_err(|error| DialError(error.to_string()))
+    }
+}

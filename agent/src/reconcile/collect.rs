@@ -1,0 +1,101 @@
+//! Which files of a node nothing refers to any more. Pure; [`super::execute`] removes them.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+use std::collections::BTreeSet;
+
+use qemu::record::VmRecord;
+use raft::state::{DERIVED_IDS, NodeId, OperationId, State};
+
+use crate::blobs::hex;
+
+/// Files of a node, by name, whether they are there or referred to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Bases.
+    pub bases: BTreeSet<String>,
+    /// Streams.
+    pub streams: BTreeSet<String>,
+    /// Disk layers.
+    pub layers: BTreeSet<String>,
+    /// Files of images.
+    pub images: BTreeSet<String>,
+}
+
+/// What is referred to: by snapshots and images of the state, by the records of the VMs that are here. Files of operations
+/// that are under way or may come are in the way of nobody, but must stay as well: see [`unreferenced`].
+pub fn referenced(state: &State, node: NodeId, records: &[VmRecord]) -> Files {
+    let mut files = Files::default();
+    for snapshot in state
+        .snapshots
+        .values()
+        .filter(|snapshot| snapshot.nodes.contains(&node))
+    {
+        files.streams.insert(snapshot.id.to_string());
+        if let Some(content) = &snapshot.content {
+            files.bases.insert(content.base.to_string());
+            files
+                .layers
+                .extend(content.layers.iter().map(|layer| name(*layer)));
+        }
+    }
+    for vm in state.vms.values().filter(|vm| vm.node == node) {
+        files.layers.insert(vm.id.to_string());
+    }
+    for record in records {
+        files.bases.extend(
+            record
+                .base
+                .iter()
+                .chain(&record.delta_base)
+                .map(|base| base.0.clone()),
+        );
+        files
+            .layers
+            .extend(record.layers_with_next().into_iter().map(|layer| layer.0));
+        files.images.extend(record.image_disk.clone());
+    }
+    for image in state.images.values() {
+        let blobs = [
+            &image.kernel,
+            &image.initrd,
+            &image.disk.as_ref().map(|disk| disk.blob.clone()),
+        ];
+        files
+            .images
+            .extend(blobs.into_iter().flatten().map(|blob| hex(&blob.sha256)));
+    }
+    files
+}
+
+/// What is there, not referred to, and belongs to no operation that is under way.
+pub fn unreferenced(there: &Files, referenced: &Files, in_flight: &BTreeSet<OperationId>) -> Files {
+    let free = |there: &BTreeSet<String>, referenced: &BTreeSet<String>| {
+        there
+            .difference(referenced)
+            .filter(|name| !belongs_to(name, in_flight))
+            .cloned()
+            .collect()
+    };
+    Files {
+        bases: free(&there.bases, &referenced.bases),
+        streams: free(&there.streams, &referenced.streams),
+        layers: free(&there.layers, &referenced.layers),
+        images: there
+            .images
+            .difference(&referenced.images)
+            .cloned()
+            .collect(),
+    }
+}
+
+/// Whether a file's name derives from one of these operations. A name that is no id is nobody's file of ours: it stays.
+fn belongs_to(name: &str, operations: &BTreeSet<OperationId>) -> bool {
+    match name.parse::<OperationId>() {
+        Ok(id) => operations.contains(&OperationId(id.0 & !(DERIVED_IDS - 1))),
+        Err(_) => true,
+    }
+}
+
+fn name(id: u128) -> String {
+    raft::state::VmId(id).to_string()
+}

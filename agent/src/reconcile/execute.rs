@@ -1,0 +1,293 @@
+//! Doing what was planned. Nothing here waits: VMs have their tasks, everything else becomes one.
+
+use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
+
+use qemu::record::VmRecord;
+use raft::state::{Command as Change, ObjectId, SnapshotId, State, VmId};
+use tokio::time::Instant;
+
+use super::{
+    collect::{Files, referenced, unreferenced},
+    plan::Action,
+};
+use crate::{
+    errors::chain,
+    node::Node,
+    vms::{VmHandle, launch, task::Command, vm_name},
+};
+
+/// Begins with an action.
+pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
+    match action {
+        Action::FetchImage(image) => node.begin_fetch(image),
+        Action::Boot { vm, boot } => start(node, vm, boot, |handle| {
+            boot_command(node, state, vm, handle)
+        }),
+        Action::Restore {
+            vm,
+            boot,
+            snapshot,
+            paused,
+        } => {
+            start(node, vm, boot, |handle| {
+                restore_command(node, state, vm, snapshot, paused, handle)
+            });
+        }
+        Action::Pause(vm) => act(node, vm, Command::Pause),
+        Action::Resume(vm) => act(node, vm, Command::Resume),
+        Action::Stop(vm) => act(node, vm, Command::Stop),
+        Action::Kill(vm) => act(node, vm, Command::Kill),
+        Action::Destroy(vm) => act(node, vm, Command::Destroy),
+        Action::Run(operation) => node.forks.run(node, operation),
+        Action::GiveUp {
+            operation,
+            running: true,
+            ..
+        } => node.forks.cancel(operation),
+        Action::GiveUp {
+            operation,
+            reason,
+            cancelled,
+            running: false,
+        } => {
+            report(
+                node,
+                Change::FailOperation {
+                    operation,
+                    reason,
+                    cancelled,
+                },
+            );
+        }
+        Action::Report(reports) => report(
+            node,
+            Change::ReportVms {
+                node: node.id(),
+                reports,
+            },
+        ),
+        Action::ReportLost(snapshot) => report(
+            node,
+            Change::LostSnapshot {
+                snapshot,
+                node: node.id(),
+            },
+        ),
+        Action::Collect(objects) => collect(node, objects),
+    }
+}
+
+fn act(node: &Node, vm: VmId, command: Command) {
+    if let Some(handle) = node.vms.get(vm) {
+        // One that is not taken now is planned again.
+        handle.act(command);
+    }
+}
+
+/// Reports are idempotent, and the next plan repeats one that did not get through: it is tried once.
+fn report(node: &Arc<Node>, change: Change) {
+    let context = Arc::clone(node);
+    if !node.begin_report() {
+        return;
+    }
+    node.tasks.spawn(async move {
+        let deadline = Instant::now() + std::time::Duration::from_secs(2);
+        if let Err(error) = context.propose(None, change, deadline).await {
+            tracing::debug!(%error, "a report did not get through; the next plan repeats it");
+        }
+        context.end_report();
+    });
+}
+
+fn start(
+    node: &Arc<Node>,
+    vm: VmId,
+    boot: u64,
+    command: impl FnOnce(&VmHandle) -> Result<Command, String>,
+) {
+    let problem = match node.vms.get_or_create(vm) {
+        Ok(handle) => match command(&handle) {
+            Ok(command) => {
+                handle.act(command);
+                return;
+            }
+            Err(problem) => problem,
+        },
+        Err(no_user) => no_user.to_string(),
+    };
+    tracing::warn!(%vm, problem, "a VM cannot be started");
+    let failed = raft::state::VmReport {
+        vm,
+        boot,
+        phase: raft::state::Phase::Failed,
+        reason: problem,
+    };
+    report(
+        node,
+        Change::ReportVms {
+            node: node.id(),
+            reports: vec![failed],
+        },
+    );
+}
+
+fn boot_command(
+    node: &Node,
+    state: &State,
+    vm: VmId,
+    handle: &VmHandle,
+) -> Result<Command, String> {
+    let spec = state.vms.get(&vm).ok_or("it was deleted")?;
+    let record = VmRecord::load(&node.vms.engine().layout.vm(&vm_name(vm)))
+        .map_err(|error| chain(&error))?;
+    let layers = record.as_ref().map(VmRecord::layers_with_next);
+    let has_run = record.is_some_and(|record| record.has_run);
+    let launch = launch::boot(state, spec, &node.fitness, handle.place(), layers, has_run)
+        .map_err(|error| error.to_string())?;
+    let patience = launch::image(state, &spec.spec)
+        .map(launch::patience)
+        .map_err(|error| error.to_string())?;
+    Ok(Command::Boot {
+        launch: Box::new(launch),
+        patience,
+    })
+}
+
+fn restore_command(
+    node: &Node,
+    state: &State,
+    vm: VmId,
+    snapshot: SnapshotId,
+    paused: bool,
+    handle: &VmHandle,
+) -> Result<Command, String> {
+    let spec = state.vms.get(&vm).ok_or("it was deleted")?;
+    let missing = || launch::Unfit::NoSnapshot(snapshot).to_string();
+    let record = state.snapshots.get(&snapshot).ok_or_else(missing)?;
+    let content = record.content.as_ref().ok_or_else(missing)?;
+    if !record.nodes.contains(&node.id()) {
+        return Err(format!(
+            "its snapshot {snapshot} is not on this node any more"
+        ));
+    }
+    let below: Vec<_> = content
+        .layers
+        .iter()
+        .copied()
+        .map(launch::layer_name)
+        .collect();
+    let launch = launch::snapshot_hardware(&record.spec, content, &node.fitness)
+        .and_then(|hardware| {
+            launch::restore(
+                state,
+                spec,
+                hardware,
+                handle.place(),
+                launch::base_name(content.base),
+                &below,
+            )
+        })
+        .map_err(|error| error.to_string())?;
+    Ok(Command::Restore {
+        launch: Box::new(launch),
+        stream: launch::stream_name(snapshot),
+        paused,
+    })
+}
+
+/// Removes files that nothing refers to, and says that these objects are gone from here.
+fn collect(node: &Arc<Node>, objects: Vec<ObjectId>) {
+    if !node.begin_collection() {
+        return;
+    }
+    let context = Arc::clone(node);
+    node.tasks.spawn(async move {
+        match sweep(&context).await {
+            Ok(()) => {
+                context
+                    .report(Change::Purged {
+                        node: context.id(),
+                        objects,
+                    })
+                    .await;
+            }
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "files could not be collected; trying again")
+            }
+        }
+        context.end_collection();
+        context.wake.notify_one();
+    });
+}
+
+/// Collecting did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum SweepError {
+    /// There is no quorum: what is not known to be unreferenced stays.
+    #[error("the state's latest version cannot be had")]
+    Barrier(#[from] raft::node::ReadError),
+    /// A file could not be looked at or removed.
+    #[error("a file cannot be removed")]
+    Io(#[from] io::Error),
+    /// A VM's record cannot be read: what it refers to is not known.
+    #[error(transparent)]
+    Record(#[from] qemu::record::RecordError),
+}
+
+/// Removes what the state, read after a barrier, and the VMs of this node do not refer to.
+pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
+    // What is in flight is looked at first: an operation that ends after this has its files in the state.
+    let in_flight = node.forks.in_flight();
+    node.raft
+        .read_barrier(Instant::now() + std::time::Duration::from_secs(5))
+        .await?;
+    let state = node.state();
+    let layout = node.vms.engine().layout.clone();
+    let id = node.id();
+    let sweep = move || {
+        let there = Files {
+            bases: names(layout.bases(), "")?,
+            streams: names(&layout.streams(), "")?,
+            layers: names(&layout.layers(), ".qcow2")?,
+            images: names(&layout.images(), "")?
+                .into_iter()
+                .filter(|name| !name.ends_with(".part"))
+                .collect(),
+        };
+        let mut records = Vec::new();
+        for name in names(&layout.vms(), "")? {
+            records.extend(VmRecord::load(&layout.vm(&qemu::record::VmName(name)))?);
+        }
+        let free = unreferenced(&there, &referenced(&state, id, &records), &in_flight);
+        let all = [
+            (layout.bases().to_owned(), free.bases, ""),
+            (layout.streams(), free.streams, ""),
+        ]
+        .into_iter()
+        .chain([
+            (layout.layers(), free.layers, ".qcow2"),
+            (layout.images(), free.images, ""),
+        ]);
+        for (folder, names, ending) in all {
+            for name in names {
+                tracing::debug!(folder = %folder.display(), name, "removing a file that nothing refers to");
+                fs::remove_file(folder.join(format!("{name}{ending}")))?;
+            }
+        }
+        Ok(())
+    };
+    tokio::task::spawn_blocking(sweep)
+        .await
+        .map_err(io::Error::other)?
+}
+
+fn names(folder: &Path, ending: &str) -> io::Result<BTreeSet<String>> {
+    let mut names = BTreeSet::new();
+    for entry in fs::read_dir(folder)? {
+        let name = entry?.file_name();
+        if let Some(name) = name.to_str().and_then(|name| name.strip_suffix(ending)) {
+            names.insert(name.to_owned());
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,52 @@
+//! The reconciler: takes the state's latest version, looks at what is, plans once, acts, and goes on. Level-triggered: it
+//! does not matter how many changes came since, or whether one was missed.
+
+pub mod collect;
+mod execute;
+mod observe;
+pub mod plan;
+
+use std::{sync::Arc, time::Duration};
+
+use crate::node::{Node, now};
+
+/// How often it looks without being woken.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How often files that nothing refers to are looked for, besides when something was deleted: what a lost agent left.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// Collects files from time to time until the node ends.
+pub async fn sweep_now_and_then(node: Arc<Node>) {
+    loop {
+        tokio::select! {
+            () = node.cancel.cancelled() => return,
+            () = tokio::time::sleep(SWEEP) => {}
+        }
+        if node.begin_collection() {
+            if let Err(error) = execute::sweep(&node).await {
+                tracing::debug!(error = %crate::errors::chain(&error), "files were not collected this time");
+            }
+            node.end_collection();
+        }
+    }
+}
+
+/// Reconciles until the node ends.
+pub async fn run(node: Arc<Node>) {
+    let mut published = node.raft.published();
+    loop {
+        let state = Arc::clone(&published.borrow_and_update().state);
+        let observed = observe::observe(&node, &state);
+        for action in plan::plan(&state, node.id(), now(), &observed) {
+            execute::execute(&node, &state, action);
+        }
+        node.forks.forget_stale(&node, &state).await;
+        tokio::select! {
+            () = node.cancel.cancelled() => return,
+            changed = published.changed() => if changed.is_err() { return },
+            () = node.wake.notified() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+    }
+}
