@@ -1,1 +1,45 @@
-//! Placeholder.
+//! A harness for tests with real agent processes and real QEMU guests. Everything a user would do is done as a user would:
+//! by the commands of `fpagent`. Waits name what they wait for and are bounded.
+//!
+//! Needs root, QEMU, the release build of `fpagent` (or `FPAGENT`), and the guest image of `deploy/build-image.sh tiny` (in
+//! `FP_TEST_IMAGE` or `.local/image/tiny`).
+
+pub mod cluster;
+pub mod fpagent;
+pub mod pulse;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+/// The repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// The guest image's folder.
+pub fn image_folder() -> PathBuf {
+    std::env::var_os("FP_TEST_IMAGE")
+        .map_or_else(|| repository().join(".local/image/tiny"), PathBuf::from)
+}
+
+/// Waits until `reached` gives something; fails with what it was waiting for.
+pub fn wait_for<T>(
+    what: &str,
+    patience: Duration,
+    mut reached: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = reached()? {
+            return Ok(found);
+        }
+        anyhow::ensure!(
+            begun.elapsed() < patience,
+            "{what}: not within {} s",
+            patience.as_secs_f64()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,433 @@
+//! A cluster of agent processes on this machine, gone with the value that holds it.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::{
+    fpagent::{self, Answer},
+    image_folder, wait_for,
+};
+
+/// How long a cluster may take for something that takes a second when nothing else runs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One agent.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its name.
+    pub name: String,
+    /// Its data directory.
+    pub data: PathBuf,
+    /// HOST:PORT.
+    pub listen: String,
+    extra: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Agent {
+    /// The address of its Unix socket, for `FPAGENT_ADDR`.
+    pub fn address(&self) -> String {
+        format!("unix://{}", self.socket().display())
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.data.with_extension("sock")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.data.with_extension("log")
+    }
+
+    /// Starts it.
+    pub fn start(&mut self) -> anyhow::Result<()> {
+        let log = File::options().create(true).append(true).open(self.log())?;
+        let child = Command::new(fpagent::binary())
+            .arg("run")
+            .arg("--data-dir")
+            .arg(&self.data)
+            .arg("--socket")
+            .arg(self.socket())
+            .args(&self.extra)
+            .env("RUST_LOG", "info,openraft=error,agent=debug,qemu=debug")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    /// Adds options of `fpagent run`, for its next start.
+    pub fn set_options(&mut self, options: &[&str]) {
+        self.extra = options.iter().map(|option| (*option).to_owned()).collect();
+    }
+
+    /// Runs a command of `fpagent` against it.
+    pub fn fp(&self, args: &[&str]) -> anyhow::Result<Answer> {
+        fpagent::run(Some(&self.address()), args)
+    }
+
+    /// Runs a command that must succeed and print JSON.
+    pub fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
+        let answer = self.fp(&[args, &["-o", "json"]].concat())?;
+        answer
+            .json()
+            .with_context(|| format!("{}: fpagent {}", self.name, args.join(" ")))
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM, and waits for its orderly end.
+    pub fn terminate(&mut self) -> anyhow::Result<()> {
+        let Some(mut child) = self.child.take() else {
+            return Ok(());
+        };
+        signal(child.id(), Signal::TERM)?;
+        let status = wait_for("an agent's orderly end", PATIENCE, || Ok(child.try_wait()?))?;
+        anyhow::ensure!(
+            status.success(),
+            "{} ended with {status}:\n{}",
+            self.name,
+            self.log_tail()
+        );
+        Ok(())
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+
+    /// Waits until it answers.
+    pub fn wait_answers(&mut self) -> anyhow::Result<()> {
+        let what = format!("an answer of {}", self.name);
+        wait_for(&what, PATIENCE, || {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait()?
+            {
+                anyhow::bail!("{} ended with {status}:\n{}", self.name, self.log_tail());
+            }
+            Ok((self.fp(&["status", "-o", "json"])?.code == 0).then_some(()))
+        })
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let pid = i32::try_from(pid)
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("no process id")?;
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Whether a process is there (and not one that only waits to be reaped).
+pub fn is_alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+        stat.rsplit_once(") ")
+            .is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    })
+}
+
+/// A cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Its agents: node1, node2, …
+    pub agents: Vec<Agent>,
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// Makes a cluster of `nodes` agents, all online.
+    pub fn start(nodes: usize) -> anyhow::Result<Self> {
+        // On the machine's disk, as data directories are. Guests run as other users and must get through.
+        let base = crate::repository().join("target/tests");
+        fs::create_dir_all(&base)?;
+        let folder = tempfile::tempdir_in(base.canonicalize()?)?;
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+        Self::start_in(nodes, folder)
+    }
+
+    /// The same, in a folder that the caller chose.
+    pub fn start_in(nodes: usize, folder: tempfile::TempDir) -> anyhow::Result<Self> {
+        let mut cluster = Self {
+            agents: Vec::new(),
+            folder,
+        };
+        for number in 1..=nodes {
+            cluster.add(number)?;
+        }
+        cluster.wait_online(nodes)?;
+        Ok(cluster)
+    }
+
+    /// Makes a cluster with the tiny image imported as `tiny`.
+    pub fn with_image(nodes: usize) -> anyhow::Result<Self> {
+        let cluster = Self::start(nodes)?;
+        cluster.import("tiny", "")?;
+        Ok(cluster)
+    }
+
+    /// An agent, by its number from 1 on.
+    pub fn node(&self, number: usize) -> &Agent {
+        &self.agents[number - 1]
+    }
+
+    /// The same, to change it.
+    pub fn node_mut(&mut self, number: usize) -> &mut Agent {
+        &mut self.agents[number - 1]
+    }
+
+    /// The folder that everything lies in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// An agent that is not a member yet; its data directory does not exist.
+    pub fn newcomer(&self, name: &str) -> anyhow::Result<Agent> {
+        // A port that is free now; whoever takes it before the agent does fails the test.
+        let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let data = self.folder.path().join(name);
+        Ok(Agent {
+            name: name.to_owned(),
+            data,
+            listen,
+            extra: Vec::new(),
+            child: None,
+        })
+    }
+
+    /// `fpagent join`, by an agent with this token.
+    pub fn join(agent: &Agent, token: &str) -> anyhow::Result<Answer> {
+        let data = agent.data.display().to_string();
+        let args = [
+            "join",
+            "--data-dir",
+            &data,
+            "--name",
+            &agent.name,
+            "--listen",
+            &agent.listen,
+            "--token",
+            token,
+        ];
+        fpagent::run(None, &args)
+    }
+
+    fn add(&mut self, number: usize) -> anyhow::Result<()> {
+        let mut agent = self.newcomer(&format!("node{number}"))?;
+        if number == 1 {
+            let data = agent.data.display().to_string();
+            let args = [
+                "init",
+                "--data-dir",
+                &data,
+                "--name",
+                &agent.name,
+                "--listen",
+                &agent.listen,
+            ];
+            fpagent::run(None, &args)?.success()?;
+        } else {
+            let token = self.node(1).json(&["token", "create", "--ttl", "5m"])?;
+            let token = token["token"].as_str().context("no token")?;
+            Self::join(&agent, token)?.success()?;
+        }
+        agent.start()?;
+        agent.wait_answers()?;
+        self.agents.push(agent);
+        Ok(())
+    }
+
+    /// Waits until this many nodes are online and one leads, as node 1 (or the first that runs) sees it.
+    pub fn wait_online(&self, nodes: usize) -> anyhow::Result<()> {
+        wait_for(&format!("{nodes} nodes online"), PATIENCE, || {
+            for agent in &self.agents {
+                let answer = agent.fp(&["node", "ls", "-o", "json"])?;
+                if answer.code != 0 {
+                    continue;
+                }
+                let list = answer.json()?;
+                let all = list["items"].as_array().context("no items")?;
+                let online = all.iter().filter(|node| node["state"] == "online").count();
+                let leader = all.iter().any(|node| node["leader"] == true);
+                let settled = all
+                    .iter()
+                    .filter(|node| node["role"] != Value::Null && node["role"] != "")
+                    .count();
+                return Ok((online >= nodes && leader && settled >= nodes).then_some(()));
+            }
+            Ok(None)
+        })
+    }
+
+    /// The number of the leading node.
+    pub fn leader(&self) -> anyhow::Result<usize> {
+        wait_for("a leader", PATIENCE, || {
+            for agent in &self.agents {
+                let Ok(list) = agent.json(&["node", "ls"]) else {
+                    continue;
+                };
+                let leader = list["items"]
+                    .as_array()
+                    .and_then(|all| all.iter().position(|node| node["leader"] == true));
+                if let Some(place) = leader {
+                    let name = list["items"][place]["name"]
+                        .as_str()
+                        .unwrap_or_default()
+                        .to_owned();
+                    return Ok(self
+                        .agents
+                        .iter()
+                        .position(|agent| agent.name == name)
+                        .map(|index| index + 1));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Imports the tiny image under a name, with words added to its kernel's command line.
+    pub fn import(&self, name: &str, words: &str) -> anyhow::Result<()> {
+        let folder = image_folder();
+        let file = |name: &str| folder.join(name).display().to_string();
+        let env = fs::read_to_string(folder.join("image.env")).with_context(|| {
+            format!(
+                "{}: run deploy/build-image.sh tiny .local/image/tiny",
+                folder.display()
+            )
+        })?;
+        let setting = |key: &str| {
+            let line = env
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+            line.map(|value| value.trim_matches('"').to_owned())
+                .with_context(|| format!("image.env has no {key}"))
+        };
+        let cmdline = format!("{} {words}", setting("CMDLINE")?);
+        let (kernel, initrd, disk) = (file("vmlinuz"), file("initrd"), file("disk.qcow2"));
+        let ready = setting("READY_LINE")?;
+        self.node(1)
+            .fp(&[
+                "image",
+                "import",
+                name,
+                "--kernel",
+                &kernel,
+                "--initrd",
+                &initrd,
+                "--cmdline",
+                cmdline.trim(),
+                "--disk",
+                &disk,
+                "--ready-line",
+                &ready,
+            ])?
+            .success()
+    }
+
+    /// A VM as a node shows it.
+    pub fn vm(&self, through: usize, name: &str) -> anyhow::Result<Value> {
+        self.node(through).json(&["vm", "show", name])
+    }
+
+    /// Waits until a VM is in a state.
+    pub fn wait_vm(&self, through: usize, name: &str, state: &str) -> anyhow::Result<Value> {
+        let mut last = Value::Null;
+        let found = wait_for(&format!("VM {name} to be {state}"), PATIENCE, || {
+            let answer = self.node(through).fp(&["vm", "show", name, "-o", "json"])?;
+            last = answer
+                .json()
+                .unwrap_or_else(|error| Value::String(error.to_string()));
+            Ok((last["state"] == state).then(|| last.clone()))
+        });
+        found.with_context(|| format!("it is {last}"))
+    }
+
+    /// The data directory of the node with this name.
+    pub fn data_of(&self, node: &Value) -> anyhow::Result<&Path> {
+        let name = node.as_str().context("no node")?;
+        let agent = self
+            .agents
+            .iter()
+            .find(|agent| agent.name == name)
+            .context("no such node")?;
+        Ok(&agent.data)
+    }
+
+    /// The process ids of all QEMU processes of the cluster.
+    pub fn processes(&self) -> anyhow::Result<Vec<u32>> {
+        let mut all = Vec::new();
+        for agent in &self.agents {
+            all.extend(qemu::host::processes_of(&agent.data)?);
+        }
+        all.sort_unstable();
+        Ok(all)
+    }
+
+    /// Everything that would help to understand a failure.
+    pub fn logs(&self) -> String {
+        self.agents
+            .iter()
+            .map(|agent| format!("--- {}\n{}\n", agent.name, agent.log_tail()))
+            .collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.logs());
+        }
+        let memory = self
+            .agents
+            .iter()
+            .filter_map(|agent| memory_folder(&agent.data))
+            .collect::<Vec<_>>();
+        for agent in &mut self.agents {
+            if let Err(error) = agent.kill() {
+                eprintln!("{}: {error}", agent.name);
+            }
+        }
+        for pid in self.processes().unwrap_or_default() {
+            // It may have ended by itself.
+            let _gone = signal(pid, Signal::KILL);
+        }
+        for folder in memory {
+            if let Err(error) = fs::remove_dir_all(&folder) {
+                eprintln!("{}: {error}", folder.display());
+            }
+        }
+    }
+}
+
+/// Where a node's bases are.
+pub fn memory_folder(data: &Path) -> Option<PathBuf> {
+    let identity: Value =
+        serde_json::from_slice(&fs::read(data.join("identity.json")).ok()?).ok()?;
+    let (cluster, node) = (
+        identity["clusterId"].as_str()?,
+        identity["nodeId"].as_u64()?,
+    );
+    Some(PathBuf::from(format!("/dev/shm/fpagent-{cluster}-{node}")))
+        .filter(|folder| folder.exists())
+}
