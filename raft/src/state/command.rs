@@ -170,6 +170,39 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// Whether applying it again right after the first time changes nothing and is answered alike, so that it may be sent
+    /// again without a request id: what nodes report of themselves.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Found { .. }
+            | Self::ReportNode { .. }
+            | Self::ReportImage { .. }
+            | Self::ReportVms { .. }
+            | Self::SnapshotReady { .. }
+            | Self::ReportChildren { .. }
+            | Self::FailOperation { .. }
+            | Self::LostSnapshot { .. }
+            | Self::Purged { .. } => true,
+            Self::CreateToken { .. }
+            | Self::RevokeToken { .. }
+            | Self::Join { .. }
+            | Self::LabelNode { .. }
+            | Self::CordonNode { .. }
+            | Self::ImportImage { .. }
+            | Self::DeleteImage { .. }
+            | Self::CreateVm { .. }
+            | Self::SetPower { .. }
+            | Self::DeleteVm { .. }
+            | Self::CreateSnapshot { .. }
+            | Self::Fork { .. }
+            | Self::CancelOperation { .. }
+            | Self::TagSnapshot { .. }
+            | Self::DeleteSnapshot { .. } => false,
+        }
+    }
+}
+
 /// What a user asks of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerAction {

@@ -1,7 +1,7 @@
 //! What should be: the replicated state, the commands that change it, and the pure function between them.
 //!
 //! Nothing here has a clock, randomness, I/O or an unordered map, so that every member comes to the same state from the
-//! same commands. Called by the state machine ([`crate::machine`]); read by everybody.
+//! same commands. Called by the state machine; read by everybody.
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
 mod apply;
@@ -61,4 +61,4 @@ impl State {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

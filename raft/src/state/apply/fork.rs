@@ -198,7 +198,7 @@ fn check_capturable(vm: &Vm) -> Result<(), Rejection> {
 
 /// Refuses an operation whose id, or an id that derives from it, was used before.
 fn check_operation_id(state: &State, operation: OperationId, count: u32) -> Result<(), Rejection> {
-    if operation.0 % DERIVED_IDS != 0 {
+    if !operation.0.is_multiple_of(DERIVED_IDS) {
         return Err(invalid(
             "operation",
             format!("must be a multiple of {DERIVED_IDS}"),

@@ -42,7 +42,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     if !(1..=MAX_CPUS).contains(cpus) {
         return Err(invalid("cpus", format!("must be 1 to {MAX_CPUS}")));
     }
-    if *memory_bytes < MIN_MEMORY || *memory_bytes % MEMORY_UNIT != 0 {
+    if *memory_bytes < MIN_MEMORY || !memory_bytes.is_multiple_of(MEMORY_UNIT) {
         return Err(invalid(
             "memory",
             "must be a multiple of 2 MiB and at least 32 MiB",
@@ -132,7 +132,7 @@ fn disk_size(image: &Image, asked: u64) -> Result<u64, Rejection> {
             format!("must be at least the image's {least} bytes"),
         ));
     }
-    if asked % SECTOR != 0 {
+    if !asked.is_multiple_of(SECTOR) {
         return Err(invalid(
             "disk",
             format!("must be a multiple of {SECTOR} bytes"),
@@ -146,8 +146,7 @@ pub(super) fn set_power(state: &mut State, vm: &str, action: PowerAction) -> Out
     let Some(vm) = state.vms.get_mut(&id) else {
         return Err(names::not_found(Kind::Vm, vm));
     };
-    let wanted = wanted_power(vm, action)?;
-    let Wanted { power, boots } = wanted;
+    let Wanted { power, boots } = wanted_power(vm, action)?;
     if power != vm.power || boots {
         let vm = Arc::make_mut(vm);
         vm.power = power;

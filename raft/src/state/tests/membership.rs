@@ -1,0 +1,258 @@
+//! The cluster, its nodes, tokens and images.
+
+use super::*;
+
+#[test]
+fn a_cluster_is_founded_once() {
+    let mut world = World::new();
+    let found = |cluster| Command::Found {
+        cluster,
+        name: "x".into(),
+        address: "h:1".into(),
+    };
+    assert_eq!(world.ok(found(ClusterId(1))), Response::Done);
+    world.wrong_state(found(ClusterId(2)));
+    assert_eq!(world.state.nodes.len(), 2);
+    assert_eq!(world.state.nodes[&1].name, "n1");
+}
+
+#[test]
+fn a_token_lets_one_node_in_until_it_ends() {
+    let mut world = World::new();
+    let key_hash = [9; 32];
+    let join = |name: &str| Command::Join {
+        key_hash,
+        name: name.into(),
+        address: "h3:1".into(),
+    };
+    let token = |id, expires_at| Command::CreateToken {
+        id: TokenId(id),
+        key_hash,
+        expires_at,
+    };
+    assert_eq!(world.refused(join("n3")), Rejection::BadToken);
+    world.ok(token(7, world.now + 10));
+    assert_eq!(
+        world.refused(join("n1")),
+        Rejection::NameTaken {
+            kind: Kind::Node,
+            name: "n1".into()
+        }
+    );
+    assert_eq!(world.invalid(join("N3")), "name");
+    assert_eq!(
+        world.ok(join("n3")),
+        Response::Node(3),
+        "a refused join did not use it up"
+    );
+    assert_eq!(world.refused(join("n4")), Rejection::BadToken);
+
+    world.ok(token(8, world.now + 10));
+    world.now += 10;
+    assert_eq!(
+        world.refused(join("n4")),
+        Rejection::BadToken,
+        "it has ended"
+    );
+    assert_eq!(world.invalid(token(9, world.now)), "ttlSeconds");
+
+    world.ok(Command::CreateToken {
+        id: TokenId(10),
+        key_hash: [8; 32],
+        expires_at: world.now + 10,
+    });
+    assert_eq!(
+        world.state.tokens.len(),
+        1,
+        "tokens that ended are forgotten"
+    );
+    world.ok(Command::RevokeToken {
+        id: TokenId(10).to_string(),
+    });
+    assert!(world.state.tokens.is_empty());
+}
+
+#[test]
+fn addresses_are_hosts_with_ports() {
+    let mut world = World::new();
+    world.ok(Command::CreateToken {
+        id: TokenId(7),
+        key_hash: [9; 32],
+        expires_at: world.now + 10,
+    });
+    for address in ["", "host", "host:", ":1", "host:0", "host:70000", "a b:1"] {
+        let join = Command::Join {
+            key_hash: [9; 32],
+            name: "n3".into(),
+            address: address.into(),
+        };
+        assert_eq!(world.invalid(join), "address", "{address}");
+    }
+    world.ok(Command::Join {
+        key_hash: [9; 32],
+        name: "n3".into(),
+        address: "[::1]:7000".into(),
+    });
+}
+
+#[test]
+fn reports_about_what_is_gone_do_nothing() {
+    let mut world = World::new();
+    let before = world.state.clone();
+    let (vm, snapshot, operation) = (VmId(5), SnapshotId(6), OperationId(DERIVED_IDS));
+    let report = VmReport {
+        vm,
+        boot: 1,
+        phase: Phase::Running,
+        reason: String::new(),
+    };
+    for command in [
+        Command::ReportNode {
+            node: 9,
+            address: "h:1".into(),
+            capacity: capacity(),
+        },
+        Command::ReportImage {
+            image: ImageId(4),
+            node: 1,
+        },
+        Command::ReportVms {
+            node: 1,
+            reports: vec![report],
+        },
+        Command::ReportChildren {
+            operation,
+            results: Vec::new(),
+        },
+        Command::FailOperation {
+            operation,
+            reason: "x".into(),
+            cancelled: false,
+        },
+        Command::LostSnapshot { snapshot, node: 1 },
+        Command::Purged {
+            node: 1,
+            objects: vec![ObjectId::Vm(vm), ObjectId::Snapshot(snapshot)],
+        },
+    ] {
+        assert_eq!(world.ok(command), Response::Done);
+    }
+    assert_eq!(world.state, before);
+}
+
+#[test]
+fn nodes_are_labelled_and_cordoned() {
+    let mut world = World::new();
+    let set = |key: &str| Labels::from([(key.to_owned(), "1".to_owned())]);
+    world.ok(Command::LabelNode {
+        node: "n1".into(),
+        set: set("a"),
+        remove: vec![],
+    });
+    world.ok(Command::LabelNode {
+        node: "1".into(),
+        set: set("b"),
+        remove: vec!["a".into()],
+    });
+    assert_eq!(world.state.nodes[&1].labels, set("b"));
+    let label = |set| Command::LabelNode {
+        node: "n1".into(),
+        set,
+        remove: vec![],
+    };
+    assert_eq!(world.invalid(label(set("a\nb"))), "labels");
+    assert_eq!(world.invalid(label(set(&"k".repeat(64)))), "labels");
+    let many = (0..65).map(|i| (format!("k{i}"), String::new())).collect();
+    assert_eq!(world.invalid(label(many)), "labels");
+
+    world.ok(Command::CordonNode {
+        node: "n1".into(),
+        schedulable: false,
+    });
+    assert!(!world.state.nodes[&1].schedulable);
+}
+
+#[test]
+fn an_image_in_use_stays() {
+    let mut world = World::new();
+    world.running("a");
+    let delete = || Command::DeleteImage {
+        image: "tiny".into(),
+    };
+    let used = Rejection::InUse {
+        kind: Kind::Image,
+        name: "tiny".into(),
+        dependents: vec!["VM a".into()],
+    };
+    assert_eq!(world.refused(delete()), used);
+    world.delete("a");
+    let image = names::image(&world.state, "tiny").unwrap().id;
+    world.ok(Command::ReportImage { image, node: 2 });
+    world.ok(delete());
+    let object = ObjectId::Image(image);
+    assert_eq!(world.state.tombstones[&object].nodes, [1, 2].into());
+    world.ok(Command::Purged {
+        node: 1,
+        objects: vec![object],
+    });
+    world.ok(Command::Purged {
+        node: 2,
+        objects: vec![object],
+    });
+    assert!(!world.state.tombstones.contains_key(&object));
+}
+
+#[test]
+fn an_image_fetched_while_it_is_deleted_is_deleted_there_too() {
+    let mut world = World::new();
+    let image = names::image(&world.state, "tiny").unwrap().id;
+    world.ok(Command::DeleteImage {
+        image: "tiny".into(),
+    });
+    world.ok(Command::ReportImage { image, node: 2 });
+    assert_eq!(
+        world.state.tombstones[&ObjectId::Image(image)].nodes,
+        [1, 2].into()
+    );
+}
+
+#[test]
+fn bad_images_are_refused() {
+    let mut world = World::new();
+    let mut alter = |change: fn(&mut Command)| {
+        let mut command = world.image("other");
+        change(&mut command);
+        world.refused(command)
+    };
+    macro_rules! field {
+        ($($field:ident = $value:expr),*) => {
+            alter(|command| {
+                let Command::ImportImage { $($field),*, .. } = command else { panic!() };
+                $(*$field = $value;)*
+            })
+        };
+    }
+    assert!(matches!(
+        field!(name = "tiny".into()),
+        Rejection::NameTaken { .. }
+    ));
+    assert!(matches!(
+        field!(node = 7),
+        Rejection::NotFound {
+            kind: Kind::Node,
+            ..
+        }
+    ));
+    for refused in [
+        field!(name = "a/b".into()),
+        field!(kernel = None, disk = None),
+        field!(cmdline = "a\nb".into()),
+        field!(cmdline = "x".repeat(5_000)),
+        field!(ready_line = Some(String::new())),
+    ] {
+        assert!(
+            matches!(refused, Rejection::InvalidField { .. }),
+            "{refused}"
+        );
+    }
+}

@@ -1,0 +1,412 @@
+//! A small cluster's state, and commands to change it.
+
+mod forks;
+mod membership;
+mod properties;
+mod removal;
+mod vms;
+
+use std::sync::Arc;
+
+use super::*;
+
+const MIB: u64 = 1 << 20;
+
+/// A state whose every change is checked.
+struct World {
+    state: State,
+    now: Millis,
+    next: u128,
+}
+
+impl World {
+    /// A cluster of two nodes, `n1` and `n2`, with the image `tiny`.
+    fn new() -> Self {
+        let mut world = Self {
+            state: State::new(),
+            now: 1_000,
+            next: 1 << 40,
+        };
+        world.ok(Command::Found {
+            cluster: ClusterId(1),
+            name: "n1".into(),
+            address: "h1:7000".into(),
+        });
+        world.join("n2");
+        for node in [1, 2] {
+            let address = format!("h{node}:7000");
+            world.ok(Command::ReportNode {
+                node,
+                address,
+                capacity: capacity(),
+            });
+        }
+        let image = world.image("tiny");
+        world.ok(image);
+        world
+    }
+
+    fn id(&mut self) -> u128 {
+        self.next += DERIVED_IDS;
+        self.next
+    }
+
+    fn join(&mut self, name: &str) -> NodeId {
+        let key_hash = [self.id() as u8; 32];
+        let id = TokenId(self.id());
+        self.ok(Command::CreateToken {
+            id,
+            key_hash,
+            expires_at: self.now + 1_000,
+        });
+        match self.ok(Command::Join {
+            key_hash,
+            name: name.into(),
+            address: format!("{name}:7000"),
+        }) {
+            Response::Node(node) => node,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn image(&mut self, name: &str) -> Command {
+        Command::ImportImage {
+            id: ImageId(self.id()),
+            name: name.into(),
+            kernel: Some(Blob {
+                sha256: [1; 32],
+                size_bytes: 10,
+            }),
+            initrd: None,
+            disk: Some(DiskBlob {
+                blob: Blob {
+                    sha256: [2; 32],
+                    size_bytes: 20,
+                },
+                virtual_bytes: 64 * MIB,
+            }),
+            cmdline: "console=ttyS0".into(),
+            ready_line: Some("ready".into()),
+            boot_timeout_ms: 30_000,
+            node: 1,
+        }
+    }
+
+    /// The command that makes a VM, to be altered.
+    fn vm(&mut self, name: &str) -> Command {
+        Command::CreateVm {
+            id: VmId(self.id()),
+            name: name.into(),
+            image: "tiny".into(),
+            node: None,
+            candidates: vec![1, 2],
+            cpus: 1,
+            memory_bytes: 256 * MIB,
+            disk_bytes: 0,
+            accelerator: Accelerator::Auto,
+            cpu_model: None,
+            cmdline: String::new(),
+            labels: Labels::new(),
+        }
+    }
+
+    /// Makes a VM that runs.
+    fn running(&mut self, name: &str) -> VmId {
+        let command = self.vm(name);
+        self.ok(command);
+        let id = self.find(name).id;
+        self.report(id, Phase::Running);
+        id
+    }
+
+    fn find(&self, name: &str) -> Arc<Vm> {
+        Arc::clone(names::vm(&self.state, name).unwrap())
+    }
+
+    /// Reports a phase of a VM's current boot.
+    fn report(&mut self, id: VmId, phase: Phase) {
+        let vm = Arc::clone(&self.state.vms[&id]);
+        let report = VmReport {
+            vm: id,
+            boot: vm.boot,
+            phase,
+            reason: String::new(),
+        };
+        self.ok(Command::ReportVms {
+            node: vm.node,
+            reports: vec![report],
+        });
+    }
+
+    fn power(&mut self, vm: &str, action: PowerAction) -> Outcome {
+        self.apply(Command::SetPower {
+            vm: vm.into(),
+            action,
+        })
+    }
+
+    fn fork_command(&mut self, source: ForkSource, count: u32, name: Option<&str>) -> Command {
+        Command::Fork {
+            operation: OperationId(self.id()),
+            source,
+            count,
+            name: name.map(Into::into),
+            mode: CaptureMode::Auto,
+            paused: false,
+            labels: Labels::new(),
+            expires_at: self.now + 60_000,
+        }
+    }
+
+    /// Begins a fork of a VM.
+    fn fork(&mut self, vm: &str, count: u32, name: Option<&str>) -> OperationId {
+        let command = self.fork_command(ForkSource::Vm(vm.into()), count, name);
+        self.begun(command)
+    }
+
+    /// Begins a capture of a VM.
+    fn capture(&mut self, vm: &str, name: Option<&str>) -> OperationId {
+        let command = self.capture_command(vm, name);
+        self.begun(command)
+    }
+
+    fn capture_command(&mut self, vm: &str, name: Option<&str>) -> Command {
+        Command::CreateSnapshot {
+            operation: OperationId(self.id()),
+            vm: vm.into(),
+            name: name.map(Into::into),
+            mode: CaptureMode::Auto,
+            expires_at: self.now + 60_000,
+        }
+    }
+
+    fn begun(&mut self, command: Command) -> OperationId {
+        match self.ok(command) {
+            Response::Operation(operation) => operation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Lets a capture succeed.
+    fn ready(&mut self, operation: OperationId) {
+        self.ok(Command::SnapshotReady {
+            operation,
+            content: content(operation),
+        });
+    }
+
+    /// Reports what became of children.
+    fn children(&mut self, operation: OperationId, results: &[(u32, &str)]) {
+        let result = |(index, error): &(u32, &str)| {
+            (
+                *index,
+                ChildResult {
+                    running_us: 5,
+                    error: (*error).into(),
+                },
+            )
+        };
+        self.ok(Command::ReportChildren {
+            operation,
+            results: results.iter().map(result).collect(),
+        });
+    }
+
+    /// Deletes a VM, running or not.
+    fn delete(&mut self, vm: &str) {
+        self.ok(Command::DeleteVm {
+            vm: vm.into(),
+            force: true,
+        });
+    }
+
+    /// Applies a command. Whatever comes of it, a refusal changes nothing and the invariants hold.
+    fn apply(&mut self, command: Command) -> Outcome {
+        let before = self.state.clone();
+        let proposal = Proposal {
+            request: None,
+            now: self.now,
+            command,
+        };
+        let outcome = apply(&mut self.state, &proposal);
+        if outcome.is_err() {
+            assert_eq!(self.state, before, "refused, and changed: {proposal:?}");
+        }
+        check(&self.state).unwrap_or_else(|violation| panic!("{violation} after {proposal:?}"));
+        outcome
+    }
+
+    fn ok(&mut self, command: Command) -> Response {
+        self.apply(command).unwrap()
+    }
+
+    fn refused(&mut self, command: Command) -> Rejection {
+        self.apply(command).unwrap_err()
+    }
+
+    /// What is refused because of a field: the field.
+    fn invalid(&mut self, command: Command) -> String {
+        match self.refused(command) {
+            Rejection::InvalidField { field, .. } => field,
+            other => panic!("{other}"),
+        }
+    }
+
+    fn wrong_state(&mut self, command: Command) -> String {
+        match self.refused(command) {
+            Rejection::WrongState { problem, .. } => problem,
+            other => panic!("{other}"),
+        }
+    }
+
+    /// The names of what is gone and not deleted yet.
+    fn buried(&self) -> Vec<&str> {
+        self.state
+            .tombstones
+            .values()
+            .map(|tombstone| tombstone.name.as_str())
+            .collect()
+    }
+}
+
+fn capacity() -> Capacity {
+    Capacity {
+        cpus: 2,
+        memory_bytes: 4096 * MIB,
+        qemu_version: "10.0.2".into(),
+        accelerators: vec![Accelerator::Tcg],
+        agent_version: "0.1.0".into(),
+        problems: Vec::new(),
+    }
+}
+
+fn content(operation: OperationId) -> Content {
+    Content {
+        base: operation.snapshot(),
+        layers: vec![operation.snapshot().0],
+        accelerator: Accelerator::Tcg,
+        cpu_model: "max".into(),
+        qemu_version: "10.0.2".into(),
+        machine: "microvm".into(),
+        devices: vec!["disk".into()],
+        base_bytes: 256 * MIB,
+        stream_bytes: 1_000,
+        layer_bytes: 2_000,
+        safety: Safety::Memory,
+        report: CaptureReport {
+            pause_us: 5_000,
+            agent_pause_us: 5_500,
+            ahead_us: 30_000,
+            stop_us: 700,
+            disk_us: 1_000,
+            devices_us: 1_300,
+            scan_us: 300,
+            copy_us: 400,
+            cont_us: 700,
+            write_us: 9_000,
+            rounds: 2,
+            ahead_bytes: 90 * MIB,
+            paused_bytes: MIB,
+            new_base: true,
+            live: true,
+            note: String::new(),
+        },
+    }
+}
+
+#[test]
+fn a_request_is_done_once() {
+    let mut world = World::new();
+    let request = |id: &str, body| {
+        Some(RequestKey {
+            id: id.into(),
+            body: [body; 32],
+        })
+    };
+    let first = Proposal {
+        request: request("r-1", 1),
+        now: 1,
+        command: world.vm("a"),
+    };
+    let outcome = apply(&mut world.state, &first);
+    assert!(matches!(outcome, Ok(Response::Vm(_))));
+    let after = world.state.clone();
+
+    // Sent again with another proposer's ids and time: the first outcome, and nothing done.
+    let again = Proposal {
+        request: request("r-1", 1),
+        now: 2,
+        command: world.vm("a"),
+    };
+    assert_eq!(apply(&mut world.state, &again), outcome);
+    assert_eq!(world.state, after);
+
+    let other_body = Proposal {
+        request: request("r-1", 2),
+        now: 2,
+        command: world.vm("b"),
+    };
+    assert_eq!(
+        apply(&mut world.state, &other_body),
+        Err(Rejection::RequestIdReused { id: "r-1".into() })
+    );
+    assert_eq!(world.state, after);
+}
+
+#[test]
+fn a_refused_request_stays_refused() {
+    let mut world = World::new();
+    let stop = Command::SetPower {
+        vm: "a".into(),
+        action: PowerAction::Stop,
+    };
+    let proposal = Proposal {
+        request: Some(RequestKey {
+            id: "r".into(),
+            body: [1; 32],
+        }),
+        now: 1,
+        command: stop,
+    };
+    let outcome = apply(&mut world.state, &proposal);
+    assert!(matches!(
+        outcome,
+        Err(Rejection::NotFound { kind: Kind::Vm, .. })
+    ));
+    world.running("a");
+    assert_eq!(apply(&mut world.state, &proposal), outcome);
+    assert_eq!(world.find("a").power, Power::Running);
+}
+
+#[test]
+fn request_ids_have_a_form() {
+    let mut world = World::new();
+    for id in ["", "a b", "ä", &"x".repeat(65), "a\n"] {
+        let request = Some(RequestKey {
+            id: id.into(),
+            body: [0; 32],
+        });
+        let proposal = Proposal {
+            request,
+            now: 1,
+            command: world.vm("a"),
+        };
+        let before = world.state.clone();
+        let outcome = apply(&mut world.state, &proposal);
+        assert!(
+            matches!(outcome, Err(Rejection::InvalidField { field, .. }) if field == "requestId")
+        );
+        assert_eq!(world.state, before);
+    }
+}
+
+#[test]
+fn equal_states_have_equal_digests() {
+    let (mut one, mut other) = (World::new(), World::new());
+    assert_eq!(digest(&one.state), digest(&other.state));
+    assert_eq!(digest(&one.state).len(), 64);
+    one.running("a");
+    assert_ne!(digest(&one.state), digest(&other.state));
+    other.running("a");
+    assert_eq!(digest(&one.state), digest(&other.state));
+}

@@ -1,0 +1,302 @@
+//! Any commands in any order.
+
+use proptest::{collection::vec, option, prelude::*, sample::select};
+
+use super::*;
+
+/// Few names and ids, so that commands meet each other's objects.
+fn name() -> impl Strategy<Value = String> {
+    select(&["a", "b", "c", "a-1", "a-2", "n1", "n2", "tiny", "Bad", ""][..])
+        .prop_map(str::to_owned)
+}
+
+fn operation() -> impl Strategy<Value = OperationId> {
+    (1..8u128).prop_map(|n| OperationId(n * DERIVED_IDS))
+}
+
+fn vm_id() -> impl Strategy<Value = VmId> {
+    prop_oneof![
+        (1..6u128).prop_map(VmId),
+        (operation(), 0..4u32).prop_map(|(id, index)| id.child(index))
+    ]
+}
+
+fn snapshot_id() -> impl Strategy<Value = SnapshotId> {
+    operation().prop_map(OperationId::snapshot)
+}
+
+/// A VM by name or id.
+fn vm() -> impl Strategy<Value = String> {
+    prop_oneof![3 => name(), 1 => vm_id().prop_map(|id| id.to_string())]
+}
+
+fn snapshot() -> impl Strategy<Value = String> {
+    prop_oneof![3 => snapshot_id().prop_map(|id| id.to_string()), 1 => name()]
+}
+
+fn phase() -> impl Strategy<Value = Phase> {
+    select(
+        &[
+            Phase::Running,
+            Phase::Running,
+            Phase::Paused,
+            Phase::Stopped,
+            Phase::Failed,
+        ][..],
+    )
+}
+
+fn action() -> impl Strategy<Value = PowerAction> {
+    use PowerAction::*;
+    select(&[Start, Stop, ForceStop, Pause, Resume, Restart][..])
+}
+
+fn image() -> impl Strategy<Value = Command> {
+    (1..4u128, name(), 0..3u64, any::<bool>()).prop_map(|(id, name, node, kernel)| {
+        Command::ImportImage {
+            id: ImageId(id),
+            name,
+            kernel: kernel.then_some(Blob {
+                sha256: [1; 32],
+                size_bytes: 1,
+            }),
+            initrd: None,
+            disk: Some(DiskBlob {
+                blob: Blob {
+                    sha256: [2; 32],
+                    size_bytes: 1,
+                },
+                virtual_bytes: MIB,
+            }),
+            cmdline: String::new(),
+            ready_line: None,
+            boot_timeout_ms: 1,
+            node,
+        }
+    })
+}
+
+fn create() -> impl Strategy<Value = Command> {
+    (
+        vm_id(),
+        name(),
+        option::of(name()),
+        vec(1..4u64, 0..3),
+        0..3u64,
+    )
+        .prop_map(|(id, name, node, candidates, memory)| Command::CreateVm {
+            id,
+            name,
+            image: "tiny".into(),
+            node,
+            candidates,
+            cpus: 1,
+            memory_bytes: memory * 4096 * MIB / 2,
+            disk_bytes: 0,
+            accelerator: Accelerator::Auto,
+            cpu_model: None,
+            cmdline: String::new(),
+            labels: Labels::new(),
+        })
+}
+
+fn reports() -> impl Strategy<Value = Command> {
+    let report = (vm_id(), 1..4u64, phase()).prop_map(|(vm, boot, phase)| VmReport {
+        vm,
+        boot,
+        phase,
+        reason: String::new(),
+    });
+    (1..3u64, vec(report, 1..4)).prop_map(|(node, reports)| Command::ReportVms { node, reports })
+}
+
+fn fork() -> impl Strategy<Value = Command> {
+    let source = prop_oneof![
+        vm().prop_map(ForkSource::Vm),
+        (snapshot(), option::of(vm()))
+            .prop_map(|(snapshot, vm)| ForkSource::Snapshot { snapshot, vm }),
+    ];
+    (
+        operation(),
+        source,
+        0..4u32,
+        option::of(name()),
+        any::<bool>(),
+    )
+        .prop_map(|(operation, source, count, name, paused)| Command::Fork {
+            operation,
+            source,
+            count,
+            name,
+            mode: CaptureMode::Auto,
+            paused,
+            labels: Labels::new(),
+            expires_at: 9,
+        })
+}
+
+fn results() -> impl Strategy<Value = Command> {
+    let result = (0..4u32, select(&["", "", "failed"][..])).prop_map(|(index, error)| {
+        (
+            index,
+            ChildResult {
+                running_us: 1,
+                error: error.into(),
+            },
+        )
+    });
+    (operation(), vec(result, 1..5))
+        .prop_map(|(operation, results)| Command::ReportChildren { operation, results })
+}
+
+fn membership() -> impl Strategy<Value = Command> {
+    let key = || (0..3u8).prop_map(|byte| [byte; 32]);
+    prop_oneof![
+        (1..3u128, name()).prop_map(|(cluster, name)| Command::Found {
+            cluster: ClusterId(cluster),
+            name,
+            address: "h:1".into()
+        }),
+        (1..4u128, key(), 0..90u64).prop_map(|(id, key_hash, expires_at)| Command::CreateToken {
+            id: TokenId(id),
+            key_hash,
+            expires_at
+        }),
+        (1..4u128).prop_map(|id| Command::RevokeToken {
+            id: TokenId(id).to_string()
+        }),
+        (key(), name()).prop_map(|(key_hash, name)| Command::Join {
+            key_hash,
+            name,
+            address: "h:1".into()
+        }),
+        (1..4u64).prop_map(|node| Command::ReportNode {
+            node,
+            address: "h:2".into(),
+            capacity: capacity()
+        }),
+        (name(), any::<bool>())
+            .prop_map(|(node, schedulable)| Command::CordonNode { node, schedulable }),
+    ]
+}
+
+fn purged() -> impl Strategy<Value = Command> {
+    let object = prop_oneof![
+        (1..4u128).prop_map(|id| ObjectId::Image(ImageId(id))),
+        vm_id().prop_map(ObjectId::Vm),
+        snapshot_id().prop_map(ObjectId::Snapshot),
+    ];
+    (1..3u64, vec(object, 1..5)).prop_map(|(node, objects)| Command::Purged { node, objects })
+}
+
+fn command() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        1 => membership(),
+        1 => image(),
+        1 => (1..4u128, 1..4u64).prop_map(|(id, node)| Command::ReportImage { image: ImageId(id), node }),
+        1 => name().prop_map(|image| Command::DeleteImage { image }),
+        3 => create(),
+        2 => (vm(), action()).prop_map(|(vm, action)| Command::SetPower { vm, action }),
+        2 => (vm(), any::<bool>()).prop_map(|(vm, force)| Command::DeleteVm { vm, force }),
+        4 => reports(),
+        2 => (operation(), vm(), option::of(name())).prop_map(|(operation, vm, name)| Command::CreateSnapshot {
+            operation,
+            vm,
+            name,
+            mode: CaptureMode::Auto,
+            expires_at: 9,
+        }),
+        4 => fork(),
+        4 => operation().prop_map(|id| Command::SnapshotReady { operation: id, content: content(id) }),
+        4 => results(),
+        1 => (operation(), any::<bool>()).prop_map(|(operation, cancelled)| Command::FailOperation {
+            operation,
+            reason: "x".into(),
+            cancelled,
+        }),
+        1 => operation().prop_map(|id| Command::CancelOperation { operation: id.to_string() }),
+        1 => (snapshot(), name()).prop_map(|(snapshot, name)| Command::TagSnapshot { snapshot, name }),
+        1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
+        1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node }),
+        1 => purged(),
+    ]
+}
+
+fn proposal() -> impl Strategy<Value = Proposal> {
+    let request = (0..12u8, 0..10u8).prop_map(|(id, body)| RequestKey {
+        id: format!("r{id}"),
+        // Now and then another body.
+        body: [u8::from(body == 0); 32],
+    });
+    (option::weighted(0.3, request), 0..100u64, command()).prop_map(|(request, now, command)| {
+        Proposal {
+            request,
+            now,
+            command,
+        }
+    })
+}
+
+/// What a state holds apart from the records of requests.
+fn without_requests(state: &State) -> State {
+    State {
+        requests: Requests::default(),
+        ..state.clone()
+    }
+}
+
+/// A world in which commands find something: nodes, an image, VMs that run.
+fn start() -> State {
+    let mut world = World::new();
+    for (id, name) in [(1, "a"), (2, "b")] {
+        let mut command = world.vm(name);
+        let Command::CreateVm { id: vm, .. } = &mut command else {
+            panic!()
+        };
+        *vm = VmId(id);
+        world.ok(command);
+        world.report(VmId(id), Phase::Running);
+    }
+    world.state
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_commands_keep_the_invariants(from_nothing: bool, proposals in vec(proposal(), 1..80)) {
+        let first = if from_nothing { State::new() } else { start() };
+        let mut state = first.clone();
+        for proposal in &proposals {
+            let before = state.clone();
+            let outcome = apply(&mut state, proposal);
+            if outcome.is_err() {
+                prop_assert_eq!(without_requests(&state), without_requests(&before), "{:?}", proposal);
+            }
+            let held = check(&state);
+            prop_assert!(held.is_ok(), "{:?} after {:?}", held, proposal);
+
+            if proposal.request.is_some() {
+                let after = state.clone();
+                prop_assert_eq!(&apply(&mut state, proposal), &outcome);
+                prop_assert_eq!(&state, &after, "done twice: {:?}", proposal);
+            } else if proposal.command.is_repeatable() {
+                // The same report again changes nothing, and a success is still one.
+                let after = without_requests(&state);
+                let again = apply(&mut state, proposal);
+                prop_assert_eq!(without_requests(&state), after, "done twice: {:?}", proposal);
+                prop_assert_eq!(again.is_ok(), outcome.is_ok(), "{:?}", proposal);
+            }
+        }
+        // Another member, by way of the stored forms.
+        let mut other = first;
+        for proposal in &proposals {
+            let record = crate::codec::encode_proposal(proposal);
+            // Twice in the first one: what was repeated did nothing.
+            let _ = apply(&mut other, &crate::codec::decode_proposal(&record).unwrap());
+        }
+        prop_assert_eq!(digest(&other), digest(&state));
+        let record = crate::codec::encode_state(&state);
+        prop_assert_eq!(crate::codec::decode_state(&record).unwrap(), state);
+    }
+}
