@@ -57,6 +57,24 @@ impl Credentials {
         })
     }
 
+    /// Checks that they belong together.
+    ///
+    /// # Errors
+    /// `Malformed` when they do not, or either of them is not what it should be.
+    pub fn check(&self) -> Result<(), TrustError> {
+        let wrong = |problem: String| TrustError::Malformed {
+            what: "the certificate",
+            problem,
+        };
+        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(self.key.secret_der()))
+            .map_err(|error| wrong(error.to_string()))?;
+        if spki_of(&self.certificate)? == key.subject_public_key_info() {
+            Ok(())
+        } else {
+            Err(wrong("it is for another key".to_owned()))
+        }
+    }
+
     /// Writes both as PEM; the key for its owner only.
     pub fn save(&self, certificate: &Path, key: &Path) -> Result<(), TrustError> {
         save_certificate(&self.certificate, certificate)?;

@@ -1,0 +1,158 @@
+//! Arguments of the commands about nodes and trust.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand};
+
+use super::Change;
+use crate::client::units::parse_duration;
+
+/// Help of `init`.
+pub const INIT_EXAMPLES: &str = "\
+Examples:
+  fpagent init --data-dir /var/lib/fpagent --name host-a --listen 10.0.0.1:7400
+  fpagent init --data-dir /var/lib/fpagent --name host-a --listen 0.0.0.0:7400 --advertise host-a.example:7400
+
+Then start it with `fpagent run`, and let others in with `fpagent token create`.";
+
+/// Help of `join`.
+pub const JOIN_EXAMPLES: &str = "\
+Examples:
+  fpagent join --data-dir /var/lib/fpagent --name host-b --listen 10.0.0.2:7400 --token fpjoin1.…
+  fpagent join --data-dir /var/lib/fpagent --name host-b --listen 10.0.0.2:7400 --token - < token.txt
+
+Then start it with `fpagent run`. A directory that belongs to the cluster already is left as it is.";
+
+/// Help of `token`.
+pub const TOKEN_EXAMPLES: &str = "\
+Examples:
+  fpagent token create --ttl 10m
+  fpagent token ls
+  fpagent token revoke 01J9ZK3A7Q8T4W0000000000AB";
+
+/// Help of `node`.
+pub const NODE_EXAMPLES: &str = "\
+Examples:
+  fpagent node ls -o wide
+  fpagent node label host-b rack=7 old-
+  fpagent node cordon host-b";
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Where the node keeps what it has; made when it is missing.
+    #[arg(long, value_name = "DIR", env = "FPAGENT_DATA_DIR")]
+    pub data_dir: PathBuf,
+    /// The node's name in the cluster.
+    #[arg(long)]
+    pub name: String,
+    /// Where the agent listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: String,
+    /// Where others reach it, when that is not where it listens.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
+}
+
+/// Arguments of `join`.
+#[derive(Debug, Args)]
+pub struct JoinArgs {
+    /// The same as for `init`.
+    #[command(flatten)]
+    pub node: InitArgs,
+    /// What `fpagent token create` printed; `-` reads it from standard input, where no process list shows it.
+    #[arg(long, env = "FPAGENT_TOKEN", hide_env_values = true)]
+    pub token: String,
+}
+
+/// What to do about tokens.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Makes a token that lets one host join. It is shown once.
+    #[command(
+        after_help = "Examples:\n  fpagent token create --ttl 10m\n  TOKEN=$(fpagent token create)"
+    )]
+    Create {
+        /// How long it can be used.
+        #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+        ttl: Duration,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Lists the tokens that can still be used.
+    #[command(after_help = "Examples:\n  fpagent token ls -o json")]
+    Ls,
+    /// Makes a token useless.
+    #[command(after_help = "Examples:\n  fpagent token revoke 01J9ZK3A7Q8T4W0000000000AB")]
+    Revoke {
+        /// Its id, as `token ls` shows it.
+        id: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// What to do about nodes.
+#[derive(Debug, Subcommand)]
+pub enum NodeCommand {
+    /// Lists all nodes.
+    #[command(after_help = "Examples:\n  fpagent node ls\n  fpagent node ls -o json")]
+    Ls,
+    /// Shows one node.
+    #[command(after_help = "Examples:\n  fpagent node show host-a")]
+    Show {
+        /// Its name or id.
+        node: String,
+    },
+    /// Sets labels (KEY=VALUE) and removes them (KEY-).
+    #[command(
+        after_help = "Examples:\n  fpagent node label host-b rack=7 zone=west\n  fpagent node label host-b rack-"
+    )]
+    Label {
+        /// Its name or id.
+        node: String,
+        /// KEY=VALUE sets one, KEY- removes it.
+        #[arg(required = true, value_name = "LABEL", value_parser = label_change)]
+        labels: Vec<LabelChange>,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Keeps new VMs away from a node. Those that are there stay.
+    #[command(after_help = "Examples:\n  fpagent node cordon host-b")]
+    Cordon {
+        /// Its name or id.
+        node: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Allows new VMs on a node again.
+    #[command(after_help = "Examples:\n  fpagent node uncordon host-b")]
+    Uncordon {
+        /// Its name or id.
+        node: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// A label to set or to remove.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LabelChange {
+    /// `KEY=VALUE`
+    Set(String, String),
+    /// `KEY-`
+    Remove(String),
+}
+
+pub(super) fn label_change(text: &str) -> Result<LabelChange, String> {
+    match (super::label(text), text.strip_suffix('-')) {
+        (Ok((key, value)), _) => Ok(LabelChange::Set(key, value)),
+        (Err(_), Some(key)) if !key.is_empty() => Ok(LabelChange::Remove(key.to_owned())),
+        _ => Err(format!("{text:?} is neither KEY=VALUE nor KEY-")),
+    }
+}

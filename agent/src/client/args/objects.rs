@@ -1,0 +1,422 @@
+//! Arguments of the commands about images, VMs, snapshots and operations.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Subcommand, ValueEnum};
+use proto::v1;
+
+use super::{Change, label};
+use crate::client::units::{parse_duration, parse_size};
+
+/// Help of `image`.
+pub const IMAGE_EXAMPLES: &str = "\
+Examples:
+  fpagent image import tiny --kernel vmlinuz --initrd initrd --disk disk.qcow2 --cmdline 'console=ttyS0'
+  fpagent image ls
+  fpagent image rm tiny";
+
+/// Help of `vm`.
+pub const VM_EXAMPLES: &str = "\
+Examples:
+  fpagent vm create demo --image tiny --cpus 2 --memory 512M --wait
+  fpagent vm ls -o wide
+  fpagent vm stop demo
+  fpagent vm rm demo demo-1 demo-2 --force";
+
+/// Help of `fork`.
+pub const FORK_EXAMPLES: &str = "\
+Examples:
+  fpagent fork demo
+  fpagent fork demo -n 10 --name worker
+  fpagent fork demo@before-test --paused
+  fpagent fork @golden -n 3 -o json
+
+One fork gets exactly the name that is given, N get NAME-1 to NAME-N. Ends with 1 when one of them failed.";
+
+/// Help of `snapshot`.
+pub const SNAPSHOT_EXAMPLES: &str = "\
+Examples:
+  fpagent snapshot create demo before-test
+  fpagent snapshot ls
+  fpagent snapshot tag 01J9ZK3A golden
+  fpagent snapshot rm golden";
+
+/// Help of `tree`.
+pub const TREE_EXAMPLES: &str = "\
+Examples:
+  fpagent tree
+  fpagent tree demo
+  fpagent tree @golden -o json";
+
+/// Help of `op`.
+pub const OPERATION_EXAMPLES: &str = "\
+Examples:
+  fpagent op ls
+  fpagent op show 01J9ZK3A
+  fpagent op cancel 01J9ZK3A";
+
+/// Help of `logs`.
+pub const LOGS_EXAMPLES: &str = "\
+Examples:
+  fpagent logs demo
+  fpagent logs demo -f";
+
+/// What to do about images.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Imports an image: a kernel with its initrd, a disk, or both.
+    #[command(after_help = "\
+Examples:
+  fpagent image import tiny --kernel vmlinuz --initrd initrd --disk disk.qcow2 --cmdline 'console=ttyS0' \\
+      --ready-line 'forkypig-guest ready' --boot-timeout 30s")]
+    Import(ImportArgs),
+    /// Lists all images.
+    #[command(after_help = "Examples:\n  fpagent image ls -o wide")]
+    Ls,
+    /// Shows one image.
+    #[command(after_help = "Examples:\n  fpagent image show tiny")]
+    Show {
+        /// Its name or id.
+        image: String,
+    },
+    /// Deletes an image that nothing was made from.
+    #[command(after_help = "Examples:\n  fpagent image rm tiny")]
+    Rm {
+        /// Its name or id.
+        image: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// Arguments of `image import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The image's name.
+    pub name: String,
+    /// A Linux kernel.
+    #[arg(long, value_name = "FILE", required_unless_present = "disk")]
+    pub kernel: Option<PathBuf>,
+    /// The kernel's initial RAM file system.
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        requires = "kernel",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cmdline: String,
+    /// A root disk, qcow2 without a backing file.
+    #[arg(long, value_name = "FILE")]
+    pub disk: Option<PathBuf>,
+    /// A line that the guest prints on its console once it is up.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub ready_line: String,
+    /// How long a guest may take until it prints that line.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    pub boot_timeout: Duration,
+    /// See there.
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// What to do about VMs.
+#[derive(Debug, Subcommand)]
+pub enum VmCommand {
+    /// Creates a VM from an image and starts it.
+    #[command(after_help = "\
+Examples:
+  fpagent vm create demo --image tiny --wait
+  fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
+    Create(CreateArgs),
+    /// Lists all VMs.
+    #[command(after_help = "Examples:\n  fpagent vm ls\n  fpagent vm ls -o json")]
+    Ls,
+    /// Shows one VM.
+    #[command(after_help = "Examples:\n  fpagent vm show demo")]
+    Show {
+        /// Its name or id.
+        vm: String,
+    },
+    /// Starts a stopped or failed VM from its disk.
+    #[command(after_help = "Examples:\n  fpagent vm start demo")]
+    Start(PowerArgs),
+    /// Presses a VM's power button, and ends it when that did not help for 30 s.
+    #[command(after_help = "Examples:\n  fpagent vm stop demo\n  fpagent vm stop demo --force")]
+    Stop {
+        /// Which one.
+        #[command(flatten)]
+        power: PowerArgs,
+        /// End it at once: what the guest had not written is lost.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Lets a VM stand still.
+    #[command(after_help = "Examples:\n  fpagent vm pause demo")]
+    Pause(PowerArgs),
+    /// Lets a paused VM go on.
+    #[command(after_help = "Examples:\n  fpagent vm resume demo")]
+    Resume(PowerArgs),
+    /// Ends a VM and starts it from its disk.
+    #[command(after_help = "Examples:\n  fpagent vm restart demo")]
+    Restart(PowerArgs),
+    /// Deletes VMs with their disks. Their forks stay.
+    #[command(
+        after_help = "Examples:\n  fpagent vm rm demo\n  fpagent vm rm demo-1 demo-2 demo-3 --force"
+    )]
+    Rm {
+        /// Names or ids.
+        #[arg(required = true, value_name = "VM")]
+        vms: Vec<String>,
+        /// Also those that run.
+        #[arg(long)]
+        force: bool,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// Arguments of `vm create`.
+#[derive(Debug, Args)]
+pub struct CreateArgs {
+    /// Its name, unique in the cluster.
+    pub name: String,
+    /// Name or id of the image.
+    #[arg(long)]
+    pub image: String,
+    /// Virtual processors.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpus: u32,
+    /// Memory, such as 256M.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = nonzero_size)]
+    pub memory: u64,
+    /// Disk, such as 2G. Without it the image's own size.
+    #[arg(long, value_name = "SIZE", value_parser = nonzero_size)]
+    pub disk: Option<u64>,
+    /// Where to put it. Without it the node with the fewest VMs.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub node: String,
+    /// How its code is run.
+    #[arg(long, value_enum, default_value_t)]
+    pub accel: Accel,
+    /// QEMU's CPU model. Without it the best that the accelerator has.
+    #[arg(
+        long,
+        value_name = "MODEL",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cpu_model: String,
+    /// Added to the image's kernel command line.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub cmdline: String,
+    /// A note, KEY=VALUE; can be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Wait until it runs, not only until it is decided.
+    #[arg(long)]
+    pub wait: bool,
+    /// See there.
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// Arguments of the commands that change how a VM should be.
+#[derive(Debug, Args)]
+pub struct PowerArgs {
+    /// Its name or id.
+    pub vm: String,
+    /// Do not wait until it is so.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// See there.
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// Arguments of `fork`.
+#[derive(Debug, Args)]
+pub struct ForkArgs {
+    /// A VM, or a snapshot as VM@SNAPSHOT or @SNAPSHOT.
+    pub parent: String,
+    /// How many.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1)]
+    pub count: u32,
+    /// The fork's name, or the beginning of several names.
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub name: String,
+    /// Whether the parent is copied while it runs, or after it was stopped.
+    #[arg(long, value_enum, default_value_t)]
+    pub mode: Mode,
+    /// Leave the forks standing still.
+    #[arg(long)]
+    pub paused: bool,
+    /// A note for each fork, KEY=VALUE; can be repeated.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// See there.
+    #[command(flatten)]
+    pub change: Change,
+}
+
+/// What to do about snapshots.
+#[derive(Debug, Subcommand)]
+pub enum SnapshotCommand {
+    /// Captures a VM, which goes on afterwards as it was.
+    #[command(after_help = "Examples:\n  fpagent snapshot create demo before-test")]
+    Create {
+        /// Name or id of the VM.
+        vm: String,
+        /// The snapshot's name.
+        #[arg(default_value = "", hide_default_value = true)]
+        name: String,
+        /// Whether the VM is copied while it runs, or after it was stopped.
+        #[arg(long, value_enum, default_value_t)]
+        mode: Mode,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Lists the snapshots that can be forked.
+    #[command(after_help = "Examples:\n  fpagent snapshot ls -o wide")]
+    Ls,
+    /// Shows one snapshot.
+    #[command(
+        after_help = "Examples:\n  fpagent snapshot show golden\n  fpagent snapshot show demo@before-test"
+    )]
+    Show {
+        /// Its name, its id, @NAME or VM@NAME.
+        snapshot: String,
+    },
+    /// Gives a snapshot a name. A named one stays when its last fork goes.
+    #[command(after_help = "Examples:\n  fpagent snapshot tag 01J9ZK3A golden")]
+    Tag {
+        /// Its name or id.
+        snapshot: String,
+        /// Its new name.
+        name: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Deletes a snapshot that nothing depends on.
+    #[command(after_help = "Examples:\n  fpagent snapshot rm before-test")]
+    Rm {
+        /// Its name or id.
+        snapshot: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// Arguments of `tree`.
+#[derive(Debug, Args)]
+pub struct TreeArgs {
+    /// Only what descends from this VM or snapshot.
+    #[arg(value_name = "VM|SNAPSHOT")]
+    pub root: Option<String>,
+}
+
+/// What to do about operations.
+#[derive(Debug, Subcommand)]
+pub enum OperationCommand {
+    /// Lists operations, the newest first.
+    #[command(after_help = "Examples:\n  fpagent op ls")]
+    Ls,
+    /// Shows one operation.
+    #[command(after_help = "Examples:\n  fpagent op show 01J9ZK3A")]
+    Show {
+        /// Its id, or the beginning of it.
+        operation: String,
+    },
+    /// Asks that an operation be given up.
+    #[command(after_help = "Examples:\n  fpagent op cancel 01J9ZK3A")]
+    Cancel {
+        /// Its id, or the beginning of it.
+        operation: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// The VM's name or id.
+    pub vm: String,
+    /// Go on with what it prints from now on.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// How a VM's code is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Accel {
+    /// KVM where the host has it, else emulation.
+    #[default]
+    Auto,
+    /// KVM, or an error.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+impl From<Accel> for v1::Accelerator {
+    fn from(accel: Accel) -> Self {
+        match accel {
+            Accel::Auto => Self::Auto,
+            Accel::Kvm => Self::Kvm,
+            Accel::Tcg => Self::Tcg,
+        }
+    }
+}
+
+/// How a running VM is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Mode {
+    /// While it runs where the host can, else after it was stopped.
+    #[default]
+    Auto,
+    /// After it was stopped.
+    Paused,
+    /// While it runs, or an error.
+    Live,
+}
+
+impl From<Mode> for v1::CaptureMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Paused => Self::Paused,
+            Mode::Live => Self::Live,
+        }
+    }
+}
+
+/// On the wire 0 means "as usual": who types it means something else.
+fn nonzero_size(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("must be more than 0".to_owned()),
+        size => Ok(size),
+    }
+}

@@ -1,0 +1,123 @@
+//! What can be typed, and what cannot.
+
+use clap::{CommandFactory as _, Parser as _};
+
+use super::{cluster::LabelChange, *};
+
+fn parse(line: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("fpagent").chain(line.split_whitespace()))
+}
+
+#[test]
+fn clap_finds_no_fault() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_command_has_examples() {
+    fn check(command: &clap::Command) {
+        let help = command
+            .get_after_help()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        assert!(
+            help.contains("Examples:"),
+            "{} has none",
+            command.get_name()
+        );
+        command.get_subcommands().for_each(check);
+    }
+    check(&Cli::command());
+}
+
+#[test]
+fn the_contract() {
+    for line in [
+        "run --data-dir D --config F",
+        "init --data-dir D --name N --listen 1.2.3.4:5 --advertise h:5",
+        "join --data-dir D --name N --listen 1.2.3.4:5 --token T",
+        "token create --ttl 1h",
+        "token ls",
+        "token revoke X",
+        "status -o json",
+        "doctor --addr unix:///a,https://b:1 --certs C",
+        "node show N",
+        "node label N k=v old-",
+        "node uncordon N",
+        "image import I --kernel K --initrd R --cmdline S --disk D --ready-line L --boot-timeout 5s",
+        "image import I --disk D",
+        "vm create V --image I --cpus 1 --memory 256M --disk 2G --node N --label k=v --label l=w --wait",
+        "vm create V --image I --accel tcg --cpu-model max --cmdline quiet --request-id abc",
+        "vm stop V --force",
+        "vm rm V W X --force",
+        "fork P -n 3 --name X --mode paused --paused --label a=b",
+        "fork V@S",
+        "snapshot create V",
+        "snapshot create V S --mode live",
+        "snapshot tag S N",
+        "tree V -o yaml",
+        "op cancel O",
+        "logs V -f",
+        "completion bash",
+        "--timeout 5m -o wide vm ls",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    for line in [
+        "",
+        "vm",
+        "vm create V",
+        "vm create V --image I --memory 0",
+        "vm create V --image I --memory lots",
+        "vm create V --image I --cpus 0",
+        "vm create V --image I --label x",
+        "vm rm",
+        "vm ls -o xml",
+        "vm ls --addr http://x:1",
+        "vm ls --timeout 0s",
+        "vm pause V --request-id a/b",
+        "fork",
+        "fork P -n -1",
+        "image import I",
+        "image import I --disk D --initrd R",
+        "node label N",
+        "node label N x",
+        "exec V -- true",
+    ] {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
+fn labels() {
+    assert_eq!(
+        cluster::label_change("a=b-"),
+        Ok(LabelChange::Set("a".into(), "b-".into()))
+    );
+    assert_eq!(
+        cluster::label_change("a-"),
+        Ok(LabelChange::Remove("a".into()))
+    );
+    assert_eq!(
+        cluster::label_change("a="),
+        Ok(LabelChange::Set("a".into(), String::new()))
+    );
+    assert!(cluster::label_change("-").is_err());
+    assert!(cluster::label_change("=b").is_err());
+}
+
+#[test]
+fn several_requests_of_one_command_have_an_id_each() {
+    let change = Change {
+        request_id: Some("x".to_owned()),
+    };
+    assert_eq!(
+        [change.id_of(0, 1), change.id_of(0, 2), change.id_of(1, 2)],
+        ["x", "x-0", "x-1"]
+    );
+}

@@ -1,0 +1,15 @@
+//! What each command does: a file for each of them, or for those about one kind of object.
+
+pub mod fork;
+pub mod image;
+pub mod init;
+pub mod join;
+pub mod logs;
+pub mod node;
+pub mod operation;
+pub mod snapshot;
+pub mod status;
+pub mod token;
+pub mod tree;
+pub mod upload;
+pub mod vm;

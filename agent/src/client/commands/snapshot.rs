@@ -1,0 +1,105 @@
+//! `fpagent snapshot`.
+
+use proto::v1::{
+    CaptureMode, CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest,
+    ListSnapshotsRequest, TagSnapshotRequest,
+};
+
+use crate::client::{
+    Context, args::objects::SnapshotCommand, failure::Failure, progress::Progress,
+    views::snapshot::SnapshotView,
+};
+
+pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(), Failure> {
+    let reach = context.reach()?;
+    match command {
+        SnapshotCommand::Create {
+            vm,
+            name,
+            mode,
+            change,
+        } => {
+            let _progress = Progress::spinner(format!("capturing {vm}"));
+            let mode = CaptureMode::from(mode).into();
+            let request = CreateSnapshotRequest {
+                vm,
+                name,
+                mode,
+                request_id: change.id(),
+            };
+            let created = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .snapshots()
+                    .create_snapshot(attempt.request(request.clone()))
+                    .await
+            });
+            context.one(SnapshotView::from(created.await?))
+        }
+        SnapshotCommand::Ls => {
+            let listed = reach.call(async |attempt| {
+                attempt
+                    .snapshots()
+                    .list_snapshots(attempt.request(ListSnapshotsRequest {}))
+                    .await
+            });
+            let snapshots: Vec<_> = listed
+                .await?
+                .snapshots
+                .into_iter()
+                .map(SnapshotView::from)
+                .collect();
+            context.list(&snapshots)
+        }
+        SnapshotCommand::Show { snapshot } => {
+            let request = GetSnapshotRequest { snapshot };
+            let shown = reach.call(async |attempt| {
+                attempt
+                    .snapshots()
+                    .get_snapshot(attempt.request(request.clone()))
+                    .await
+            });
+            context.show(&SnapshotView::from(shown.await?))
+        }
+        SnapshotCommand::Tag {
+            snapshot,
+            name,
+            change,
+        } => {
+            let request = TagSnapshotRequest {
+                snapshot,
+                name,
+                request_id: change.id(),
+            };
+            let tagged = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .snapshots()
+                    .tag_snapshot(attempt.request(request.clone()))
+                    .await
+            });
+            context.one(SnapshotView::from(tagged.await?))
+        }
+        SnapshotCommand::Rm { snapshot, change } => {
+            let _progress = Progress::spinner(format!("deleting {snapshot}"));
+            let request = DeleteSnapshotRequest {
+                snapshot,
+                request_id: change.id(),
+            };
+            let deleted = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .snapshots()
+                    .delete_snapshot(attempt.request(request.clone()))
+                    .await
+            });
+            let completed = deleted.await?.completed;
+            if context.for_people() {
+                let rest = if completed {
+                    ""
+                } else {
+                    "; its node removes the rest when it is back"
+                };
+                return context.say(format_args!("{} deleted{rest}", request.snapshot));
+            }
+            context.data(&serde_json::json!({ "name": request.snapshot, "deleted": true, "completed": completed }))
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! `fpagent vm`.
+
+use proto::v1::{
+    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, PowerAction,
+    SetVmPowerRequest,
+};
+use serde::Serialize;
+
+use crate::client::{
+    Context,
+    args::{
+        Change,
+        objects::{CreateArgs, PowerArgs, VmCommand},
+    },
+    failure::Failure,
+    output::Row,
+    progress::Progress,
+    views::vm::VmView,
+};
+
+pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Failure> {
+    match command {
+        VmCommand::Create(args) => create(context, args).await,
+        VmCommand::Ls => {
+            let reach = context.reach()?;
+            let listed = reach.call(async |attempt| {
+                attempt
+                    .vms()
+                    .list_vms(attempt.request(ListVmsRequest {}))
+                    .await
+            });
+            let vms: Vec<_> = listed.await?.vms.into_iter().map(VmView::from).collect();
+            context.list(&vms)
+        }
+        VmCommand::Show { vm } => {
+            let request = GetVmRequest { vm };
+            let reach = context.reach()?;
+            let shown = reach
+                .call(async |attempt| attempt.vms().get_vm(attempt.request(request.clone())).await);
+            context.show(&VmView::from(shown.await?))
+        }
+        VmCommand::Start(args) => power(context, args, PowerAction::Start, "starting").await,
+        VmCommand::Stop {
+            power: args,
+            force: false,
+        } => power(context, args, PowerAction::Stop, "stopping").await,
+        VmCommand::Stop {
+            power: args,
+            force: true,
+        } => power(context, args, PowerAction::ForceStop, "stopping").await,
+        VmCommand::Pause(args) => power(context, args, PowerAction::Pause, "pausing").await,
+        VmCommand::Resume(args) => power(context, args, PowerAction::Resume, "resuming").await,
+        VmCommand::Restart(args) => power(context, args, PowerAction::Restart, "restarting").await,
+        VmCommand::Rm { vms, force, change } => remove(context, vms, force, &change).await,
+    }
+}
+
+async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
+    let _progress = Progress::spinner(format!("creating {}", args.name));
+    let request = CreateVmRequest {
+        name: args.name,
+        image: args.image,
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        disk_bytes: args.disk.unwrap_or(0),
+        node: args.node,
+        accelerator: Accelerator::from(args.accel).into(),
+        cpu_model: args.cpu_model,
+        cmdline: args.cmdline,
+        labels: args.labels.into_iter().collect(),
+        wait: args.wait,
+        request_id: args.change.id(),
+    };
+    let reach = context.reach()?;
+    let created = reach.change(&request.request_id, async |attempt| {
+        attempt
+            .vms()
+            .create_vm(attempt.request(request.clone()))
+            .await
+    });
+    context.one(VmView::from(created.await?))
+}
+
+async fn power(
+    context: &Context,
+    args: PowerArgs,
+    action: PowerAction,
+    doing: &str,
+) -> Result<(), Failure> {
+    let _progress = Progress::spinner(format!("{doing} {}", args.vm));
+    let request = SetVmPowerRequest {
+        vm: args.vm,
+        action: action.into(),
+        no_wait: args.no_wait,
+        request_id: args.change.id(),
+    };
+    let reach = context.reach()?;
+    let changed = reach.change(&request.request_id, async |attempt| {
+        attempt
+            .vms()
+            .set_vm_power(attempt.request(request.clone()))
+            .await
+    });
+    context.one(VmView::from(changed.await?))
+}
+
+/// What became of one VM that was to be deleted.
+#[derive(Serialize)]
+struct RemovedView {
+    name: String,
+    deleted: bool,
+    completed: bool,
+    error: String,
+}
+
+impl Row for RemovedView {
+    fn header(_wide: bool) -> Vec<&'static str> {
+        vec!["NAME", "OUTCOME"]
+    }
+
+    fn cells(&self, _wide: bool) -> Vec<String> {
+        let outcome = match (self.deleted, self.completed) {
+            (true, true) => "deleted".to_owned(),
+            (true, false) => "deleted; its node removes the rest when it is back".to_owned(),
+            (false, _) => self.error.clone(),
+        };
+        vec![self.name.clone(), outcome]
+    }
+}
+
+/// Goes on after one that is refused, and tells of the first failure at the end.
+async fn remove(
+    context: &Context,
+    vms: Vec<String>,
+    force: bool,
+    change: &Change,
+) -> Result<(), Failure> {
+    let reach = context.reach()?;
+    let progress = Progress::spinner("deleting");
+    let (count, mut removed, mut first) = (vms.len(), Vec::new(), None);
+    for (index, vm) in vms.into_iter().enumerate() {
+        let request = DeleteVmRequest {
+            vm: vm.clone(),
+            force,
+            request_id: change.id_of(index, count),
+        };
+        let answer = reach.change(&request.request_id, async |attempt| {
+            attempt
+                .vms()
+                .delete_vm(attempt.request(request.clone()))
+                .await
+        });
+        removed.push(match answer.await {
+            Ok(answer) => RemovedView {
+                name: vm,
+                deleted: true,
+                completed: answer.completed,
+                error: String::new(),
+            },
+            Err(failure) => {
+                let error = failure.line().trim_start_matches("fpagent: ").to_owned();
+                first.get_or_insert(failure);
+                RemovedView {
+                    name: vm,
+                    deleted: false,
+                    completed: false,
+                    error,
+                }
+            }
+        });
+    }
+    drop(progress);
+    // With nothing deleted the error line says it all.
+    if context.for_people() && first.is_some() && count == 1 {
+        return first.map_or(Ok(()), Err);
+    }
+    context.list(&removed)?;
+    first.map_or(Ok(()), Err)
+}

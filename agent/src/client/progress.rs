@@ -1,0 +1,48 @@
+//! Shows that something is going on, on a terminal; quiet in a pipe.
+
+use std::{io::IsTerminal as _, time::Duration};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A line on standard error that goes when it is dropped.
+#[derive(Debug)]
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// Something whose end cannot be foreseen.
+    pub fn spinner(text: impl Into<String>) -> Self {
+        let bar = ProgressBar::with_draw_target(None, target()).with_message(text.into());
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self(bar)
+    }
+
+    /// So many bytes to be sent.
+    pub fn bytes(text: impl Into<String>, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), target()).with_message(text.into());
+        if let Ok(style) =
+            ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}")
+        {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// So many bytes are sent by now.
+    pub fn at(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+fn target() -> ProgressDrawTarget {
+    if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    }
+}

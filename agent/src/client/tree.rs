@@ -1,0 +1,300 @@
+//! Who was forked from whom: builds the forest from VMs and snapshots, and draws it. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::views::{snapshot::SnapshotView, vm::VmView};
+
+/// A VM or a snapshot with what descends from it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Branch {
+    /// `vm` or `snapshot`.
+    pub kind: &'static str,
+    /// Its id.
+    pub id: String,
+    /// Its name; empty for a snapshot without one.
+    pub name: String,
+    /// How it is; empty for one that is deleted.
+    pub state: String,
+    /// Where it is: a VM's node, a snapshot's nodes, comma-separated.
+    pub node: String,
+    /// Whether only its descendants are left.
+    pub deleted: bool,
+    /// A VM's snapshots and a snapshot's VMs, the oldest first.
+    pub children: Vec<Branch>,
+}
+
+/// Why there is no tree below what was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RootError {
+    /// Nothing has this name or id.
+    #[error("there is no VM or snapshot {0:?}")]
+    NotFound(String),
+    /// Several ids begin like this.
+    #[error("{0:?} fits more than one VM or snapshot")]
+    Ambiguous(String),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Vm(String),
+    Snapshot(String),
+}
+
+impl Key {
+    fn id(&self) -> &str {
+        match self {
+            Self::Vm(id) | Self::Snapshot(id) => id,
+        }
+    }
+}
+
+/// All of them with their lines of descent.
+#[derive(Debug, Default)]
+pub struct Forest {
+    entries: BTreeMap<Key, Branch>,
+    children: BTreeMap<Key, Vec<Key>>,
+    roots: Vec<Key>,
+}
+
+impl Forest {
+    /// Puts together what belongs together. Parents that are deleted are in it by the names their descendants remember.
+    pub fn new(vms: &[VmView], snapshots: &[SnapshotView]) -> Self {
+        let mut forest = Self::default();
+        let mut parents: BTreeMap<Key, Option<Key>> = BTreeMap::new();
+        let known: BTreeSet<&str> = snapshots
+            .iter()
+            .map(|snapshot| snapshot.id.as_str())
+            .collect();
+        let listed = |id: &str| known.contains(id).then(|| Key::Snapshot(id.to_owned()));
+        for snapshot in snapshots {
+            let key = Key::Snapshot(snapshot.id.clone());
+            forest
+                .entries
+                .insert(key.clone(), snapshot_branch(snapshot));
+            parents.insert(key, Some(Key::Vm(snapshot.vm.clone())));
+            // Replaced below when it is still there.
+            let captured = Key::Vm(snapshot.vm.clone());
+            forest.entries.insert(
+                captured.clone(),
+                deleted_vm(&snapshot.vm, &snapshot.vm_name),
+            );
+            parents.insert(captured, listed(&snapshot.parent));
+        }
+        for vm in vms.iter().filter(|vm| !vm.parent.is_empty()) {
+            let parent = Key::Vm(vm.parent.clone());
+            forest
+                .entries
+                .entry(parent.clone())
+                .or_insert_with(|| deleted_vm(&vm.parent, &vm.parent_name));
+            parents.entry(parent).or_insert(None);
+        }
+        for vm in vms {
+            let key = Key::Vm(vm.id.clone());
+            let by_vm = || (!vm.parent.is_empty()).then(|| Key::Vm(vm.parent.clone()));
+            forest.entries.insert(key.clone(), vm_branch(vm));
+            parents.insert(key, listed(&vm.snapshot).or_else(by_vm));
+        }
+        // Ids are ULIDs: their order is that of creation.
+        let mut sorted: Vec<_> = parents.into_iter().collect();
+        sorted.sort_by(|(one, _), (other, _)| one.id().cmp(other.id()));
+        for (key, parent) in sorted {
+            match parent {
+                Some(parent) => forest.children.entry(parent).or_default().push(key),
+                None => forest.roots.push(key),
+            }
+        }
+        forest
+    }
+
+    /// The trees of all that descend from nothing.
+    pub fn whole(mut self) -> Vec<Branch> {
+        let roots = std::mem::take(&mut self.roots);
+        roots.iter().filter_map(|root| self.take(root)).collect()
+    }
+
+    /// The tree below a VM or a snapshot: name or id of either, `@SNAPSHOT`, or `VM@SNAPSHOT`.
+    pub fn below(mut self, text: &str) -> Result<Branch, RootError> {
+        let key = self.find(text)?;
+        self.take(&key)
+            .ok_or_else(|| RootError::NotFound(text.to_owned()))
+    }
+
+    /// Takes children away as it goes down, so that it ends whatever it is given.
+    fn take(&mut self, key: &Key) -> Option<Branch> {
+        let mut branch = self.entries.remove(key)?;
+        let children = self.children.remove(key).unwrap_or_default();
+        branch.children = children
+            .iter()
+            .filter_map(|child| self.take(child))
+            .collect();
+        Some(branch)
+    }
+
+    fn find(&self, text: &str) -> Result<Key, RootError> {
+        if let Some((vm, snapshot)) = text.split_once('@') {
+            let mut keys = vec![self.pick(snapshot, text, |key| matches!(key, Key::Snapshot(_)))?];
+            if !vm.is_empty() {
+                let vm = self.pick(vm, text, |key| matches!(key, Key::Vm(_)))?;
+                let captured = self
+                    .children
+                    .get(&vm)
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
+                keys.retain(|key| captured.contains(key));
+            }
+            return keys
+                .pop()
+                .ok_or_else(|| RootError::NotFound(text.to_owned()));
+        }
+        self.pick(text, text, |key| matches!(key, Key::Vm(_)))
+            .or_else(|_| self.pick(text, text, |_| true))
+    }
+
+    /// By exact name, then exact id, then the unambiguous beginning of an id.
+    fn pick(
+        &self,
+        name: &str,
+        text: &str,
+        wanted: impl Fn(&Key) -> bool,
+    ) -> Result<Key, RootError> {
+        let all = || self.entries.iter().filter(|(key, _)| wanted(key));
+        let one = |mut found: Vec<&Key>| match found.len() {
+            0 => Ok(None),
+            1 => Ok(found.pop().cloned()),
+            _ => Err(RootError::Ambiguous(text.to_owned())),
+        };
+        if name.is_empty() {
+            return Err(RootError::NotFound(text.to_owned()));
+        }
+        let named = all()
+            .filter(|(_, branch)| branch.name == name && !branch.deleted)
+            .map(|(key, _)| key)
+            .collect();
+        if let Some(key) = one(named)? {
+            return Ok(key);
+        }
+        let id = name.to_ascii_uppercase();
+        if let Some((key, _)) = all().find(|(key, _)| key.id() == id) {
+            return Ok(key.clone());
+        }
+        let begun = all()
+            .map(|(key, _)| key)
+            .filter(|key| key.id().starts_with(&id))
+            .collect();
+        one(begun)?.ok_or_else(|| RootError::NotFound(text.to_owned()))
+    }
+}
+
+fn vm_branch(vm: &VmView) -> Branch {
+    Branch {
+        state: vm.state.to_owned(),
+        node: vm.node.clone(),
+        deleted: false,
+        ..deleted_vm(&vm.id, &vm.name)
+    }
+}
+
+fn deleted_vm(id: &str, name: &str) -> Branch {
+    Branch {
+        kind: "vm",
+        id: id.to_owned(),
+        name: name.to_owned(),
+        state: String::new(),
+        node: String::new(),
+        deleted: true,
+        children: Vec::new(),
+    }
+}
+
+fn snapshot_branch(snapshot: &SnapshotView) -> Branch {
+    Branch {
+        kind: "snapshot",
+        id: snapshot.id.clone(),
+        name: snapshot.name.clone(),
+        state: snapshot.state.to_owned(),
+        node: snapshot.nodes.join(","),
+        deleted: false,
+        children: Vec::new(),
+    }
+}
+
+/// The four pieces that lines are drawn with.
+#[derive(Debug, Clone, Copy)]
+pub struct Strokes {
+    branch: &'static str,
+    last: &'static str,
+    through: &'static str,
+    nothing: &'static str,
+}
+
+impl Strokes {
+    /// Box-drawing characters.
+    pub const UNICODE: Self = Self {
+        branch: "├─ ",
+        last: "└─ ",
+        through: "│  ",
+        nothing: "   ",
+    };
+    /// For terminals that know nothing else.
+    pub const ASCII: Self = Self {
+        branch: "|- ",
+        last: "`- ",
+        through: "|  ",
+        nothing: "   ",
+    };
+
+    /// What the locale allows.
+    pub fn for_locale() -> Self {
+        let set = ["LC_ALL", "LC_CTYPE", "LANG"]
+            .iter()
+            .find_map(|name| std::env::var(name).ok().filter(|v| !v.is_empty()));
+        let utf8 = set.is_some_and(|locale| {
+            let locale = locale.to_ascii_lowercase();
+            locale.contains("utf-8") || locale.contains("utf8")
+        });
+        if utf8 { Self::UNICODE } else { Self::ASCII }
+    }
+}
+
+/// Draws trees, a line for each VM and snapshot.
+pub fn draw(trees: &[Branch], strokes: Strokes) -> String {
+    let mut text = String::new();
+    for tree in trees {
+        text.push_str(&title(tree));
+        text.push('\n');
+        draw_children(tree, "", strokes, &mut text);
+    }
+    text
+}
+
+fn draw_children(branch: &Branch, indent: &str, strokes: Strokes, text: &mut String) {
+    let count = branch.children.len();
+    for (index, child) in branch.children.iter().enumerate() {
+        let (stroke, below) = if index + 1 == count {
+            (strokes.last, strokes.nothing)
+        } else {
+            (strokes.branch, strokes.through)
+        };
+        text.push_str(&format!("{indent}{stroke}{}\n", title(child)));
+        draw_children(child, &format!("{indent}{below}"), strokes, text);
+    }
+}
+
+fn title(branch: &Branch) -> String {
+    let name = if branch.name.is_empty() {
+        &branch.id
+    } else {
+        &branch.name
+    };
+    let name: String = name.chars().filter(|c| !c.is_control()).collect();
+    match branch.kind {
+        "snapshot" => format!("@{name}  {}", branch.state),
+        _ if branch.deleted => format!("{name}  (deleted)"),
+        _ => format!("{name}  {}  {}", branch.state, branch.node),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! Lineages as they are drawn.
+
+use proto::v1;
+
+use super::*;
+
+fn vm(id: &str, name: &str, parent: (&str, &str), snapshot: &str) -> VmView {
+    let vm = v1::Vm {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        node: "host-a".to_owned(),
+        state: v1::VmState::Running.into(),
+        parent: parent.0.to_owned(),
+        parent_name: parent.1.to_owned(),
+        snapshot: snapshot.to_owned(),
+        ..Default::default()
+    };
+    vm.into()
+}
+
+fn snapshot(id: &str, name: &str, vm: (&str, &str), parent: &str) -> SnapshotView {
+    let snapshot = v1::Snapshot {
+        id: id.to_owned(),
+        name: name.to_owned(),
+        vm: vm.0.to_owned(),
+        vm_name: vm.1.to_owned(),
+        parent: parent.to_owned(),
+        nodes: vec!["host-a".to_owned()],
+        state: v1::SnapshotState::Ready.into(),
+        ..Default::default()
+    };
+    snapshot.into()
+}
+
+fn family() -> Forest {
+    Forest::new(
+        &[
+            vm("V9", "other", ("", ""), ""),
+            vm("V1", "demo", ("", ""), ""),
+            vm("V4", "demo-1", ("V1", "demo"), "V3"),
+            vm("V5", "demo-2", ("V1", "demo"), "V3"),
+            vm("V7", "grandchild", ("V5", "demo-2"), "V6"),
+        ],
+        &[
+            snapshot("V6", "", ("V5", "demo-2"), "V3"),
+            snapshot("V3", "golden", ("V1", "demo"), ""),
+            snapshot("V8", "late", ("V1", "demo"), ""),
+        ],
+    )
+}
+
+#[test]
+fn a_family() {
+    let expected = "\
+demo  running  host-a
+├─ @golden  ready
+│  ├─ demo-1  running  host-a
+│  └─ demo-2  running  host-a
+│     └─ @V6  ready
+│        └─ grandchild  running  host-a
+└─ @late  ready
+other  running  host-a
+";
+    assert_eq!(draw(&family().whole(), Strokes::UNICODE), expected);
+}
+
+#[test]
+fn deleted_parents_are_drawn_where_they_were() {
+    // demo and demo-2 are gone; the snapshot of demo-2 remembers what demo-2 was forked from.
+    let forest = Forest::new(
+        &[
+            vm("V7", "grandchild", ("V5", "demo-2"), "V6"),
+            vm("VA", "lone", ("V2", "long-gone"), "VX"),
+        ],
+        &[
+            snapshot("V3", "golden", ("V1", "demo"), ""),
+            snapshot("V6", "", ("V5", "demo-2"), "V3"),
+        ],
+    );
+    let expected = "\
+demo  (deleted)
+`- @golden  ready
+   `- demo-2  (deleted)
+      `- @V6  ready
+         `- grandchild  running  host-a
+long-gone  (deleted)
+`- lone  running  host-a
+";
+    assert_eq!(draw(&forest.whole(), Strokes::ASCII), expected);
+}
+
+#[test]
+fn a_part_of_it() {
+    for (text, root) in [
+        ("demo-2", "V5"),
+        ("@golden", "V3"),
+        ("demo@golden", "V3"),
+        ("golden", "V3"),
+        ("v7", "V7"),
+        ("@V8", "V8"),
+    ] {
+        assert_eq!(family().below(text).unwrap().id, root, "{text}");
+    }
+    for text in ["", "nothing", "@demo", "other@golden", "demo-1@V6", "@"] {
+        assert_eq!(
+            family().below(text),
+            Err(RootError::NotFound(text.to_owned())),
+            "{text}"
+        );
+    }
+    assert_eq!(
+        family().below("V"),
+        Err(RootError::Ambiguous("V".to_owned()))
+    );
+}
+
+#[test]
+fn json_is_nested() {
+    let json = serde_json::to_value(family().below("demo-2").unwrap()).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "kind": "vm", "id": "V5", "name": "demo-2", "state": "running", "node": "host-a", "deleted": false,
+            "children": [{
+                "kind": "snapshot", "id": "V6", "name": "", "state": "ready", "node": "host-a", "deleted": false,
+                "children": [{
+                    "kind": "vm", "id": "V7", "name": "grandchild", "state": "running", "node": "host-a",
+                    "deleted": false, "children": []
+                }]
+            }]
+        })
+    );
+}
+
+#[test]
+fn nonsense_ends() {
+    let forest = || {
+        Forest::new(
+            &[vm("V1", "a", ("V1", "a"), "S1")],
+            &[snapshot("S1", "s", ("V1", "a"), "S1")],
+        )
+    };
+    assert_eq!(forest().whole(), []);
+    assert_eq!(forest().below("a").unwrap().children.len(), 1);
+}

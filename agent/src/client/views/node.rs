@@ -1,0 +1,144 @@
+//! A node.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+use serde::Serialize;
+
+use super::{age, labels_text, time};
+use crate::client::{output::Row, units};
+
+/// A node as it is printed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct NodeView {
+    pub id: u64,
+    pub name: String,
+    pub address: String,
+    pub state: &'static str,
+    pub schedulable: bool,
+    pub role: &'static str,
+    pub leader: bool,
+    pub labels: BTreeMap<String, String>,
+    pub created_at: Option<String>,
+    pub vms: u32,
+    pub capacity: Option<CapacityView>,
+}
+
+/// What a host has to offer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct CapacityView {
+    pub cpus: u32,
+    pub memory_bytes: u64,
+    pub qemu_version: String,
+    pub accelerators: Vec<String>,
+    pub agent_version: String,
+    pub problems: Vec<String>,
+}
+
+impl From<v1::Node> for NodeView {
+    fn from(node: v1::Node) -> Self {
+        let (state, role) = (state_word(node.state()), role_word(node.role()));
+        Self {
+            id: node.id,
+            name: node.name,
+            address: node.address,
+            state,
+            schedulable: node.schedulable,
+            role,
+            leader: node.leader,
+            labels: node.labels.into_iter().collect(),
+            created_at: time(node.created_at),
+            vms: node.vms,
+            capacity: node.capacity.map(CapacityView::from),
+        }
+    }
+}
+
+impl From<v1::NodeCapacity> for CapacityView {
+    fn from(capacity: v1::NodeCapacity) -> Self {
+        Self {
+            cpus: capacity.cpus,
+            memory_bytes: capacity.memory_bytes,
+            qemu_version: capacity.qemu_version,
+            accelerators: capacity.accelerators,
+            agent_version: capacity.agent_version,
+            problems: capacity.problems,
+        }
+    }
+}
+
+impl Row for NodeView {
+    fn header(wide: bool) -> Vec<&'static str> {
+        let mut header = vec![
+            "NAME",
+            "STATE",
+            "ROLE",
+            "LEADER",
+            "SCHEDULABLE",
+            "VMS",
+            "ADDRESS",
+            "AGE",
+        ];
+        if wide {
+            header.extend([
+                "ID",
+                "CPUS",
+                "MEMORY",
+                "QEMU",
+                "ACCELERATORS",
+                "AGENT",
+                "LABELS",
+            ]);
+        }
+        header
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        let mut cells = vec![
+            self.name.clone(),
+            self.state.to_owned(),
+            self.role.to_owned(),
+            yes(self.leader),
+            yes(self.schedulable),
+            self.vms.to_string(),
+            self.address.clone(),
+            age(self.created_at.as_deref()),
+        ];
+        if wide {
+            cells.push(self.id.to_string());
+            cells.extend(match &self.capacity {
+                Some(capacity) => [
+                    capacity.cpus.to_string(),
+                    units::show_size(capacity.memory_bytes),
+                    capacity.qemu_version.clone(),
+                    capacity.accelerators.join(","),
+                    capacity.agent_version.clone(),
+                ],
+                None => [const { String::new() }; 5],
+            });
+            cells.push(labels_text(&self.labels));
+        }
+        cells
+    }
+}
+
+fn state_word(state: v1::NodeState) -> &'static str {
+    match state {
+        v1::NodeState::Unspecified => "unknown",
+        v1::NodeState::Online => "online",
+        v1::NodeState::Offline => "offline",
+    }
+}
+
+fn role_word(role: v1::NodeRole) -> &'static str {
+    match role {
+        // Joined and never started: nothing tells it from a learner but its state.
+        v1::NodeRole::Unspecified | v1::NodeRole::Learner => "learner",
+        v1::NodeRole::Voter => "voter",
+    }
+}

@@ -1,0 +1,91 @@
+//! An operation.
+
+use proto::v1;
+use serde::Serialize;
+
+use super::{age, time};
+use crate::client::output::Row;
+
+/// An operation as it is printed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct OperationView {
+    pub id: String,
+    pub kind: &'static str,
+    pub state: &'static str,
+    pub source: String,
+    pub snapshot: String,
+    pub vms: Vec<String>,
+    pub node: String,
+    pub created_at: Option<String>,
+    pub ended_at: Option<String>,
+    pub error: String,
+    pub cancel_requested: bool,
+    pub done: u32,
+    pub total: u32,
+}
+
+impl From<v1::Operation> for OperationView {
+    fn from(operation: v1::Operation) -> Self {
+        let (kind, state) = (kind_word(operation.kind()), state_word(operation.state()));
+        Self {
+            id: operation.id,
+            kind,
+            state,
+            source: operation.source,
+            snapshot: operation.snapshot,
+            vms: operation.vms,
+            node: operation.node,
+            created_at: time(operation.created_at),
+            ended_at: time(operation.ended_at),
+            error: operation.error,
+            cancel_requested: operation.cancel_requested,
+            done: operation.done,
+            total: operation.total,
+        }
+    }
+}
+
+impl Row for OperationView {
+    fn header(wide: bool) -> Vec<&'static str> {
+        let mut header = vec!["ID", "KIND", "STATE", "DONE", "NODE", "AGE", "ERROR"];
+        if wide {
+            header.extend(["SOURCE", "SNAPSHOT"]);
+        }
+        header
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = vec![
+            self.id.clone(),
+            self.kind.to_owned(),
+            self.state.to_owned(),
+            format!("{}/{}", self.done, self.total),
+            self.node.clone(),
+            age(self.created_at.as_deref()),
+            self.error.clone(),
+        ];
+        if wide {
+            cells.extend([self.source.clone(), self.snapshot.clone()]);
+        }
+        cells
+    }
+}
+
+fn kind_word(kind: v1::OperationKind) -> &'static str {
+    match kind {
+        v1::OperationKind::Unspecified => "unknown",
+        v1::OperationKind::Snapshot => "snapshot",
+        v1::OperationKind::Fork => "fork",
+    }
+}
+
+fn state_word(state: v1::OperationState) -> &'static str {
+    match state {
+        v1::OperationState::Unspecified => "unknown",
+        v1::OperationState::Open => "open",
+        v1::OperationState::Complete => "complete",
+        v1::OperationState::Failed => "failed",
+    }
+}

@@ -1,0 +1,346 @@
+//! The printed forms: golden JSON, as scripts read it.
+
+use proto::v1;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{cluster::*, fork::*, image::*, node::*, operation::*, snapshot::*, vm::*, *};
+use crate::client::output::Row;
+
+const TIME: Timestamp = Timestamp {
+    seconds: 1_700_000_000,
+    nanos: 250_000_000,
+};
+
+/// Fields in their order, too: some scripts read line by line.
+fn check(view: &impl Serialize, expected: &serde_json::Value) {
+    assert_eq!(&serde_json::to_value(view).unwrap(), expected);
+}
+
+fn rows<T: Row>(view: &T) {
+    for wide in [false, true] {
+        assert_eq!(
+            T::header(wide).len(),
+            view.cells(wide).len(),
+            "wide: {wide}"
+        );
+    }
+}
+
+#[test]
+fn a_node() {
+    let capacity = v1::NodeCapacity {
+        cpus: 2,
+        memory_bytes: 1 << 34,
+        qemu_version: "10.0.2".into(),
+        accelerators: vec!["tcg".into()],
+        agent_version: "0.1.0".into(),
+        problems: vec![],
+    };
+    let node = NodeView::from(v1::Node {
+        id: 2,
+        name: "host-b".into(),
+        address: "10.0.0.2:7400".into(),
+        state: v1::NodeState::Online.into(),
+        schedulable: true,
+        role: v1::NodeRole::Voter.into(),
+        leader: false,
+        labels: [("rack".to_owned(), "7".to_owned())].into(),
+        created_at: Some(TIME),
+        capacity: Some(capacity),
+        vms: 3,
+    });
+    check(
+        &node,
+        &json!({
+            "id": 2, "name": "host-b", "address": "10.0.0.2:7400", "state": "online", "schedulable": true,
+            "role": "voter", "leader": false, "labels": {"rack": "7"}, "createdAt": "2023-11-14T22:13:20.250Z", "vms": 3,
+            "capacity": {"cpus": 2, "memoryBytes": 17_179_869_184_u64, "qemuVersion": "10.0.2", "accelerators": ["tcg"],
+                         "agentVersion": "0.1.0", "problems": []},
+        }),
+    );
+    rows(&node);
+    rows(&NodeView::from(v1::Node::default()));
+}
+
+#[test]
+fn a_vm() {
+    let vm = VmView::from(v1::Vm {
+        id: "01A".into(),
+        name: "demo-1".into(),
+        node: "host-b".into(),
+        state: v1::VmState::Failed.into(),
+        reason: "QEMU was killed".into(),
+        image: "tiny".into(),
+        parent: "01B".into(),
+        parent_name: "demo".into(),
+        snapshot: "01C".into(),
+        pid: 42,
+        memory_bytes: 1 << 28,
+        cpus: 1,
+        disk_bytes: 1 << 31,
+        accelerator: v1::Accelerator::Tcg.into(),
+        cpu_model: "max".into(),
+        machine: "microvm".into(),
+        labels: Default::default(),
+        created_at: Some(TIME),
+        generation: 4,
+        power: v1::PowerState::Running.into(),
+        warnings: vec!["no user of its own".into()],
+    });
+    check(
+        &vm,
+        &json!({
+            "id": "01A", "name": "demo-1", "node": "host-b", "state": "failed", "reason": "QEMU was killed", "image": "tiny",
+            "parent": "01B", "parentName": "demo", "snapshot": "01C", "pid": 42, "memoryBytes": 268_435_456, "cpus": 1,
+            "diskBytes": 2_147_483_648_u64, "accelerator": "tcg", "cpuModel": "max", "machine": "microvm", "labels": {},
+            "createdAt": "2023-11-14T22:13:20.250Z", "generation": 4, "power": "running",
+            "warnings": ["no user of its own"],
+        }),
+    );
+    rows(&vm);
+}
+
+#[test]
+fn every_state_has_its_word() {
+    let words: Vec<_> = (0..=7)
+        .map(|state| vm_state_word(state.try_into().unwrap()))
+        .collect();
+    assert_eq!(
+        words,
+        [
+            "unknown", "pending", "starting", "running", "paused", "stopped", "failed", "unknown"
+        ]
+    );
+    let unknown = v1::Vm {
+        state: 99,
+        ..Default::default()
+    };
+    assert_eq!(
+        VmView::from(unknown).state,
+        "unknown",
+        "a state of a newer agent"
+    );
+}
+
+#[test]
+fn a_snapshot() {
+    let capture = v1::CaptureReport {
+        pause_ms: 4.500_4,
+        rounds: 2,
+        mode: v1::CaptureMode::Live.into(),
+        ..Default::default()
+    };
+    let snapshot = SnapshotView::from(v1::Snapshot {
+        id: "01C".into(),
+        name: "golden".into(),
+        vm: "01B".into(),
+        vm_name: "demo".into(),
+        parent: String::new(),
+        nodes: vec!["host-b".into()],
+        state: v1::SnapshotState::Ready.into(),
+        safety: v1::SnapshotSafety::Memory.into(),
+        created_at: None,
+        base_bytes: 1,
+        stream_bytes: 2,
+        layer_bytes: 3,
+        dependents: vec!["demo-1".into()],
+        image: "tiny".into(),
+        qemu_version: "10.0.2".into(),
+        capture: Some(capture),
+    });
+    check(
+        &snapshot,
+        &json!({
+            "id": "01C", "name": "golden", "vm": "01B", "vmName": "demo", "parent": "", "nodes": ["host-b"], "state": "ready",
+            "safety": "memory", "createdAt": null, "baseBytes": 1, "streamBytes": 2, "layerBytes": 3,
+            "dependents": ["demo-1"], "image": "tiny", "qemuVersion": "10.0.2",
+            "capture": {"pauseMs": 4.5, "agentPauseMs": 0.0, "aheadMs": 0.0, "stopMs": 0.0, "diskMs": 0.0, "devicesMs": 0.0,
+                        "scanMs": 0.0, "copyMs": 0.0, "contMs": 0.0, "writeMs": 0.0, "rounds": 2, "aheadBytes": 0,
+                        "pausedBytes": 0, "newBase": false, "mode": "live", "note": ""},
+        }),
+    );
+    rows(&snapshot);
+}
+
+fn fork() -> v1::ForkResponse {
+    let child = |name: &str, error: &str| v1::ForkedVm {
+        id: format!("id-{name}"),
+        name: name.into(),
+        node: "host-b".into(),
+        state: if error.is_empty() {
+            v1::VmState::Running
+        } else {
+            v1::VmState::Failed
+        }
+        .into(),
+        running_ms: if error.is_empty() { 81.234_56 } else { 0.0 },
+        ready_ms: if error.is_empty() { 81.234_56 } else { 0.0 },
+        error: error.into(),
+    };
+    v1::ForkResponse {
+        operation: "01O".into(),
+        snapshot: "01C".into(),
+        pause_ms: 5.25,
+        children: vec![child("demo-1", ""), child("demo-2", "no memory")],
+        capture: None,
+    }
+}
+
+#[test]
+fn a_fork() {
+    let view = ForkView::from(fork());
+    check(
+        &view,
+        &json!({
+            "operation": "01O", "snapshot": "01C", "pauseMs": 5.25,
+            "children": [
+                {"id": "id-demo-1", "name": "demo-1", "node": "host-b", "state": "running", "runningMs": 81.235,
+                 "readyMs": 81.235, "error": ""},
+                {"id": "id-demo-2", "name": "demo-2", "node": "host-b", "state": "failed", "runningMs": 0.0,
+                 "readyMs": 0.0, "error": "no memory"},
+            ],
+        }),
+    );
+    assert_eq!(view.failed(), 1);
+    assert_eq!(
+        view.summary(),
+        "1 of 2 running after 81.2 ms; the parent stood still for 5.2 ms"
+    );
+    view.children.iter().for_each(rows);
+}
+
+#[test]
+fn a_forks_pause_is_printed_once_and_first() {
+    let capture = Some(v1::CaptureReport {
+        pause_ms: 5.25,
+        note: "wrote too fast".into(),
+        ..Default::default()
+    });
+    let view = ForkView::from(v1::ForkResponse {
+        capture,
+        children: vec![],
+        ..fork()
+    });
+    let text = serde_json::to_string(&view).unwrap();
+    assert_eq!(text.matches("\"pauseMs\"").count(), 1, "{text}");
+    assert!(
+        text.starts_with(r#"{"operation":"01O","snapshot":"01C","pauseMs":5.25,"children":"#),
+        "{text}"
+    );
+    assert!(view.summary().ends_with("(wrote too fast)"));
+}
+
+#[test]
+fn an_image() {
+    let file = v1::ImageFile {
+        kind: v1::ImageFileKind::Disk.into(),
+        sha256: "ab".into(),
+        size_bytes: 5,
+        virtual_bytes: 1 << 30,
+    };
+    let image = ImageView::from(v1::Image {
+        id: "01I".into(),
+        name: "tiny".into(),
+        files: vec![file],
+        cmdline: "quiet".into(),
+        ready_line: "ready".into(),
+        boot_timeout_ms: 60_000,
+        nodes: vec!["host-a".into()],
+        created_at: Some(TIME),
+    });
+    check(
+        &image,
+        &json!({
+            "id": "01I", "name": "tiny",
+            "files": [{"kind": "disk", "sha256": "ab", "sizeBytes": 5, "virtualBytes": 1_073_741_824}],
+            "cmdline": "quiet", "readyLine": "ready", "bootTimeoutMs": 60_000, "nodes": ["host-a"],
+            "createdAt": "2023-11-14T22:13:20.250Z",
+        }),
+    );
+    rows(&image);
+}
+
+#[test]
+fn an_operation() {
+    let operation = OperationView::from(v1::Operation {
+        id: "01O".into(),
+        kind: v1::OperationKind::Fork.into(),
+        state: v1::OperationState::Open.into(),
+        source: "01B".into(),
+        snapshot: "01C".into(),
+        vms: vec!["01D".into()],
+        node: "host-b".into(),
+        created_at: Some(TIME),
+        ended_at: None,
+        error: String::new(),
+        cancel_requested: false,
+        done: 1,
+        total: 2,
+    });
+    check(
+        &operation,
+        &json!({
+            "id": "01O", "kind": "fork", "state": "open", "source": "01B", "snapshot": "01C", "vms": ["01D"],
+            "node": "host-b", "createdAt": "2023-11-14T22:13:20.250Z", "endedAt": null, "error": "",
+            "cancelRequested": false, "done": 1, "total": 2,
+        }),
+    );
+    rows(&operation);
+}
+
+#[test]
+fn the_cluster() {
+    let status = StatusView::from(v1::GetStatusResponse {
+        cluster_id: "01X".into(),
+        leader: "host-a".into(),
+        quorum: false,
+        term: 3,
+        applied_index: 9,
+        problems: vec!["host-b is offline".into()],
+        ..Default::default()
+    });
+    check(
+        &status,
+        &json!({
+            "clusterId": "01X", "node": null, "leader": "host-a", "quorum": false, "term": 3, "appliedIndex": 9, "nodes": [],
+            "vms": 0, "snapshots": 0, "images": 0, "problems": ["host-b is offline"], "startedAt": null, "stateDigest": "",
+        }),
+    );
+    assert!(
+        status
+            .lines()
+            .contains(&("problem", "host-b is offline".to_owned()))
+    );
+    let check_view = CheckView::from(v1::HostCheck {
+        name: "qemu".into(),
+        result: 3,
+        ..Default::default()
+    });
+    check(
+        &check_view,
+        &json!({"name": "qemu", "result": "failed", "found": "", "hint": ""}),
+    );
+    rows(&check_view);
+    let token = NewTokenView::from(v1::CreateTokenResponse {
+        token: "fpjoin1.x".into(),
+        id: "01T".into(),
+        expires_at: Some(TIME),
+    });
+    check(
+        &token,
+        &json!({"token": "fpjoin1.x", "id": "01T", "expiresAt": "2023-11-14T22:13:20.250Z"}),
+    );
+    rows(&TokenView::from(v1::Token::default()));
+}
+
+#[test]
+fn ages() {
+    assert_eq!(age(None), "");
+    assert!(age(Some("2023-11-14T22:13:20Z")).ends_with('d'));
+    assert_eq!(
+        age(Some("2999-01-01T00:00:00Z")),
+        "0s",
+        "a clock that is ahead"
+    );
+}

@@ -1,0 +1,135 @@
+//! A VM.
+
+use std::collections::BTreeMap;
+
+use proto::v1;
+use serde::Serialize;
+
+use super::{age, labels_text, time};
+use crate::client::{output::Row, units};
+
+/// A VM as it is printed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct VmView {
+    pub id: String,
+    pub name: String,
+    pub node: String,
+    pub state: &'static str,
+    pub reason: String,
+    pub image: String,
+    pub parent: String,
+    pub parent_name: String,
+    pub snapshot: String,
+    pub pid: u32,
+    pub memory_bytes: u64,
+    pub cpus: u32,
+    pub disk_bytes: u64,
+    pub accelerator: &'static str,
+    pub cpu_model: String,
+    pub machine: String,
+    pub labels: BTreeMap<String, String>,
+    pub created_at: Option<String>,
+    pub generation: u64,
+    pub power: &'static str,
+    pub warnings: Vec<String>,
+}
+
+impl From<v1::Vm> for VmView {
+    fn from(vm: v1::Vm) -> Self {
+        let (state, power) = (vm_state_word(vm.state()), power_word(vm.power()));
+        let accelerator = accelerator_word(vm.accelerator());
+        Self {
+            id: vm.id,
+            name: vm.name,
+            node: vm.node,
+            state,
+            reason: vm.reason,
+            image: vm.image,
+            parent: vm.parent,
+            parent_name: vm.parent_name,
+            snapshot: vm.snapshot,
+            pid: vm.pid,
+            memory_bytes: vm.memory_bytes,
+            cpus: vm.cpus,
+            disk_bytes: vm.disk_bytes,
+            accelerator,
+            cpu_model: vm.cpu_model,
+            machine: vm.machine,
+            labels: vm.labels.into_iter().collect(),
+            created_at: time(vm.created_at),
+            generation: vm.generation,
+            power,
+            warnings: vm.warnings,
+        }
+    }
+}
+
+impl Row for VmView {
+    fn header(wide: bool) -> Vec<&'static str> {
+        let mut header = vec![
+            "NAME", "STATE", "NODE", "IMAGE", "CPUS", "MEMORY", "PARENT", "AGE",
+        ];
+        if wide {
+            header.extend(["ID", "PID", "DISK", "SNAPSHOT", "LABELS", "REASON"]);
+        }
+        header
+    }
+
+    fn cells(&self, wide: bool) -> Vec<String> {
+        let mut cells = vec![
+            self.name.clone(),
+            self.state.to_owned(),
+            self.node.clone(),
+            self.image.clone(),
+            self.cpus.to_string(),
+            units::show_size(self.memory_bytes),
+            self.parent_name.clone(),
+            age(self.created_at.as_deref()),
+        ];
+        if wide {
+            let or_nothing =
+                |number: u64, text: String| if number == 0 { String::new() } else { text };
+            cells.extend([
+                self.id.clone(),
+                or_nothing(u64::from(self.pid), self.pid.to_string()),
+                or_nothing(self.disk_bytes, units::show_size(self.disk_bytes)),
+                self.snapshot.clone(),
+                labels_text(&self.labels),
+                self.reason.clone(),
+            ]);
+        }
+        cells
+    }
+}
+
+/// The word for a VM's state.
+pub fn vm_state_word(state: v1::VmState) -> &'static str {
+    match state {
+        v1::VmState::Unspecified | v1::VmState::Unknown => "unknown",
+        v1::VmState::Pending => "pending",
+        v1::VmState::Starting => "starting",
+        v1::VmState::Running => "running",
+        v1::VmState::Paused => "paused",
+        v1::VmState::Stopped => "stopped",
+        v1::VmState::Failed => "failed",
+    }
+}
+
+fn power_word(power: v1::PowerState) -> &'static str {
+    match power {
+        v1::PowerState::Unspecified => "unknown",
+        v1::PowerState::Running => "running",
+        v1::PowerState::Paused => "paused",
+        v1::PowerState::Stopped => "stopped",
+    }
+}
+
+fn accelerator_word(accelerator: v1::Accelerator) -> &'static str {
+    match accelerator {
+        v1::Accelerator::Unspecified | v1::Accelerator::Auto => "auto",
+        v1::Accelerator::Kvm => "kvm",
+        v1::Accelerator::Tcg => "tcg",
+    }
+}

@@ -1,0 +1,280 @@
+//! The services of the fake agent.
+
+use std::pin::Pin;
+
+use agent::trust::{tls::accept::Peer, tls::server::PeerRole, token::JoinToken};
+use futures::{Stream, stream};
+use proto::v1::{import_image_request::Part, *};
+use tonic::{Request, Response, Status, Streaming};
+use ulid::Ulid;
+
+use super::Shared;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn vm(name: &str) -> Vm {
+    Vm {
+        id: format!("ID-{name}").to_uppercase(),
+        name: name.to_owned(),
+        node: "host-a".to_owned(),
+        state: VmState::Running.into(),
+        ..Default::default()
+    }
+}
+
+fn unused<T>() -> Answer<T> {
+    Err(Status::unimplemented("no test needs it"))
+}
+
+#[tonic::async_trait]
+impl vm_service_server::VmService for Shared {
+    async fn create_vm(&self, request: Request<CreateVmRequest>) -> Answer<Vm> {
+        let request = request.into_inner();
+        self.obey(&request.request_id).await?;
+        Ok(Response::new(vm(&request.name)))
+    }
+
+    async fn list_vms(&self, _request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
+        self.obey("").await?;
+        let child = Vm {
+            parent: vm("demo").id,
+            snapshot: "ID-SNAPSHOT".to_owned(),
+            ..vm("demo-1")
+        };
+        Ok(Response::new(ListVmsResponse {
+            vms: vec![vm("demo"), child],
+        }))
+    }
+
+    async fn get_vm(&self, request: Request<GetVmRequest>) -> Answer<Vm> {
+        self.obey("").await?;
+        Ok(Response::new(vm(&request.into_inner().vm)))
+    }
+
+    async fn set_vm_power(&self, _request: Request<SetVmPowerRequest>) -> Answer<Vm> {
+        unused()
+    }
+
+    async fn delete_vm(&self, request: Request<DeleteVmRequest>) -> Answer<DeleteVmResponse> {
+        self.obey(&request.into_inner().request_id).await?;
+        Ok(Response::new(DeleteVmResponse { completed: true }))
+    }
+
+    async fn fork(&self, request: Request<ForkRequest>) -> Answer<ForkResponse> {
+        let request = request.into_inner();
+        self.obey(&request.request_id).await?;
+        let error = if request.source == "broken" {
+            "no memory"
+        } else {
+            ""
+        };
+        let child = |number| ForkedVm {
+            id: format!("ID-{number}"),
+            name: format!("{}-{number}", request.source),
+            node: "host-a".to_owned(),
+            state: if error.is_empty() {
+                VmState::Running
+            } else {
+                VmState::Failed
+            }
+            .into(),
+            running_ms: 81.25,
+            ready_ms: 81.25,
+            error: error.to_owned(),
+        };
+        Ok(Response::new(ForkResponse {
+            operation: "OP".to_owned(),
+            snapshot: "ID-SNAPSHOT".to_owned(),
+            pause_ms: 5.5,
+            children: (1..=request.count).map(child).collect(),
+            capture: None,
+        }))
+    }
+
+    type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
+
+    async fn read_logs(&self, request: Request<ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {
+        let chunk = |text: &'static str| Ok(ReadLogsResponse { chunk: text.into() });
+        Ok(Response::new(if request.into_inner().follow {
+            Box::pin(stream::repeat_with(move || chunk("hello\n")))
+        } else {
+            Box::pin(stream::iter([chunk("hello\nwor"), chunk("ld\n")]))
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl image_service_server::ImageService for Shared {
+    async fn import_image(&self, request: Request<Streaming<ImportImageRequest>>) -> Answer<Image> {
+        let mut parts = request.into_inner();
+        let mut image = Image::default();
+        while let Some(part) = parts.message().await? {
+            match part.part {
+                Some(Part::Header(header)) => {
+                    (image.name, image.cmdline) = (header.name, header.cmdline)
+                }
+                Some(Part::BeginFile(kind)) => image.files.push(ImageFile {
+                    kind,
+                    ..Default::default()
+                }),
+                Some(Part::Chunk(chunk)) => {
+                    let file = image
+                        .files
+                        .last_mut()
+                        .ok_or_else(|| Status::invalid_argument("no file was begun"))?;
+                    file.size_bytes += chunk.len() as u64;
+                }
+                None => return Err(Status::invalid_argument("an empty part")),
+            }
+        }
+        Ok(Response::new(image))
+    }
+
+    async fn list_images(
+        &self,
+        _request: Request<ListImagesRequest>,
+    ) -> Answer<ListImagesResponse> {
+        unused()
+    }
+
+    async fn get_image(&self, _request: Request<GetImageRequest>) -> Answer<Image> {
+        unused()
+    }
+
+    async fn delete_image(
+        &self,
+        _request: Request<DeleteImageRequest>,
+    ) -> Answer<DeleteImageResponse> {
+        unused()
+    }
+}
+
+#[tonic::async_trait]
+impl snapshot_service_server::SnapshotService for Shared {
+    async fn create_snapshot(&self, _request: Request<CreateSnapshotRequest>) -> Answer<Snapshot> {
+        unused()
+    }
+
+    async fn list_snapshots(
+        &self,
+        _request: Request<ListSnapshotsRequest>,
+    ) -> Answer<ListSnapshotsResponse> {
+        let snapshot = Snapshot {
+            id: "ID-SNAPSHOT".to_owned(),
+            name: "golden".to_owned(),
+            vm: vm("demo").id,
+            vm_name: "demo".to_owned(),
+            state: SnapshotState::Ready.into(),
+            ..Default::default()
+        };
+        Ok(Response::new(ListSnapshotsResponse {
+            snapshots: vec![snapshot],
+        }))
+    }
+
+    async fn get_snapshot(&self, _request: Request<GetSnapshotRequest>) -> Answer<Snapshot> {
+        unused()
+    }
+
+    async fn tag_snapshot(&self, _request: Request<TagSnapshotRequest>) -> Answer<Snapshot> {
+        unused()
+    }
+
+    async fn delete_snapshot(
+        &self,
+        _request: Request<DeleteSnapshotRequest>,
+    ) -> Answer<DeleteSnapshotResponse> {
+        unused()
+    }
+}
+
+#[tonic::async_trait]
+impl cluster_service_server::ClusterService for Shared {
+    async fn get_status(&self, _request: Request<GetStatusRequest>) -> Answer<GetStatusResponse> {
+        let problems = vec!["host-b is offline".to_owned()];
+        Ok(Response::new(GetStatusResponse {
+            problems,
+            ..Default::default()
+        }))
+    }
+
+    async fn check_host(&self, _request: Request<CheckHostRequest>) -> Answer<CheckHostResponse> {
+        let check = |name: &str, result: HostCheckResult| HostCheck {
+            name: name.to_owned(),
+            result: result.into(),
+            ..Default::default()
+        };
+        let checks = vec![
+            check("qemu", HostCheckResult::Failed),
+            check("kvm", HostCheckResult::Warning),
+        ];
+        Ok(Response::new(CheckHostResponse { checks }))
+    }
+
+    async fn create_token(
+        &self,
+        _request: Request<CreateTokenRequest>,
+    ) -> Answer<CreateTokenResponse> {
+        let internal = |error: agent::trust::TrustError| Status::internal(error.to_string());
+        let addresses = [self.https.clone()];
+        let token = JoinToken::generate(Ulid::new(), self.node.authority.fingerprint(), &addresses)
+            .map_err(internal)?;
+        self.tokens
+            .0
+            .lock()
+            .unwrap()
+            .insert(token.key_hash().map_err(internal)?);
+        Ok(Response::new(CreateTokenResponse {
+            token: token.to_text(),
+            id: token.id.to_string(),
+            expires_at: None,
+        }))
+    }
+
+    async fn list_tokens(
+        &self,
+        _request: Request<ListTokensRequest>,
+    ) -> Answer<ListTokensResponse> {
+        unused()
+    }
+
+    async fn revoke_token(
+        &self,
+        _request: Request<RevokeTokenRequest>,
+    ) -> Answer<RevokeTokenResponse> {
+        unused()
+    }
+}
+
+#[tonic::async_trait]
+impl join_service_server::JoinService for Shared {
+    async fn join(&self, request: Request<JoinRequest>) -> Answer<JoinResponse> {
+        let Some(Peer {
+            role: PeerRole::Joiner { key_hash },
+            ..
+        }) = request.extensions().get::<Peer>().cloned()
+        else {
+            return Err(Status::permission_denied("only with a token"));
+        };
+        assert!(self.tokens.0.lock().unwrap().remove(&key_hash));
+        let request = request.into_inner();
+        let authority = &self.node.authority;
+        let certificate = authority
+            .sign_node_request(2, &request.name, &request.csr)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let founder = Node {
+            id: 1,
+            name: "host-a".to_owned(),
+            address: self.https.clone(),
+            ..Default::default()
+        };
+        Ok(Response::new(JoinResponse {
+            cluster_id: authority.cluster().to_string(),
+            node_id: 2,
+            certificate: certificate.to_vec().into(),
+            authority_certificate: authority.certificate().to_vec().into(),
+            authority_key: authority.key_der().into(),
+            nodes: vec![founder],
+        }))
+    }
+}
