@@ -11,7 +11,9 @@ pub struct Progress(ProgressBar);
 impl Progress {
     /// Something whose end cannot be foreseen.
     pub fn spinner(text: impl Into<String>) -> Self {
-        let bar = ProgressBar::with_draw_target(None, target()).with_message(text.into());
+        let bar = ProgressBar::with_draw_target(None, target())
+            .with_style(ProgressStyle::default_spinner())
+            .with_message(text.into());
         bar.enable_steady_tick(Duration::from_millis(120));
         Self(bar)
     }
