@@ -243,9 +243,10 @@ fn list_command(kind: Kind) -> &'static str {
 fn proposed(error: &ProposeError) -> Answer {
     let hint = "see `fpagent status`: most of the voters must run and reach each other; it is safe to send the request again \
                 under its request id";
-    match error {
-        ProposeError::Deadline { .. } => Answer::new(Code::DeadlineExceeded, Reason::Pending, hint),
-        _ => Answer::new(Code::Unavailable, Reason::NoQuorum, hint),
+    if error.is_deadline() {
+        Answer::new(Code::DeadlineExceeded, Reason::Pending, hint)
+    } else {
+        Answer::new(Code::Unavailable, Reason::NoQuorum, hint)
     }
 }
 

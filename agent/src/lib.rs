@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod blobs;
+pub mod client;
 pub mod convert;
 pub mod daemon;
 pub mod doctor;

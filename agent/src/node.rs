@@ -91,7 +91,7 @@ impl Node {
 
     /// The replicated state as this node has it now.
     pub fn state(&self) -> Arc<State> {
-        Arc::clone(&self.raft.published().borrow().state)
+        Arc::clone(&self.raft.published().borrow().view)
     }
 
     /// Proposes a change on behalf of a request.
@@ -106,7 +106,7 @@ impl Node {
             now: now(),
             command,
         };
-        Ok(self.raft.propose(&proposal, deadline).await?.outcome)
+        Ok(self.raft.propose(&proposal, deadline).await?)
     }
 
     /// Tells the cluster a fact, however long it takes until it has a leader. Given up only when the agent ends: then the next
@@ -145,7 +145,7 @@ impl Node {
         let mut published = self.raft.published();
         let search = async {
             loop {
-                let state = Arc::clone(&published.borrow_and_update().state);
+                let state = Arc::clone(&published.borrow_and_update().view);
                 if let Some(found) = fits(&state) {
                     return Some(found);
                 }

@@ -73,7 +73,7 @@ impl Peers {
         let replicated = self.published.get().and_then(|published| {
             published
                 .borrow()
-                .state
+                .view
                 .nodes
                 .get(&node)
                 .map(|node| node.address.clone())
@@ -108,6 +108,9 @@ impl Peers {
 #[async_trait]
 impl Dialer for Peers {
     async fn channel(&self, node: NodeId) -> Result<Channel, DialError> {
-        Self::channel(self, node).map_err(|error| DialError(error.to_string()))
+        Self::channel(self, node).map_err(|error| DialError {
+            node,
+            source: Box::new(error),
+        })
     }
 }

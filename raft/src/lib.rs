@@ -2,11 +2,13 @@
 //!
 //! * [`state`]: the model, the commands and their application; pure.
 //! * [`stored`] and [`codec`]: how all of it is written down and sent.
-//! * [`log`] and [`machine`]: what openraft keeps on disk, in sled and in snapshot files.
-//! * [`node`]: a member of the consensus, the way to propose and to read.
-//!
-//! The agent starts a [`node::Handle`], proposes [`state::Proposal`]s and looks at the published [`state::State`].
+//! * [`log`]: what openraft keeps on disk, in sled.
+//! * [`consensus`]: a member of the consensus, the way to propose and to read, for any state machine.
+//! * [`node`]: the two joined: what the agent uses.
 
 pub mod codec;
+pub mod consensus;
+pub mod log;
+pub mod node;
 pub mod state;
 pub mod stored;

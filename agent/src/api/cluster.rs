@@ -32,7 +32,7 @@ impl ClusterService for Api {
     ) -> Result<Response<GetStatusResponse>, Status> {
         let node = &self.node;
         let published = node.raft.published().borrow().clone();
-        let (state, status) = (published.state, node.raft.status());
+        let (state, status) = (published.view, node.raft.status());
         let online = node.leases.online();
         let nodes: Vec<_> = state
             .nodes

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use prost::Message;
 use proto::{
-    peer::{peer_service_server::PeerServiceServer, raft_service_server::RaftServiceServer},
+    peer::peer_service_server::PeerServiceServer,
     v1::{
         cluster_service_server::ClusterServiceServer, image_service_server::ImageServiceServer,
         join_service_server::JoinServiceServer, node_service_server::NodeServiceServer,
@@ -41,8 +41,6 @@ use crate::{
 const DEFAULT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// The longest that a caller may ask for.
 const LONGEST_PATIENCE: std::time::Duration = std::time::Duration::from_secs(3600);
-/// Largest message between nodes: an append of many entries, a chunk of a file.
-const PEER_MESSAGE_BYTES: usize = 32 << 20;
 
 /// What all services share.
 #[derive(Debug, Clone)]
@@ -53,7 +51,7 @@ pub struct Api {
 /// Everything that a node serves. `raft` is the consensus's own service.
 pub fn routes(
     node: &Arc<Node>,
-    raft: impl proto::peer::raft_service_server::RaftService,
+    raft: raft::node::Service,
 ) -> Result<Routes, tonic_reflection::server::Error> {
     let api = Api {
         node: Arc::clone(node),
@@ -69,9 +67,6 @@ pub fn routes(
             .await
     });
 
-    let raft = RaftServiceServer::new(raft)
-        .max_decoding_message_size(PEER_MESSAGE_BYTES)
-        .max_encoding_message_size(PEER_MESSAGE_BYTES);
     let routes = Routes::new(InterceptedService::new(
         ClusterServiceServer::new(api.clone()),
         users,

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use qemu::{disk::Overlays, host, layout::Layout, machine::Engine, record::host_boot};
 use raft::{
-    node::{Config, Published},
+    node::Published,
     state::{Accelerator, Capacity, ClusterId, Command},
 };
 use tokio::{
@@ -43,6 +43,9 @@ use crate::{
     vms::{Vms, fork::Forks, launch::Fitness},
 };
 
+/// Says that the node has had a log.
+const STARTED: &str = "started";
+
 /// How long what is under way may take when the agent is asked to end.
 const FAREWELL: Duration = Duration::from_secs(15);
 
@@ -66,7 +69,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
 
     let agent = Agent::start(&options, &data, local).await?;
-    let fatal = agent.node.raft.fatal();
+    let fatal = agent.node.raft.failed();
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
@@ -112,7 +115,7 @@ struct Tokens(watch::Receiver<Published>);
 impl TokenLookup for Tokens {
     fn is_valid(&self, key_hash: &[u8; 32]) -> bool {
         let now = now();
-        let state = &self.0.borrow().state;
+        let state = &self.0.borrow().view;
         state
             .tokens
             .values()
@@ -127,16 +130,21 @@ impl Agent {
             client::for_node(&local)?,
             &local.identity.members,
         ));
+        // A log that was there once must be there: without it the node has lost what it voted for.
+        let marker = data.root().join(STARTED);
+        let create = !marker.exists() && !data.raft().exists();
         let raft = raft::node::start(
-            Config::new(
+            raft::node::config(
                 local.identity.node,
                 ClusterId(local.identity.cluster.0),
                 data.raft(),
+                create,
             ),
             Arc::clone(&peers) as Arc<dyn raft::node::Dialer>,
         )
         .await
         .context("the replicated state cannot be opened")?;
+        std::fs::write(&marker, b"").context("the data directory cannot be written")?;
         peers.follow(raft.published());
         let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
 

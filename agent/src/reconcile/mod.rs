@@ -36,7 +36,7 @@ pub async fn sweep_now_and_then(node: Arc<Node>) {
 pub async fn run(node: Arc<Node>) {
     let mut published = node.raft.published();
     loop {
-        let state = Arc::clone(&published.borrow_and_update().state);
+        let state = Arc::clone(&published.borrow_and_update().view);
         let observed = observe::observe(&node, &state);
         for action in plan::plan(&state, node.id(), now(), &observed) {
             execute::execute(&node, &state, action);

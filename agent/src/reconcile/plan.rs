@@ -351,3 +351,6 @@ fn start(vm: &Vm, seen: &Seen) -> Step {
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

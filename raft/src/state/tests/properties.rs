@@ -6,12 +6,23 @@ use super::*;
 
 /// Few names and ids, so that commands meet each other's objects.
 fn name() -> impl Strategy<Value = String> {
-    select(&["a", "b", "c", "a-1", "a-2", "n1", "n2", "tiny", "Bad", ""][..])
-        .prop_map(str::to_owned)
+    let text = prop_oneof![
+        10 => select(&["a", "b", "c", "a-1", "a-2"][..]),
+        1 => select(&["Bad", "", "n1", "tiny"][..]),
+    ];
+    text.prop_map(str::to_owned)
+}
+
+fn node() -> impl Strategy<Value = String> {
+    select(&["n1", "n2", "1", "2", "a"][..]).prop_map(str::to_owned)
+}
+
+fn image_name() -> impl Strategy<Value = String> {
+    select(&["tiny", "tiny", "tiny", "a", "Bad"][..]).prop_map(str::to_owned)
 }
 
 fn operation() -> impl Strategy<Value = OperationId> {
-    (1..8u128).prop_map(|n| OperationId(n * DERIVED_IDS))
+    (1..5u128).prop_map(|n| OperationId(n * DERIVED_IDS))
 }
 
 fn vm_id() -> impl Strategy<Value = VmId> {
@@ -52,7 +63,7 @@ fn action() -> impl Strategy<Value = PowerAction> {
 }
 
 fn image() -> impl Strategy<Value = Command> {
-    (1..4u128, name(), 0..3u64, any::<bool>()).prop_map(|(id, name, node, kernel)| {
+    (1..4u128, image_name(), 0..3u64, any::<bool>()).prop_map(|(id, name, node, kernel)| {
         Command::ImportImage {
             id: ImageId(id),
             name,
@@ -80,9 +91,9 @@ fn create() -> impl Strategy<Value = Command> {
     (
         vm_id(),
         name(),
-        option::of(name()),
-        vec(1..4u64, 0..3),
-        0..3u64,
+        option::weighted(0.2, node()),
+        vec(1..4u64, 0..5),
+        0..5u64,
     )
         .prop_map(|(id, name, node, candidates, memory)| Command::CreateVm {
             id,
@@ -91,7 +102,7 @@ fn create() -> impl Strategy<Value = Command> {
             node,
             candidates,
             cpus: 1,
-            memory_bytes: memory * 4096 * MIB / 2,
+            memory_bytes: memory * 1024 * MIB + 256 * MIB,
             disk_bytes: 0,
             accelerator: Accelerator::Auto,
             cpu_model: None,
@@ -175,7 +186,7 @@ fn membership() -> impl Strategy<Value = Command> {
             address: "h:2".into(),
             capacity: capacity()
         }),
-        (name(), any::<bool>())
+        (node(), any::<bool>())
             .prop_map(|(node, schedulable)| Command::CordonNode { node, schedulable }),
     ]
 }
@@ -194,7 +205,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => membership(),
         1 => image(),
         1 => (1..4u128, 1..4u64).prop_map(|(id, node)| Command::ReportImage { image: ImageId(id), node }),
-        1 => name().prop_map(|image| Command::DeleteImage { image }),
+        1 => image_name().prop_map(|image| Command::DeleteImage { image }),
         3 => create(),
         2 => (vm(), action()).prop_map(|(vm, action)| Command::SetPower { vm, action }),
         2 => (vm(), any::<bool>()).prop_map(|(vm, force)| Command::DeleteVm { vm, force }),
@@ -223,7 +234,7 @@ fn command() -> impl Strategy<Value = Command> {
 }
 
 fn proposal() -> impl Strategy<Value = Proposal> {
-    let request = (0..12u8, 0..10u8).prop_map(|(id, body)| RequestKey {
+    let request = (0..40u8, 0..10u8).prop_map(|(id, body)| RequestKey {
         id: format!("r{id}"),
         // Now and then another body.
         body: [u8::from(body == 0); 32],

@@ -1,0 +1,326 @@
+//! Planning, doing what was planned, and planning again: it comes to rest, and what it comes to is what should be.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use proptest::prelude::*;
+use raft::state::{Accelerator, CaptureMode, Machine, Operation, OperationKind, Tombstone, VmSpec};
+
+use super::*;
+
+const NODE: NodeId = 1;
+const IMAGE: ImageId = ImageId(7);
+
+fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: Source) -> Vm {
+    Vm {
+        id: VmId(id),
+        name: format!("vm{id}"),
+        node: NODE,
+        spec: VmSpec {
+            image: IMAGE,
+            cpus: 1,
+            memory_bytes: 256 << 20,
+            disk_bytes: 1 << 30,
+            machine: Machine::Microvm,
+            accelerator: Accelerator::Auto,
+            cpu_model: None,
+            cmdline: String::new(),
+        },
+        source,
+        parent: None,
+        labels: BTreeMap::new(),
+        power,
+        generation: 1,
+        boot,
+        phase,
+        reason: String::new(),
+        reported_boot: reported,
+        operation: None,
+        created_at: 0,
+    }
+}
+
+/// Carries actions out at once and without failing, and applies the reports, as the real parts do in the end.
+fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
+    for action in actions {
+        match action {
+            Action::FetchImage(image) => drop(observed.images.insert(image)),
+            Action::Boot { vm, boot } => set(observed, vm, Is::Running { boot }),
+            Action::Restore {
+                vm,
+                boot,
+                paused: false,
+                ..
+            } => set(observed, vm, Is::Running { boot }),
+            Action::Restore {
+                vm,
+                boot,
+                paused: true,
+                ..
+            } => set(observed, vm, Is::Paused { boot }),
+            Action::Pause(vm) => change(observed, vm, |boot| Is::Paused { boot }),
+            Action::Resume(vm) => change(observed, vm, |boot| Is::Running { boot }),
+            Action::Stop(vm) | Action::Kill(vm) => {
+                change(observed, vm, |boot| Is::Ended {
+                    boot,
+                    reason: "it was stopped".into(),
+                    orderly: true,
+                });
+            }
+            Action::Destroy(vm) => drop(observed.vms.remove(&vm)),
+            Action::Run(operation) => drop(observed.operations.insert(operation)),
+            Action::GiveUp { operation, .. } => {
+                observed.operations.remove(&operation);
+                state.operations.remove(&operation);
+            }
+            Action::Report(reports) => {
+                for report in reports {
+                    let vm = Arc::make_mut(state.vms.get_mut(&report.vm).unwrap());
+                    vm.phase = report.phase;
+                    vm.reason = report.reason;
+                    vm.reported_boot = report.boot;
+                    if vm.phase == Phase::Stopped {
+                        vm.power = Power::Stopped { force: false };
+                    }
+                }
+            }
+            Action::ReportLost(snapshot) => {
+                Arc::make_mut(state.snapshots.get_mut(&snapshot).unwrap())
+                    .nodes
+                    .remove(&NODE);
+            }
+            Action::Collect(objects) => objects
+                .iter()
+                .for_each(|object| drop(state.tombstones.remove(object))),
+        }
+    }
+}
+
+fn set(observed: &mut Observed, vm: VmId, is: Is) {
+    observed.vms.insert(
+        vm,
+        Seen {
+            busy: false,
+            has_run: true,
+            is,
+        },
+    );
+}
+
+fn change(observed: &mut Observed, vm: VmId, to: impl Fn(u64) -> Is) {
+    if let Some(Seen {
+        is:
+            Is::Running { boot } | Is::Paused { boot } | Is::Booting { boot } | Is::Ended { boot, .. },
+        ..
+    }) = observed.vms.get(&vm).cloned()
+    {
+        set(observed, vm, to(boot));
+    }
+}
+
+fn any_power() -> impl Strategy<Value = Power> {
+    prop_oneof![
+        Just(Power::Running),
+        Just(Power::Paused),
+        any::<bool>().prop_map(|force| Power::Stopped { force })
+    ]
+}
+
+fn any_phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![
+        Just(Phase::Pending),
+        Just(Phase::Running),
+        Just(Phase::Paused),
+        Just(Phase::Stopped),
+        Just(Phase::Failed)
+    ]
+}
+
+fn any_is() -> impl Strategy<Value = Is> {
+    let boot = 1u64..3;
+    prop_oneof![
+        Just(Is::Unknown),
+        Just(Is::Absent),
+        boot.clone().prop_map(|boot| Is::Running { boot }),
+        boot.clone().prop_map(|boot| Is::Paused { boot }),
+        (boot, any::<bool>()).prop_map(|(boot, orderly)| Is::Ended {
+            boot,
+            reason: "why".into(),
+            orderly
+        }),
+    ]
+}
+
+type OneVm = (
+    Power,
+    Phase,
+    u64,
+    bool,
+    bool,
+    Option<(Is, bool, bool)>,
+    bool,
+);
+
+fn any_vm() -> impl Strategy<Value = OneVm> {
+    let seen = proptest::option::of((any_is(), any::<bool>(), any::<bool>()));
+    (
+        any_power(),
+        any_phase(),
+        1u64..3,
+        any::<bool>(),
+        any::<bool>(),
+        seen,
+        any::<bool>(),
+    )
+}
+
+fn world(vms: Vec<OneVm>) -> (State, Observed) {
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    for (i, (power, phase, boot, settled, fork, seen, known)) in vms.into_iter().enumerate() {
+        let id = i as u128 + 1;
+        let source = if fork {
+            Source::Snapshot(SnapshotId(99))
+        } else {
+            Source::Image
+        };
+        let reported = if settled { boot } else { boot - 1 };
+        if known {
+            state.vms.insert(
+                VmId(id),
+                Arc::new(vm(id, power, phase, boot, reported, source)),
+            );
+        } else if settled {
+            let tombstone = Tombstone {
+                name: "gone".into(),
+                nodes: [NODE].into(),
+                created_at: 0,
+            };
+            state.tombstones.insert(ObjectId::Vm(VmId(id)), tombstone);
+        }
+        if let Some((is, busy, has_run)) = seen {
+            observed.vms.insert(VmId(id), Seen { busy, has_run, is });
+        }
+    }
+    (state, observed)
+}
+
+proptest! {
+    #[test]
+    fn it_comes_to_rest_and_to_what_should_be(vms in proptest::collection::vec(any_vm(), 0..6)) {
+        let (mut state, mut observed) = world(vms);
+        for seen in observed.vms.values_mut() {
+            seen.busy = false;
+        }
+        let mut rounds = 0;
+        loop {
+            let actions = plan(&state, NODE, 0, &observed);
+            if actions.is_empty() {
+                break;
+            }
+            rounds += 1;
+            prop_assert!(rounds < 12, "it does not come to rest: {:?}", actions);
+            fake(&mut state, &mut observed, actions);
+        }
+        for vm in state.vms.values() {
+            let is = observed.vms.get(&vm.id).map(|seen| &seen.is);
+            match (is, vm.power) {
+                (Some(Is::Unknown), _) => {}
+                (Some(Is::Running { boot }), Power::Running) | (Some(Is::Paused { boot }), Power::Paused) => {
+                    prop_assert_eq!(*boot, vm.boot.max(*boot));
+                }
+                (None | Some(Is::Absent | Is::Ended { .. }), Power::Stopped { .. }) => {
+                    prop_assert_eq!(vm.phase, Phase::Stopped);
+                }
+                (None | Some(Is::Absent | Is::Ended { .. }), _) => prop_assert_eq!(vm.phase, Phase::Failed),
+                other => prop_assert!(false, "{:?} {:?}", other, vm),
+            }
+        }
+        prop_assert!(state.tombstones.keys().all(|object| matches!(
+            object,
+            ObjectId::Vm(id) if observed.vms.get(id).is_some_and(|seen| seen.is == Is::Unknown)
+        )));
+    }
+
+    #[test]
+    fn nothing_is_done_to_what_is_busy_or_unknown(vms in proptest::collection::vec(any_vm(), 0..6)) {
+        let (state, observed) = world(vms);
+        for action in plan(&state, NODE, 0, &observed) {
+            let about = match action {
+                Action::Boot { vm, .. } | Action::Restore { vm, .. } => Some(vm),
+                Action::Pause(vm) | Action::Resume(vm) | Action::Stop(vm) | Action::Kill(vm) => Some(vm),
+                Action::Destroy(vm) => {
+                    prop_assert!(state.tombstones.contains_key(&ObjectId::Vm(vm)), "only a tombstone destroys");
+                    Some(vm)
+                }
+                _ => None,
+            };
+            let seen = about.and_then(|vm| observed.vms.get(&vm));
+            prop_assert!(seen.is_none_or(|seen| !seen.busy && seen.is != Is::Unknown));
+        }
+    }
+}
+
+fn operation(id: OperationId, expires_at: Millis) -> Operation {
+    Operation {
+        id,
+        kind: OperationKind::Fork,
+        state: OperationState::Open,
+        vm: Some(VmId(1)),
+        snapshot: id.snapshot(),
+        mode: CaptureMode::Auto,
+        count: 1,
+        results: BTreeMap::new(),
+        node: NODE,
+        created_at: 0,
+        expires_at,
+        ended_at: None,
+        cancel_requested: false,
+    }
+}
+
+#[test]
+fn an_operation_is_begun_once_and_given_up_when_it_is_too_late() {
+    let id = OperationId(1 << 20);
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    state.operations.insert(id, Arc::new(operation(id, 100)));
+    assert_eq!(plan(&state, NODE, 50, &observed), [Action::Run(id)]);
+    assert_eq!(plan(&state, 2, 50, &observed), [], "it is another node's");
+    assert!(matches!(
+        plan(&state, NODE, 101, &observed)[..],
+        [Action::GiveUp { running: false, .. }]
+    ));
+    observed.operations.insert(id);
+    assert_eq!(plan(&state, NODE, 101, &observed), [], "it is under way");
+    Arc::make_mut(state.operations.get_mut(&id).unwrap()).cancel_requested = true;
+    assert!(matches!(
+        plan(&state, NODE, 50, &observed)[..],
+        [Action::GiveUp {
+            running: true,
+            cancelled: true,
+            ..
+        }]
+    ));
+}
+
+#[test]
+fn a_child_of_a_fork_under_way_is_left_to_its_operation() {
+    let id = OperationId(1 << 20);
+    let (mut state, observed) = (
+        State::new(),
+        Observed {
+            operations: [id].into(),
+            ..Observed::default()
+        },
+    );
+    state.operations.insert(id, Arc::new(operation(id, 100)));
+    let mut child = vm(
+        id.child(0).0,
+        Power::Running,
+        Phase::Pending,
+        1,
+        0,
+        Source::Snapshot(id.snapshot()),
+    );
+    child.operation = Some(id);
+    state.vms.insert(child.id, Arc::new(child));
+    assert_eq!(plan(&state, NODE, 50, &observed), []);
+}

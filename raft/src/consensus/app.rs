@@ -1,0 +1,40 @@
+//! What the consensus knows of what it replicates. Implemented by the crate's typed front and by tests.
+
+use std::{collections::BTreeSet, error::Error};
+
+/// A state machine: the same proposals in the same order give the same state and outcomes on every node. It starts from
+/// its default.
+pub trait App: Default + Send + Sync + 'static {
+    /// What readers see: cheap to clone, and never changed once published.
+    type View: Clone + Send + Sync + 'static;
+
+    /// Applies one proposal and returns its outcome. A refusal is an outcome; an error stops the node for good.
+    fn apply(&mut self, proposal: &[u8]) -> Result<Vec<u8>, AppError>;
+
+    /// The state as it is now.
+    fn view(&self) -> Self::View;
+
+    /// The whole state, for [`App::restore`].
+    fn snapshot(&self) -> Vec<u8>;
+
+    /// A state from a snapshot.
+    fn restore(snapshot: &[u8]) -> Result<Self, AppError>;
+
+    /// The ids of the nodes that belong to the cluster. While it is empty, the membership stays as it is.
+    fn members(&self) -> BTreeSet<u64>;
+}
+
+/// A proposal or snapshot that cannot be decoded. Going on would let this node's state differ from the others', so the
+/// node stops.
+#[derive(Debug, thiserror::Error)]
+#[error("the replicated state cannot go on")]
+pub struct AppError(#[source] pub Box<dyn Error + Send + Sync>);
+
+/// What is published after every applied batch.
+#[derive(Clone, Debug)]
+pub struct Published<V> {
+    /// The log index that the view includes.
+    pub index: u64,
+    /// The state there.
+    pub view: V,
+}

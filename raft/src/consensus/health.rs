@@ -1,0 +1,192 @@
+//! Whether the consensus works, as this node sees it: who leads, since when nothing has been heard, and whether openraft
+//! has died. One task follows openraft's metrics.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use openraft::{EmptyNode, RaftMetrics, ServerState};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::types::LogId;
+
+/// How often the passing of time is looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What openraft publishes.
+pub(super) type Metrics = watch::Receiver<RaftMetrics<u64, EmptyNode>>;
+
+/// The consensus, as this node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This node.
+    pub node: u64,
+    /// The term it is in.
+    pub term: u64,
+    /// Who leads, as far as it knows.
+    pub leader: Option<u64>,
+    /// Who votes. While they change, both sets.
+    pub voters: BTreeSet<u64>,
+    /// Who follows without a vote.
+    pub learners: BTreeSet<u64>,
+    /// The last log index that its state includes.
+    pub applied: u64,
+    /// The last index in its log.
+    pub last_log: u64,
+    /// Whether it has lately heard from the leader or, leading, from a majority.
+    pub quorum_ok: bool,
+}
+
+/// When the consensus last worked.
+pub(super) struct Health {
+    last_good: Mutex<Instant>,
+    /// After how long without news things are no longer fine.
+    fine: Duration,
+    /// After how long without news requests are refused.
+    patience: Duration,
+}
+
+impl Health {
+    pub(super) fn new(fine: Duration, patience: Duration) -> Self {
+        Self {
+            last_good: Mutex::new(Instant::now()),
+            fine,
+            patience,
+        }
+    }
+
+    /// The leader was heard now.
+    pub(super) fn heard(&self) {
+        self.good_at(Instant::now());
+    }
+
+    fn good_at(&self, at: Instant) {
+        let mut last = self
+            .last_good
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = (*last).max(at);
+    }
+
+    fn silence(&self) -> Duration {
+        self.last_good
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .elapsed()
+    }
+
+    pub(super) fn is_fine(&self) -> bool {
+        self.silence() < self.fine
+    }
+
+    /// Whether there has been no news for too long to let anybody wait.
+    pub(super) fn is_lost(&self) -> bool {
+        self.silence() >= self.patience
+    }
+
+    /// Returns when [`Health::is_lost`].
+    pub(super) async fn lost(&self) {
+        while let Some(left) = self.patience.checked_sub(self.silence()) {
+            if left.is_zero() {
+                return;
+            }
+            sleep(left).await;
+        }
+    }
+}
+
+/// Whether a node leads, by its own account.
+pub(super) fn is_leader(metrics: &RaftMetrics<u64, EmptyNode>) -> bool {
+    metrics.state == ServerState::Leader && metrics.current_leader == Some(metrics.id)
+}
+
+/// The status that a node's metrics tell.
+pub(super) fn status(metrics: &RaftMetrics<u64, EmptyNode>, quorum_ok: bool) -> Status {
+    let membership = metrics.membership_config.membership();
+    Status {
+        node: metrics.id,
+        term: metrics.current_term,
+        leader: metrics.current_leader,
+        voters: membership.voter_ids().collect(),
+        learners: membership.learner_ids().collect(),
+        applied: metrics.last_applied.map_or(0, |id| id.index),
+        last_log: metrics.last_log_index.unwrap_or(0),
+        quorum_ok: quorum_ok && metrics.current_leader.is_some(),
+    }
+}
+
+/// Follows the metrics until the node stops.
+pub(super) struct Observer {
+    pub(super) metrics: Metrics,
+    pub(super) health: Arc<Health>,
+    pub(super) status: watch::Sender<Status>,
+    pub(super) fatal: watch::Sender<Option<Arc<str>>>,
+    pub(super) stop: CancellationToken,
+}
+
+impl Observer {
+    pub(super) async fn run(mut self) {
+        let mut seen = None;
+        loop {
+            if let Some(reason) = self.look(&mut seen) {
+                if !self.stop.is_cancelled() {
+                    tracing::error!(reason = &*reason, "the consensus has failed");
+                    self.fatal.send_replace(Some(reason));
+                }
+                return;
+            }
+            let changed = tokio::select! {
+                () = self.stop.cancelled() => return,
+                changed = timeout(LOOK, self.metrics.changed()) => changed,
+            };
+            if matches!(changed, Ok(Err(_))) && !self.stop.is_cancelled() {
+                self.fatal
+                    .send_replace(Some("the consensus ended unexpectedly".into()));
+                return;
+            }
+        }
+    }
+
+    /// Takes the metrics in. Returns why openraft has died, if it has.
+    fn look(&mut self, seen: &mut Option<Seen>) -> Option<Arc<str>> {
+        let metrics = self.metrics.borrow_and_update();
+        if let Err(fatal) = &metrics.running_state {
+            return Some(fatal.to_string().into());
+        }
+        if is_leader(&metrics)
+            && let Some(age) = metrics.millis_since_quorum_ack
+            && metrics.has_changed()
+        {
+            let age = Duration::from_millis(age);
+            if let Some(at) = Instant::now().checked_sub(age) {
+                self.health.good_at(at);
+            }
+        }
+        let now = Seen {
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            membership: *metrics.membership_config.log_id(),
+            quorum_ok: self.health.is_fine(),
+        };
+        if seen.as_ref() != Some(&now) {
+            self.status.send_replace(status(&metrics, now.quorum_ok));
+            *seen = Some(now);
+        }
+        None
+    }
+}
+
+/// What makes a status worth publishing.
+#[derive(PartialEq, Eq)]
+struct Seen {
+    term: u64,
+    leader: Option<u64>,
+    membership: Option<LogId>,
+    quorum_ok: bool,
+}

@@ -1,0 +1,223 @@
+//! Starting a member: opens and checks what is on disk, then starts openraft and the tasks around it.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use openraft::SnapshotPolicy;
+use tokio::{
+    sync::{mpsc, watch},
+    task::spawn_blocking,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    app::App,
+    core::Core,
+    errors::StartError,
+    handle::Handle,
+    health::{Health, Observer, status},
+    machine::{Machine, Outlets},
+    membership::Membership,
+    network::Factory,
+    peers::{Dialer, Peers},
+    proposals::{self, Batcher},
+    reads::{self, Rounds},
+    snapshots::Snapshots,
+    types::Raft,
+};
+use crate::log::{Identity, LogError, LogGuard, LogStore, sled::SledBackend};
+
+/// How a member is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's id: given once, never to another, never to the same node without its disk.
+    pub node_id: u64,
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// Where the log and the snapshots lie; for the consensus alone.
+    pub dir: PathBuf,
+    /// Whether the node is new, so that there must be no log, rather than must be one.
+    pub create: bool,
+    /// How often a leader says that it is there.
+    pub heartbeat: Duration,
+    /// How long a candidate waits, from and to; a follower waits `to` more. More than a heartbeat.
+    pub election: (Duration, Duration),
+    /// After how many entries a snapshot is taken.
+    pub snapshot_every: u64,
+    /// How many entries that a snapshot includes are kept for members that lag.
+    pub keep_entries: u64,
+    /// How long there may be no majority before requests are refused.
+    pub patience: Duration,
+}
+
+impl Config {
+    /// With the times and sizes that are meant for use.
+    pub fn new(node_id: u64, cluster_id: impl Into<String>, dir: impl Into<PathBuf>) -> Self {
+        Self {
+            node_id,
+            cluster_id: cluster_id.into(),
+            dir: dir.into(),
+            create: false,
+            heartbeat: Duration::from_millis(100),
+            election: (Duration::from_millis(300), Duration::from_millis(600)),
+            snapshot_every: 5_000,
+            keep_entries: 1_000,
+            patience: Duration::from_secs(2),
+        }
+    }
+
+    fn for_openraft(&self) -> Result<openraft::Config, StartError> {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        openraft::Config {
+            cluster_name: self.cluster_id.clone(),
+            heartbeat_interval: millis(self.heartbeat),
+            election_timeout_min: millis(self.election.0),
+            election_timeout_max: millis(self.election.1),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
+            max_in_snapshot_log_to_keep: self.keep_entries,
+            replication_lag_threshold: self.snapshot_every.saturating_mul(2),
+            ..openraft::Config::default()
+        }
+        .validate()
+        .map_err(StartError::Config)
+    }
+}
+
+/// What is on disk.
+struct Opened<A: App> {
+    log: LogStore,
+    guard: LogGuard,
+    machine: Machine<A>,
+    outlets: Outlets<A>,
+}
+
+fn open<A: App>(config: &Config) -> Result<Opened<A>, StartError> {
+    let identity = Identity {
+        cluster_id: config.cluster_id.clone(),
+        node_id: config.node_id,
+    };
+    let logs = config.dir.join("log");
+    let backend = SledBackend::open(&logs, config.create)?;
+    let (log, guard) = LogStore::open(backend, &identity)?;
+    let (snapshots, newest) = open_snapshots(&config.dir.join("snapshots"), config.create)?;
+    let included = newest
+        .as_ref()
+        .and_then(|(meta, _)| meta.last_log_id)
+        .map(|id| id.index);
+    if let Some(purged) = log.purged()
+        && included < Some(purged)
+    {
+        return Err(StartError::Gap {
+            purged,
+            snapshot: included.unwrap_or(0),
+        });
+    }
+    let (machine, outlets) =
+        Machine::new(Arc::new(snapshots), newest).map_err(StartError::Restore)?;
+    Ok(Opened {
+        log,
+        guard,
+        machine,
+        outlets,
+    })
+}
+
+type NewestSnapshot = Option<(super::types::SnapshotMeta, bytes::Bytes)>;
+
+fn open_snapshots(dir: &Path, create: bool) -> Result<(Snapshots, NewestSnapshot), StartError> {
+    let (snapshots, newest) = Snapshots::open(dir)?;
+    match create && newest.is_some() {
+        true => Err(LogError::Exists(dir.to_owned()).into()),
+        false => Ok((snapshots, newest)),
+    }
+}
+
+/// Starts a member. Its service must be reachable for the others, and the dialer must reach theirs.
+pub async fn start<A: App>(
+    config: Config,
+    dialer: Arc<dyn Dialer>,
+) -> Result<Handle<A>, StartError> {
+    let for_openraft = Arc::new(config.for_openraft()?);
+    let settings = config.clone();
+    let opened = spawn_blocking(move || open::<A>(&settings))
+        .await
+        .map_err(StartError::Interrupted)??;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let peers = Arc::new(Peers::new(
+        config.cluster_id.clone(),
+        dialer,
+        tasks.clone(),
+        stop.clone(),
+    ));
+    let raft = Raft::new(
+        config.node_id,
+        for_openraft,
+        Factory::new(config.node_id, Arc::clone(&peers)),
+        opened.log,
+        opened.machine,
+    )
+    .await
+    .map_err(StartError::Raft)?;
+    // A follower hears from its leader at every heartbeat; beyond two elections' time something is amiss.
+    let health = Arc::new(Health::new(config.election.1 * 2, config.patience));
+    let (status_tx, status_rx) = watch::channel(status(&raft.metrics().borrow(), false));
+    let (fatal_tx, fatal_rx) = watch::channel(None);
+    let (proposals_tx, proposals_rx) = mpsc::channel(proposals::QUEUE);
+    let (reads_tx, reads_rx) = mpsc::channel(reads::QUEUE);
+    let observer = Observer {
+        metrics: raft.metrics(),
+        health: Arc::clone(&health),
+        status: status_tx,
+        fatal: fatal_tx,
+        stop: stop.clone(),
+    };
+    let batcher = Batcher {
+        raft: raft.clone(),
+        queue: proposals_rx,
+        stop: stop.clone(),
+    };
+    let rounds = Rounds {
+        raft: raft.clone(),
+        queue: reads_rx,
+        stop: stop.clone(),
+    };
+    let Outlets {
+        published,
+        applied,
+        members,
+    } = opened.outlets;
+    let membership = Membership {
+        raft: raft.clone(),
+        peers: Arc::clone(&peers),
+        applied: applied.clone(),
+        members,
+        reads: reads_tx.clone(),
+        stop: stop.clone(),
+    };
+    tasks.spawn(observer.run());
+    tasks.spawn(batcher.run());
+    tasks.spawn(rounds.run());
+    tasks.spawn(membership.run());
+    let core = Core {
+        id: config.node_id,
+        raft,
+        peers,
+        health,
+        applied,
+        status: status_rx,
+        fatal: fatal_rx,
+        proposals: proposals_tx,
+        reads: reads_tx,
+        stop,
+        tasks,
+        log: Mutex::new(Some(opened.guard)),
+    };
+    Ok(Handle {
+        core: Arc::new(core),
+        published,
+    })
+}

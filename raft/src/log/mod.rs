@@ -1,0 +1,16 @@
+//! The log of the consensus and its vote, on disk.
+//!
+//! [`LogBackend`] is what a storage engine must do; [`sled::SledBackend`] is the one there is. [`LogStore`] is openraft's
+//! view of it: it frames and checks every record, and does all writing in one thread, so that a slow disk holds up
+//! nothing else. Called by [`crate::consensus`].
+
+mod backend;
+mod frame;
+mod io;
+pub mod sled;
+mod store;
+
+pub use self::{
+    backend::{Key, LogBackend, LogError},
+    store::{Identity, LogGuard, LogReader, LogStore},
+};

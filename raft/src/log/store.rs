@@ -1,0 +1,431 @@
+//! openraft's view of the log. Opening it reads and checks every record; later reads check what they read.
+
+use std::{
+    fmt::Debug,
+    ops::{Bound, Range, RangeBounds},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use openraft::{
+    AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError,
+    storage::{LogFlushed, RaftLogStorage},
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{
+    Key, LogBackend, LogError, frame,
+    io::{SharedBackend, Write, Writer},
+};
+use crate::{
+    codec,
+    consensus::{
+        records,
+        types::{Entry, LogId, StorageError, TypeConfig, Vote},
+    },
+};
+
+/// The most that is sent to another member at once, bytes, unless one entry alone is larger.
+const READ_LIMIT: usize = 4 << 20;
+
+/// How much is read at once while the log is checked, bytes.
+const CHECK_STEP: usize = 16 << 20;
+
+/// Whose log it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The node's id.
+    pub node_id: u64,
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "node {} of cluster {}", self.node_id, self.cluster_id)
+    }
+}
+
+struct Shared {
+    backend: SharedBackend,
+    /// The first index that is not purged.
+    first: AtomicU64,
+    /// Whether gaps are refused. Always, but under openraft's suite, which makes some.
+    strict: AtomicBool,
+}
+
+/// The log, for openraft's core.
+pub struct LogStore {
+    reader: LogReader,
+    writer: Writer,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    /// The last entry, or what was purged.
+    last: Option<LogId>,
+}
+
+/// Reads entries; for openraft's replication tasks.
+#[derive(Clone)]
+pub struct LogReader(Arc<Shared>);
+
+/// Ends the log's thread and closes the engine when dropped. It blocks until what was begun is on disk.
+pub struct LogGuard {
+    backend: SharedBackend,
+    writer: Writer,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.writer.stop();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the log's thread panicked");
+        }
+        self.backend
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+}
+
+impl LogStore {
+    /// Checks what is in the engine and makes it ready. Blocks.
+    pub fn open(
+        backend: impl LogBackend,
+        identity: &Identity,
+    ) -> Result<(Self, LogGuard), LogError> {
+        let found = Found::read(&backend, identity)?;
+        let first = found.purged.map_or(0, |id| id.index + 1);
+        let backend: SharedBackend = Arc::new(RwLock::new(Some(Box::new(backend))));
+        let shared = Shared {
+            backend: Arc::clone(&backend),
+            first: AtomicU64::new(first),
+            strict: AtomicBool::new(true),
+        };
+        let (writer, thread) = Writer::start(Arc::clone(&backend), first.checked_sub(1))
+            .map_err(|e| LogError::io("opened", e))?;
+        let store = Self {
+            reader: LogReader(Arc::new(shared)),
+            writer: writer.clone(),
+            vote: found.vote,
+            committed: found.committed,
+            purged: found.purged,
+            last: found.last,
+        };
+        let guard = LogGuard {
+            backend,
+            writer,
+            thread: Some(thread),
+        };
+        Ok((store, guard))
+    }
+
+    /// Takes entries with gaps between them.
+    #[cfg(test)]
+    pub(crate) fn allow_gaps(&self) {
+        self.reader.0.strict.store(false, Ordering::Relaxed);
+    }
+
+    /// The last index that was purged: the state up to there must come from a snapshot.
+    pub fn purged(&self) -> Option<u64> {
+        self.purged.map(|id| id.index)
+    }
+}
+
+/// What a log held when it was opened.
+struct Found {
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+}
+
+impl Found {
+    fn read(backend: &impl LogBackend, identity: &Identity) -> Result<Self, LogError> {
+        let vote: Option<records::Vote> = get(backend, Key::Vote)?;
+        let committed: Option<records::LogId> = get(backend, Key::Committed)?;
+        let purged: Option<records::LogId> = get(backend, Key::Purged)?;
+        let mut found = Self {
+            vote: vote.map(Into::into),
+            committed: committed.map(Into::into),
+            purged: purged.map(Into::into),
+            last: purged.map(Into::into),
+        };
+        found.read_entries(backend)?;
+        match get::<Identity>(backend, Key::Identity)? {
+            Some(owner) if owner != *identity => {
+                return Err(LogError::Foreign {
+                    found: owner.to_string(),
+                    expected: identity.to_string(),
+                });
+            }
+            Some(_) => {}
+            None if found.vote.is_some() || found.last.is_some() => {
+                return Err(LogError::Damaged("it does not say whose it is".into()));
+            }
+            None => put(backend, Key::Identity, identity)?,
+        }
+        // It is written after the entries are on disk.
+        if found.committed.map(|id| id.index) > found.last.map(|id| id.index) {
+            return Err(LogError::Damaged(format!(
+                "entries up to {} were committed, those after {} are missing",
+                found.committed.map_or(0, |id| id.index),
+                found
+                    .last
+                    .map_or_else(|| "the start".into(), |id| id.index.to_string()),
+            )));
+        }
+        Ok(found)
+    }
+
+    fn read_entries(&mut self, backend: &impl LogBackend) -> Result<(), LogError> {
+        let mut next = self.purged.map_or(0, |id| id.index + 1);
+        loop {
+            let found = backend.read(next..u64::MAX, CHECK_STEP)?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            for (index, record) in found {
+                if index != next {
+                    return Err(LogError::Damaged(format!(
+                        "records {next} to {} are missing",
+                        index - 1
+                    )));
+                }
+                self.last = Some(entry(index, &record)?.log_id);
+                next += 1;
+            }
+        }
+    }
+}
+
+fn get<T: DeserializeOwned>(backend: &impl LogBackend, key: Key) -> Result<Option<T>, LogError> {
+    let Some(record) = backend.get(key)? else {
+        return Ok(None);
+    };
+    let body = frame::unframe(0, &record)?;
+    codec::decode(body, codec::NETWORK_LIMIT)
+        .map(Some)
+        .map_err(|e| LogError::Damaged(format!("{key:?}: {e}")))
+}
+
+fn put<T: Serialize>(backend: &impl LogBackend, key: Key, value: &T) -> Result<(), LogError> {
+    backend.put(key, &framed(value), true)
+}
+
+fn framed<T: Serialize>(value: &T) -> Vec<u8> {
+    frame::frame(0, &codec::encode(value))
+}
+
+fn entry(index: u64, record: &[u8]) -> Result<Entry, LogError> {
+    let body = frame::unframe(index, record)?;
+    let entry: records::Entry = codec::decode(body, codec::NETWORK_LIMIT)
+        .map_err(|e| LogError::Damaged(format!("record {index}: {e}")))?;
+    let entry = Entry::from(entry);
+    match entry.log_id.index == index {
+        true => Ok(entry),
+        false => Err(LogError::Damaged(format!(
+            "record {index} holds entry {}",
+            entry.log_id.index
+        ))),
+    }
+}
+
+fn read_failed(error: &LogError) -> StorageError {
+    StorageIOError::read_logs(AnyError::new(error)).into()
+}
+
+fn write_failed(error: &LogError) -> StorageError {
+    StorageIOError::write_logs(AnyError::new(error)).into()
+}
+
+impl LogReader {
+    fn is_strict(&self) -> bool {
+        self.0.strict.load(Ordering::Relaxed)
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, LogError> {
+        let start = range.start.max(self.0.first.load(Ordering::Acquire));
+        if start >= range.end {
+            return Ok(Vec::new());
+        }
+        let guard = self
+            .0
+            .backend
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        let backend = guard.as_deref().ok_or(LogError::Closed)?;
+        let records = backend.read(start..range.end, max_bytes)?;
+        let mut entries = Vec::with_capacity(records.len());
+        // openraft asks beyond both ends, and knows what to expect there; between them nothing may be missing.
+        let first = records.first().map_or(start, |(index, _)| *index);
+        for (expected, (index, record)) in (first..).zip(records) {
+            if index != expected && self.is_strict() {
+                return Err(LogError::Damaged(format!("record {expected} is missing")));
+            }
+            entries.push(entry(index, &record)?);
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start..end, usize::MAX)
+            .map_err(|e| read_failed(&e))
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.read(start..end, READ_LIMIT)
+            .map_err(|e| read_failed(&e))
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.reader.try_get_log_entries(range).await
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
+        Ok(LogState {
+            last_purged_log_id: self.purged,
+            last_log_id: self.last,
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        self.reader.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        let record = framed(&records::Vote::from(*vote));
+        self.writer
+            .write(Write::Put(Key::Vote, record))
+            .await
+            .map_err(|e| StorageIOError::write_vote(AnyError::new(&e)))?;
+        self.vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        Ok(self.vote)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        self.committed = committed;
+        match committed {
+            Some(id) => self
+                .writer
+                .committed(framed(&records::LogId::from(id)))
+                .map_err(|e| write_failed(&e)),
+            None => Ok(()),
+        }
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.committed)
+    }
+
+    // openraft's core waits for the callback before it does anything else, so waiting here costs nothing.
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: LogFlushed<TypeConfig>,
+    ) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut last = self.last;
+        let mut records = Vec::new();
+        for entry in entries {
+            let id = entry.log_id;
+            if let Some(before) = last
+                && id.index != before.index + 1
+                && self.reader.is_strict()
+            {
+                let error = AnyError::error(format!("entry {id} does not follow {before}"));
+                return Err(StorageIOError::write_logs(error).into());
+            }
+            let record = frame::frame(id.index, &codec::encode(&records::Entry::from(entry)));
+            records.push((id.index, record));
+            last = Some(id);
+        }
+        match self.writer.write(Write::Append(records)).await {
+            Ok(()) => {
+                self.last = last;
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                callback.log_io_completed(Err(std::io::Error::other(error.chain())));
+                Err(write_failed(&error))
+            }
+        }
+    }
+
+    async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        let before = match log_id.index.checked_sub(1) {
+            Some(index) => self
+                .reader
+                .read(index..log_id.index, usize::MAX)
+                .map_err(|e| read_failed(&e))?
+                .pop()
+                .map(|entry| entry.log_id),
+            None => None,
+        };
+        self.writer
+            .write(Write::Truncate(log_id.index))
+            .await
+            .map_err(|e| write_failed(&e))?;
+        self.last = before.or(self.purged);
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
+        let record = framed(&records::LogId::from(log_id));
+        self.writer
+            .write(Write::Purge(log_id.index, record))
+            .await
+            .map_err(|e| write_failed(&e))?;
+        self.reader
+            .0
+            .first
+            .store(log_id.index + 1, Ordering::Release);
+        self.purged = Some(log_id);
+        if self.last.map(|id| id.index) < Some(log_id.index) {
+            self.last = Some(log_id);
+        }
+        Ok(())
+    }
+}

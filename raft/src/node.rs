@@ -1,0 +1,158 @@
+//! A member of the cluster: the consensus over the replicated [`State`]. The agent's way to propose, to read and to follow.
+
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+
+use tokio::{sync::watch, time::Instant};
+
+pub use crate::consensus::{
+    Config, DialError, Dialer, InitializeError, ReadError, StartError, Status,
+};
+use crate::{
+    codec::{self, CodecError},
+    consensus::{self, App, AppError},
+    state::{ClusterId, NodeId, Outcome, Proposal, State, apply},
+};
+
+/// The state after an applied batch: `view`, which includes the log up to `index`.
+pub type Published = consensus::Published<Arc<State>>;
+
+/// The service that the other members call.
+pub type Service = proto::peer::raft_service_server::RaftServiceServer<consensus::Service>;
+
+/// The replicated state as the consensus knows it: proposals and outcomes as records.
+#[derive(Debug, Default)]
+struct Replicated(Arc<State>);
+
+fn unreadable(error: CodecError) -> AppError {
+    AppError(Box::new(error))
+}
+
+impl App for Replicated {
+    type View = Arc<State>;
+
+    fn apply(&mut self, proposal: &[u8]) -> Result<Vec<u8>, AppError> {
+        let proposal = codec::decode_proposal(proposal).map_err(unreadable)?;
+        // Readers keep the version they have.
+        let outcome = apply(Arc::make_mut(&mut self.0), &proposal);
+        Ok(codec::encode_outcome(&outcome))
+    }
+
+    fn view(&self) -> Arc<State> {
+        Arc::clone(&self.0)
+    }
+
+    fn snapshot(&self) -> Vec<u8> {
+        codec::encode_state(&self.0)
+    }
+
+    fn restore(snapshot: &[u8]) -> Result<Self, AppError> {
+        codec::decode_state(snapshot)
+            .map(|state| Self(Arc::new(state)))
+            .map_err(unreadable)
+    }
+
+    fn members(&self) -> BTreeSet<NodeId> {
+        self.0.nodes.keys().copied().collect()
+    }
+}
+
+/// A proposal has no outcome to tell.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// The consensus did not come to one.
+    #[error(transparent)]
+    Consensus(#[from] consensus::ProposeError),
+    /// The leader's answer cannot be read: it is of a newer version.
+    #[error("the leader's answer cannot be read")]
+    Answer(#[from] CodecError),
+}
+
+impl ProposeError {
+    /// Whether the time was up, rather than that nobody leads.
+    pub fn is_deadline(&self) -> bool {
+        matches!(
+            self,
+            Self::Consensus(consensus::ProposeError::Deadline { .. })
+        )
+    }
+}
+
+/// A running member. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle(consensus::Handle<Replicated>);
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Handle").field(&self.0.status()).finish()
+    }
+}
+
+/// How a member is set up, with the times and sizes that are meant for use. `create`: whether the node is new, so that there
+/// must be no log yet, rather than must be one.
+pub fn config(node: NodeId, cluster: ClusterId, dir: PathBuf, create: bool) -> Config {
+    Config {
+        create,
+        ..Config::new(node, cluster.to_string(), dir)
+    }
+}
+
+/// Starts a member. Its service must be reachable for the others, and the dialer must reach theirs.
+pub async fn start(config: Config, dialer: Arc<dyn Dialer>) -> Result<Handle, StartError> {
+    consensus::start(config, dialer).await.map(Handle)
+}
+
+impl Handle {
+    /// Proposes, wherever the leader is; returns the outcome once this node's state includes it. Attempts are repeated until
+    /// the deadline, or until there has been no majority for two seconds: a proposal without a request id must be harmless
+    /// when it is applied twice.
+    pub async fn propose(
+        &self,
+        proposal: &Proposal,
+        deadline: Instant,
+    ) -> Result<Outcome, ProposeError> {
+        let proposed = self
+            .0
+            .propose(codec::encode_proposal(proposal), deadline)
+            .await?;
+        Ok(codec::decode_outcome(&proposed.outcome)?)
+    }
+
+    /// Returns once this node's state includes everything that was answered anywhere before the call.
+    pub async fn read_barrier(&self, deadline: Instant) -> Result<u64, ReadError> {
+        self.0.read_barrier(deadline).await
+    }
+
+    /// The state after every applied batch.
+    pub fn published(&self) -> watch::Receiver<Published> {
+        self.0.view()
+    }
+
+    /// The consensus, as this node sees it now.
+    pub fn status(&self) -> Status {
+        self.0.status()
+    }
+
+    /// Makes this node the first of a cluster. Does nothing when it is in one already.
+    pub async fn initialize(&self) -> Result<(), InitializeError> {
+        self.0.initialize().await
+    }
+
+    /// What the other members call.
+    pub fn service(&self) -> Service {
+        self.0.service()
+    }
+
+    /// Returns when the consensus has failed, and why: the process must end then.
+    pub async fn failed(&self) -> String {
+        let mut fatal = self.0.fatal();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.as_deref().unwrap_or("unknown").to_owned(),
+            Err(_) => "it ended".to_owned(),
+        }
+    }
+
+    /// Stops the member; returns when its tasks have ended and the log is closed.
+    pub async fn shutdown(&self) {
+        self.0.shutdown().await;
+    }
+}
