@@ -8,6 +8,9 @@
 //! cargo test -p fp-raft --test golden -- --ignored write_the_golden_files
 //! ```
 
+// A panic here is a failure with a place.
+#![allow(clippy::unwrap_used)]
+
 mod samples;
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};

@@ -172,7 +172,8 @@ pub enum Command {
 
 impl Command {
     /// Whether applying it again right after the first time changes nothing and is answered alike, so that it may be sent
-    /// again without a request id: what nodes report of themselves.
+    /// again without a request id: what nodes report of themselves. (One exception that does no harm: a snapshot whose
+    /// last dependent was gone when it became ready goes in that instant, and saying so again is refused.)
     pub fn is_repeatable(&self) -> bool {
         match self {
             Self::Found { .. }

@@ -44,17 +44,23 @@ pub(super) fn create_token(
     if expires_at <= now {
         return Err(invalid("ttlSeconds", "must end in the future"));
     }
+    let refuse = |problem: &str| {
+        Err(Rejection::WrongState {
+            kind: Kind::Token,
+            name: id.to_string(),
+            problem: problem.to_owned(),
+        })
+    };
+    if state.cluster.is_none() {
+        return refuse("cannot be made: the cluster is not founded yet");
+    }
     if state.tokens.contains_key(&id)
         || state
             .tokens
             .values()
             .any(|token| token.key_hash == *key_hash)
     {
-        return Err(Rejection::WrongState {
-            kind: Kind::Token,
-            name: id.to_string(),
-            problem: "exists already".to_owned(),
-        });
+        return refuse("exists already");
     }
     // A good moment to forget the ones that can no longer be used.
     state.tokens.retain(|_, token| token.expires_at > now);

@@ -5,6 +5,7 @@
 mod fork;
 mod image;
 mod membership;
+mod operation;
 mod placement;
 mod removal;
 mod vm;
@@ -112,17 +113,17 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
         Command::CreateSnapshot { .. } => fork::create_snapshot(state, now, command),
         Command::Fork { .. } => fork::fork(state, now, command),
         Command::SnapshotReady { operation, content } => {
-            fork::snapshot_ready(state, now, *operation, content)
+            operation::snapshot_ready(state, now, *operation, content)
         }
         Command::ReportChildren { operation, results } => {
-            fork::report_children(state, now, *operation, results)
+            operation::report_children(state, now, *operation, results)
         }
         Command::FailOperation {
             operation,
             reason,
             cancelled,
-        } => fork::fail_operation(state, now, *operation, reason, *cancelled),
-        Command::CancelOperation { operation } => fork::cancel_operation(state, operation),
+        } => operation::fail_operation(state, now, *operation, reason, *cancelled),
+        Command::CancelOperation { operation } => operation::cancel_operation(state, operation),
         Command::TagSnapshot { snapshot, name } => fork::tag_snapshot(state, snapshot, name),
         Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
         Command::LostSnapshot { snapshot, node } => {

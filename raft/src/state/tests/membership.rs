@@ -73,6 +73,32 @@ fn a_token_lets_one_node_in_until_it_ends() {
 }
 
 #[test]
+fn nobody_joins_before_the_founding() {
+    let mut state = State::new();
+    let command = Command::CreateToken {
+        id: TokenId(7),
+        key_hash: [9; 32],
+        expires_at: 99,
+    };
+    let outcome = apply(
+        &mut state,
+        &Proposal {
+            request: None,
+            now: 1,
+            command,
+        },
+    );
+    assert!(matches!(
+        outcome,
+        Err(Rejection::WrongState {
+            kind: Kind::Token,
+            ..
+        })
+    ));
+    assert_eq!(state, State::new());
+}
+
+#[test]
 fn addresses_are_hosts_with_ports() {
     let mut world = World::new();
     world.ok(Command::CreateToken {

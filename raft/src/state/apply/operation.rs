@@ -1,0 +1,196 @@
+//! The course and the end of operations: what nodes report of them, and what is left when they fail.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use super::{removal, vm};
+use crate::state::{
+    KEPT_OPERATIONS,
+    ids::OperationId,
+    model::{
+        ChildResult, Content, Millis, Operation, OperationKind, OperationState, Phase, Power,
+        State, Vm,
+    },
+    names,
+    response::{Kind, Outcome, Rejection, Response},
+};
+
+pub(super) fn snapshot_ready(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    content: &Content,
+) -> Outcome {
+    let operation = state
+        .operations
+        .get(&id)
+        .ok_or_else(|| names::not_found(Kind::Operation, &id.to_string()))?;
+    let (node, open) = (operation.node, operation.state == OperationState::Open);
+    let refuse = |problem: &str| Rejection::WrongState {
+        kind: Kind::Operation,
+        name: id.to_string(),
+        problem: problem.to_owned(),
+    };
+    if operation.vm.is_none() {
+        return Err(refuse("makes no snapshot"));
+    }
+    let snapshot = state
+        .snapshots
+        .get_mut(&id.snapshot())
+        .ok_or_else(|| refuse("has no snapshot any more"))?;
+    match &snapshot.content {
+        // Told twice: the first time counted, and the node must not take it for a refusal.
+        Some(known) if known == content => return Ok(Response::Snapshot(id.snapshot())),
+        Some(_) => return Err(refuse("has made its snapshot already")),
+        None if !open => return Err(refuse("has ended")),
+        None => {}
+    }
+    let snapshot = Arc::make_mut(snapshot);
+    snapshot.content = Some(content.clone());
+    snapshot.nodes = BTreeSet::from([node]);
+    complete_when_done(state, now, id);
+    Ok(Response::Snapshot(id.snapshot()))
+}
+
+/// Never refused: the operation may have ended.
+pub(super) fn report_children(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    results: &[(u32, ChildResult)],
+) -> Outcome {
+    let Some(operation) = state.operations.get_mut(&id) else {
+        return Ok(Response::Done);
+    };
+    if operation.state != OperationState::Open {
+        return Ok(Response::Done);
+    }
+    let operation = Arc::make_mut(operation);
+    for (index, result) in results {
+        if *index >= operation.count || operation.results.contains_key(index) {
+            continue;
+        }
+        operation.results.insert(*index, result.clone());
+        if let Some(child) = state.vms.get_mut(&id.child(*index)) {
+            note_result(child, result);
+        }
+    }
+    complete_when_done(state, now, id);
+    Ok(Response::Done)
+}
+
+/// Sets a child's phase, unless it was started anew since.
+fn note_result(child: &mut Arc<Vm>, result: &ChildResult) {
+    if child.boot != 1 || child.reported_boot != 0 {
+        return;
+    }
+    let child = Arc::make_mut(child);
+    child.reported_boot = 1;
+    child.phase = match (result.error.is_empty(), child.power) {
+        (false, _) => Phase::Failed,
+        (true, Power::Paused) => Phase::Paused,
+        (true, Power::Running | Power::Stopped { .. }) => Phase::Running,
+    };
+    child.reason.clone_from(&result.error);
+}
+
+/// Completes an operation when its snapshot is ready and all its children are known.
+fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
+    let Some(operation) = state.operations.get_mut(&id) else {
+        return;
+    };
+    let ready = state
+        .snapshots
+        .get(&operation.snapshot)
+        .is_some_and(|snapshot| snapshot.content.is_some());
+    if operation.state != OperationState::Open
+        || (operation.vm.is_some() && !ready)
+        || (operation.results.len() as u64) < u64::from(operation.count)
+    {
+        return;
+    }
+    let (kind, snapshot) = (operation.kind, operation.snapshot);
+    end(state, now, id, OperationState::Complete);
+    // All children may have been deleted meanwhile, and with them the reason for the fork's own snapshot.
+    match kind {
+        OperationKind::Fork => removal::collect(state, now, Some(snapshot)),
+        OperationKind::Snapshot => {}
+    }
+}
+
+/// Ends an operation, and forgets the oldest ended ones when there are more than enough.
+fn end(state: &mut State, now: Millis, id: OperationId, how: OperationState) {
+    if let Some(operation) = state.operations.get_mut(&id) {
+        let operation = Arc::make_mut(operation);
+        operation.state = how;
+        operation.ended_at = Some(now);
+    }
+    let ended = |operation: &&Arc<Operation>| operation.state != OperationState::Open;
+    let surplus = state
+        .operations
+        .values()
+        .filter(ended)
+        .count()
+        .saturating_sub(KEPT_OPERATIONS);
+    let gone: Vec<OperationId> = state
+        .operations
+        .values()
+        .filter(ended)
+        .take(surplus)
+        .map(|operation| operation.id)
+        .collect();
+    for id in gone {
+        state.operations.remove(&id);
+    }
+}
+
+/// Never refused: the operation may have ended.
+pub(super) fn fail_operation(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    reason: &str,
+    cancelled: bool,
+) -> Outcome {
+    let Some(operation) = state.operations.get(&id).map(Arc::clone) else {
+        return Ok(Response::Done);
+    };
+    if operation.state != OperationState::Open {
+        return Ok(Response::Operation(id));
+    }
+    let runs = |index: &u32| {
+        operation
+            .results
+            .get(index)
+            .is_some_and(|result| result.error.is_empty())
+    };
+    for index in (0..operation.count).filter(|index| !runs(index)) {
+        vm::remove(state, now, id.child(index));
+    }
+    end(
+        state,
+        now,
+        id,
+        OperationState::Failed {
+            reason: reason.to_owned(),
+            cancelled,
+        },
+    );
+    // What there is of a capture that was given up lies on the node that did it.
+    if let Some(snapshot) = state.snapshots.get_mut(&operation.snapshot)
+        && snapshot.content.is_none()
+    {
+        Arc::make_mut(snapshot).nodes = BTreeSet::from([operation.node]);
+    }
+    removal::collect(state, now, Some(operation.snapshot));
+    Ok(Response::Operation(id))
+}
+
+pub(super) fn cancel_operation(state: &mut State, operation: &str) -> Outcome {
+    let id = names::operation(state, operation)?.id;
+    if let Some(operation) = state.operations.get_mut(&id)
+        && operation.state == OperationState::Open
+    {
+        Arc::make_mut(operation).cancel_requested = true;
+    }
+    Ok(Response::Operation(id))
+}

@@ -1,0 +1,286 @@
+//! One of every command.
+
+use raft::state::*;
+
+use super::{blob, capacity, content, disk, labels};
+
+/// Every command there is, in every shape, by name.
+fn commands() -> Vec<(&'static str, Command)> {
+    let operation = OperationId(7 * DERIVED_IDS);
+    let mut commands = vec![
+        (
+            "found",
+            Command::Found {
+                cluster: ClusterId(0x11),
+                name: "n1".into(),
+                address: "h1:7000".into(),
+            },
+        ),
+        (
+            "create-token",
+            Command::CreateToken {
+                id: TokenId(0x21),
+                key_hash: [9; 32],
+                expires_at: 99,
+            },
+        ),
+        ("revoke-token", Command::RevokeToken { id: "01ABC".into() }),
+        (
+            "join",
+            Command::Join {
+                key_hash: [9; 32],
+                name: "n2".into(),
+                address: "h2:7000".into(),
+            },
+        ),
+        (
+            "report-node",
+            Command::ReportNode {
+                node: 2,
+                address: "h2:7001".into(),
+                capacity: capacity(),
+            },
+        ),
+        (
+            "label-node",
+            Command::LabelNode {
+                node: "n1".into(),
+                set: labels(),
+                remove: vec!["old".into()],
+            },
+        ),
+        (
+            "cordon-node",
+            Command::CordonNode {
+                node: "n1".into(),
+                schedulable: false,
+            },
+        ),
+        (
+            "report-image",
+            Command::ReportImage {
+                image: ImageId(0x31),
+                node: 2,
+            },
+        ),
+        (
+            "delete-image",
+            Command::DeleteImage {
+                image: "tiny".into(),
+            },
+        ),
+        (
+            "delete-vm",
+            Command::DeleteVm {
+                vm: "a".into(),
+                force: true,
+            },
+        ),
+        (
+            "fail",
+            Command::FailOperation {
+                operation,
+                reason: "disk full".into(),
+                cancelled: true,
+            },
+        ),
+        (
+            "cancel",
+            Command::CancelOperation {
+                operation: "01ABC".into(),
+            },
+        ),
+        (
+            "tag",
+            Command::TagSnapshot {
+                snapshot: "01ABC".into(),
+                name: "gold".into(),
+            },
+        ),
+        (
+            "delete-snapshot",
+            Command::DeleteSnapshot {
+                snapshot: "a@gold".into(),
+            },
+        ),
+        (
+            "lost-snapshot",
+            Command::LostSnapshot {
+                snapshot: SnapshotId(0x51),
+                node: 1,
+            },
+        ),
+        (
+            "snapshot-ready",
+            Command::SnapshotReady {
+                operation,
+                content: content(),
+            },
+        ),
+        (
+            "purged",
+            Command::Purged {
+                node: 1,
+                objects: vec![
+                    ObjectId::Image(ImageId(0x31)),
+                    ObjectId::Vm(VmId(0x41)),
+                    ObjectId::Snapshot(SnapshotId(0x51)),
+                ],
+            },
+        ),
+        (
+            "report-children",
+            Command::ReportChildren {
+                operation,
+                results: vec![
+                    (
+                        0,
+                        ChildResult {
+                            running_us: 21_000,
+                            error: String::new(),
+                        },
+                    ),
+                    (
+                        999,
+                        ChildResult {
+                            running_us: 0,
+                            error: "no memory".into(),
+                        },
+                    ),
+                ],
+            },
+        ),
+    ];
+    commands.extend(images_and_vms());
+    commands.extend(captures(operation));
+    commands
+}
+
+fn images_and_vms() -> Vec<(&'static str, Command)> {
+    let image = |kernel, initrd, disk, ready_line| Command::ImportImage {
+        id: ImageId(0x31),
+        name: "tiny".into(),
+        kernel,
+        initrd,
+        disk,
+        cmdline: "console=ttyS0".into(),
+        ready_line,
+        boot_timeout_ms: 30_000,
+        node: 1,
+    };
+    let vm = |node, cpu_model, accelerator| Command::CreateVm {
+        id: VmId(0x41),
+        name: "a".into(),
+        image: "tiny".into(),
+        node,
+        candidates: vec![1, 2, 300],
+        cpus: 4,
+        memory_bytes: 256 << 20,
+        disk_bytes: 0,
+        accelerator,
+        cpu_model,
+        cmdline: "quiet".into(),
+        labels: labels(),
+    };
+    let phases = [
+        Phase::Pending,
+        Phase::Running,
+        Phase::Paused,
+        Phase::Stopped,
+        Phase::Failed,
+    ];
+    let report = |phase| VmReport {
+        vm: VmId(0x41),
+        boot: 3,
+        phase,
+        reason: "because".into(),
+    };
+    let power = |action| Command::SetPower {
+        vm: "a".into(),
+        action,
+    };
+    vec![
+        (
+            "import-full",
+            image(
+                Some(blob(1)),
+                Some(blob(2)),
+                Some(disk()),
+                Some("ready".into()),
+            ),
+        ),
+        ("import-bare", image(Some(blob(1)), None, None, None)),
+        (
+            "create-vm-full",
+            vm(Some("n1".into()), Some("max".into()), Accelerator::Kvm),
+        ),
+        ("create-vm-bare", vm(None, None, Accelerator::Auto)),
+        ("create-vm-tcg", vm(None, None, Accelerator::Tcg)),
+        ("power-start", power(PowerAction::Start)),
+        ("power-stop", power(PowerAction::Stop)),
+        ("power-force-stop", power(PowerAction::ForceStop)),
+        ("power-pause", power(PowerAction::Pause)),
+        ("power-resume", power(PowerAction::Resume)),
+        ("power-restart", power(PowerAction::Restart)),
+        (
+            "report-vms",
+            Command::ReportVms {
+                node: 1,
+                reports: phases.map(report).into(),
+            },
+        ),
+    ]
+}
+
+fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
+    let capture = |name: Option<&str>, mode| Command::CreateSnapshot {
+        operation,
+        vm: "a".into(),
+        name: name.map(Into::into),
+        mode,
+        expires_at: 9_000,
+    };
+    let fork = |source, name: Option<&str>, paused| Command::Fork {
+        operation,
+        source,
+        count: 1_000,
+        name: name.map(Into::into),
+        mode: CaptureMode::Live,
+        paused,
+        labels: labels(),
+        expires_at: 9_000,
+    };
+    let snapshot = |vm: Option<&str>| ForkSource::Snapshot {
+        snapshot: "gold".into(),
+        vm: vm.map(Into::into),
+    };
+    vec![
+        ("capture-named", capture(Some("gold"), CaptureMode::Auto)),
+        ("capture-paused", capture(None, CaptureMode::Paused)),
+        ("fork-vm", fork(ForkSource::Vm("a".into()), Some("c"), true)),
+        ("fork-snapshot", fork(snapshot(None), None, false)),
+        (
+            "fork-vm-and-snapshot",
+            fork(snapshot(Some("a")), None, false),
+        ),
+    ]
+}
+
+/// A proposal for every command, one of them with a request.
+pub fn proposals() -> Vec<(String, Proposal)> {
+    let propose = |(name, command): (&str, Command)| {
+        let request = name.starts_with("fork").then(|| RequestKey {
+            id: "r-1".into(),
+            body: [5; 32],
+        });
+        (
+            name.to_owned(),
+            Proposal {
+                request,
+                now: 1_700_000_000_000,
+                command,
+            },
+        )
+    };
+    commands().into_iter().map(propose).collect()
+}

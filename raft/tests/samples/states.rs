@@ -1,0 +1,187 @@
+//! A state with one of everything.
+
+use std::sync::Arc;
+
+use raft::state::*;
+
+use super::{blob, capacity, content, disk, labels, proposals, spec};
+
+/// A state with one of everything.
+pub fn state() -> State {
+    let mut state = State::new();
+    // The records of requests are made as they are in life: refusals without a text that may be reworded.
+    let refused = ["revoke-token", "join", "label-node"];
+    for (name, proposal) in proposals()
+        .into_iter()
+        .filter(|(name, _)| refused.contains(&&**name))
+    {
+        let request = Some(RequestKey {
+            id: format!("r-{name}"),
+            body: [name.len() as u8; 32],
+        });
+        let proposal = Proposal {
+            request,
+            ..proposal
+        };
+        assert!(apply(&mut state, &proposal).is_err(), "{name}");
+    }
+    state.cluster = Some(ClusterId(0x11));
+    state.next_node = 3;
+    for (id, capacity) in [(1, Some(capacity())), (2, None)] {
+        let node = Node {
+            id,
+            name: format!("n{id}"),
+            address: format!("h{id}:7000"),
+            schedulable: id == 1,
+            labels: labels(),
+            created_at: 10 + id,
+            capacity,
+        };
+        state.nodes.insert(id, Arc::new(node));
+    }
+    state.tokens.insert(
+        TokenId(0x21),
+        Token {
+            key_hash: [9; 32],
+            created_at: 20,
+            expires_at: 99,
+        },
+    );
+    let image = Image {
+        id: ImageId(0x31),
+        name: "tiny".into(),
+        kernel: Some(blob(1)),
+        initrd: Some(blob(2)),
+        disk: Some(disk()),
+        cmdline: "console=ttyS0".into(),
+        ready_line: Some("ready".into()),
+        boot_timeout_ms: 30_000,
+        nodes: [1, 2].into(),
+        created_at: 30,
+    };
+    state.images.insert(image.id, Arc::new(image));
+    add_vms(&mut state);
+    add_operations(&mut state);
+    for (object, name) in [
+        (ObjectId::Vm(VmId(0x49)), "gone"),
+        (ObjectId::Snapshot(SnapshotId(0x59)), "gone"),
+        (ObjectId::Image(ImageId(0x39)), "gone"),
+    ] {
+        let tombstone = Tombstone {
+            name: name.into(),
+            nodes: [1].into(),
+            created_at: 40,
+        };
+        state.tombstones.insert(object, tombstone);
+    }
+    check(&state).unwrap();
+    state
+}
+
+fn add_vms(state: &mut State) {
+    let snapshot = OperationId(DERIVED_IDS).snapshot();
+    let vm = |id, name: &str, source, power, phase| Vm {
+        id: VmId(id),
+        name: name.into(),
+        node: 1,
+        spec: spec(),
+        source,
+        parent: (source != Source::Image).then(|| (VmId(0x41), "a".into())),
+        labels: labels(),
+        power,
+        generation: 5,
+        boot: 2,
+        phase,
+        reason: "because".into(),
+        reported_boot: 1,
+        operation: (source != Source::Image).then_some(OperationId(DERIVED_IDS)),
+        created_at: 50,
+    };
+    let fork = Source::Snapshot(snapshot);
+    for vm in [
+        vm(0x41, "a", Source::Image, Power::Running, Phase::Running),
+        vm(0x42, "b", fork, Power::Paused, Phase::Paused),
+        vm(
+            0x43,
+            "c",
+            fork,
+            Power::Stopped { force: false },
+            Phase::Stopped,
+        ),
+        vm(
+            0x44,
+            "d",
+            fork,
+            Power::Stopped { force: true },
+            Phase::Failed,
+        ),
+        vm(0x45, "e", fork, Power::Running, Phase::Pending),
+    ] {
+        state.vms.insert(vm.id, Arc::new(vm));
+    }
+}
+
+fn add_operations(state: &mut State) {
+    let failed = OperationState::Failed {
+        reason: "disk full".into(),
+        cancelled: true,
+    };
+    for (number, kind, how) in [
+        (1, OperationKind::Fork, OperationState::Complete),
+        (2, OperationKind::Snapshot, OperationState::Open),
+        (3, OperationKind::Fork, failed),
+    ] {
+        let id = OperationId(number * DERIVED_IDS);
+        let count = if kind == OperationKind::Fork { 2 } else { 0 };
+        let results = [
+            (
+                0,
+                ChildResult {
+                    running_us: 21_000,
+                    error: String::new(),
+                },
+            ),
+            (
+                1,
+                ChildResult {
+                    running_us: 0,
+                    error: "no memory".into(),
+                },
+            ),
+        ];
+        let operation = Operation {
+            id,
+            kind,
+            vm: Some(VmId(0x41)),
+            snapshot: id.snapshot(),
+            mode: CaptureMode::Live,
+            count,
+            results: results.into_iter().take(count as usize).collect(),
+            node: 1,
+            created_at: 60,
+            expires_at: 70,
+            ended_at: (how != OperationState::Open).then_some(65),
+            cancel_requested: how != OperationState::Complete,
+            state: how,
+        };
+        state.operations.insert(id, Arc::new(operation));
+    }
+    for (number, name, content) in [
+        (1, Some("gold".to_owned()), Some(content())),
+        (2, None, None),
+    ] {
+        let operation = OperationId(number * DERIVED_IDS);
+        let snapshot = Snapshot {
+            id: operation.snapshot(),
+            name,
+            vm: (VmId(0x41), "a".into()),
+            parent: (number == 2).then(|| OperationId(DERIVED_IDS).snapshot()),
+            nodes: content.iter().map(|_| 1).collect(),
+            spec: spec(),
+            operation,
+            content,
+            created_at: 60,
+        };
+        state.snapshots.insert(snapshot.id, Arc::new(snapshot));
+    }
+}
