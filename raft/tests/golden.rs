@@ -15,7 +15,10 @@ mod samples;
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
-use raft::codec;
+use raft::{
+    codec,
+    state::{Command, ObjectId, Proposal, VmId},
+};
 
 type Records = BTreeMap<String, Vec<u8>>;
 
@@ -152,4 +155,30 @@ fn a_length_that_lies_allocates_nothing() {
         codec::decode_proposal(&record),
         Err(codec::CodecError::Malformed(_))
     ));
+}
+
+/// Whatever the log takes must be readable: a member that cannot read what was committed has to stop.
+#[test]
+fn the_largest_proposals_are_read() {
+    let limit = usize::try_from(codec::PROPOSAL_LIMIT).unwrap();
+    let one_long_text = Command::CancelOperation {
+        operation: "x".repeat(limit - 10),
+    };
+    // The smallest items there are, so that the most of them fit: two bytes each.
+    let objects = vec![ObjectId::Vm(VmId(1)); limit / 2 - 10];
+    let many_small_items = Command::Purged { node: 1, objects };
+    for command in [one_long_text, many_small_items] {
+        let proposal = Proposal {
+            request: None,
+            now: 1,
+            command,
+        };
+        let record = codec::encode_proposal(&proposal);
+        assert!(
+            (limit - 30..=limit).contains(&record.len()),
+            "{} bytes",
+            record.len()
+        );
+        assert_eq!(codec::decode_proposal(&record).unwrap(), proposal);
+    }
 }
