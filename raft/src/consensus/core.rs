@@ -68,7 +68,11 @@ impl Core {
     }
 
     pub(super) fn status(&self) -> Status {
-        status(&self.metrics().borrow(), self.health.is_fine())
+        Status {
+            // openraft learns of it a little later.
+            applied: *self.applied.borrow(),
+            ..status(&self.metrics().borrow(), self.health.is_fine())
+        }
     }
 
     /// Whether nothing will come of anything any more.

@@ -33,6 +33,8 @@ pub struct Status {
     pub leader: Option<u64>,
     /// Who votes. While they change, both sets.
     pub voters: BTreeSet<u64>,
+    /// Whether the voters are being changed: until that is done, it takes a majority of both sets.
+    pub changing: bool,
     /// Who follows without a vote.
     pub learners: BTreeSet<u64>,
     /// The last log index that its state includes.
@@ -114,6 +116,7 @@ pub(super) fn status(metrics: &RaftMetrics<u64, EmptyNode>, quorum_ok: bool) -> 
         term: metrics.current_term,
         leader: metrics.current_leader,
         voters: membership.voter_ids().collect(),
+        changing: membership.get_joint_config().len() > 1,
         learners: membership.learner_ids().collect(),
         applied: metrics.last_applied.map_or(0, |id| id.index),
         last_log: metrics.last_log_index.unwrap_or(0),
@@ -133,8 +136,9 @@ pub(super) struct Observer {
 impl Observer {
     pub(super) async fn run(mut self) {
         let mut seen = None;
+        let mut news = true;
         loop {
-            if let Some(reason) = self.look(&mut seen) {
+            if let Some(reason) = self.look(&mut seen, news) {
                 if !self.stop.is_cancelled() {
                     tracing::error!(reason = &*reason, "the consensus has failed");
                     self.fatal.send_replace(Some(reason));
@@ -150,18 +154,20 @@ impl Observer {
                     .send_replace(Some("the consensus ended unexpectedly".into()));
                 return;
             }
+            news = changed.is_ok();
         }
     }
 
-    /// Takes the metrics in. Returns why openraft has died, if it has.
-    fn look(&mut self, seen: &mut Option<Seen>) -> Option<Arc<str>> {
+    /// Takes the metrics in; `news` says whether they are of now, so that ages in them count from now. Returns why openraft
+    /// has died, if it has.
+    fn look(&mut self, seen: &mut Option<Seen>, news: bool) -> Option<Arc<str>> {
         let metrics = self.metrics.borrow_and_update();
         if let Err(fatal) = &metrics.running_state {
             return Some(fatal.to_string().into());
         }
         if is_leader(&metrics)
             && let Some(age) = metrics.millis_since_quorum_ack
-            && metrics.has_changed()
+            && news
         {
             let age = Duration::from_millis(age);
             if let Some(at) = Instant::now().checked_sub(age) {
