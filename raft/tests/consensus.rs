@@ -190,7 +190,6 @@ async fn reads_anywhere_see_what_was_answered() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_majority_requests_are_refused_soon() {
     within(LIMIT, async {
-        tracing_subscriber::fmt().with_env_filter("openraft::engine=info,raft=debug").init();
         for leader_stays in [true, false] {
             let mut cluster = Cluster::of(3, as_meant).await;
             let leader = cluster.leader(1, &[]).await;
@@ -218,12 +217,12 @@ async fn without_a_majority_requests_are_refused_soon() {
             assert!(!handle.status().quorum_ok);
 
             // It comes back by itself.
-            eprintln!("A");let other = stays % 3 + 1;
+            let other = stays % 3 + 1;
             cluster.start(other, false).await;
             cluster
                 .until_status(stays, "a majority", |status| status.quorum_ok)
                 .await;
-            eprintln!("B");cluster.write(stays, "again").await;eprintln!("C");
+            cluster.write(stays, "again").await;
             cluster.end().await;
         }
     })

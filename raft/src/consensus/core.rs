@@ -19,6 +19,7 @@ use super::{
     peers::{CallError, Peers},
     proposals::{self, Applied, Pending},
     reads,
+    service::says_no_quorum,
     types::Raft,
     wire::ProposeReply,
 };
@@ -238,14 +239,9 @@ impl Core {
         };
         match answer {
             Ok(answer) => Attempt::Done(answer.index),
-            // It says so when it leads, and has lost its majority.
-            Err(CallError::Status { status, .. })
-                if status.code() == tonic::Code::ResourceExhausted =>
-            {
-                Attempt::NoQuorum {
-                    maybe_applied: false,
-                }
-            }
+            Err(CallError::Status { status, .. }) if says_no_quorum(&status) => Attempt::NoQuorum {
+                maybe_applied: false,
+            },
             Err(error) => {
                 tracing::debug!(leader, %error, "the leader did not tell its index");
                 Attempt::Again {

@@ -28,10 +28,10 @@ pub enum StartError {
     },
     /// The times do not fit each other.
     #[error("the consensus is not configured soundly")]
-    Config(#[source] openraft::ConfigError),
+    Config(#[source] Box<openraft::ConfigError>),
     /// openraft did not start.
     #[error("the consensus did not start")]
-    Raft(#[source] openraft::error::Fatal<u64>),
+    Raft(#[source] Box<openraft::error::Fatal<u64>>),
     /// A task of the start panicked.
     #[error("the start was interrupted")]
     Interrupted(#[source] tokio::task::JoinError),

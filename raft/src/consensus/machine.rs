@@ -78,7 +78,7 @@ impl<A: App> Machine<A> {
         Ok((machine, outlets))
     }
 
-    fn apply_entry(&mut self, entry: Entry) -> Result<Outcomes, StorageError> {
+    fn apply_entry(&mut self, entry: Entry) -> Result<Outcomes, Inapplicable> {
         let id = entry.log_id;
         let outcomes = match entry.payload {
             EntryPayload::Blank => Outcomes::default(),
@@ -92,14 +92,14 @@ impl<A: App> Machine<A> {
         Ok(outcomes)
     }
 
-    fn apply_batch(&mut self, id: LogId, batch: &Batch) -> Result<Outcomes, StorageError> {
+    fn apply_batch(&mut self, id: LogId, batch: &Batch) -> Result<Outcomes, Inapplicable> {
         let mut outcomes = Vec::with_capacity(batch.0.len());
         for proposal in &batch.0 {
             // openraft would not notice that its task has ended. The state is not used after a panic.
             let outcome = catch_unwind(AssertUnwindSafe(|| self.app.apply(proposal)))
-                .map_err(|_| AnyError::error("the application panicked"))
+                .map_err(|_| "the application panicked".into())
                 .and_then(|applied| applied.map_err(|e| described(&e)))
-                .map_err(|e| StorageIOError::apply(id, e))?;
+                .map_err(|reason| Inapplicable { id, reason })?;
             outcomes.push(outcome.into());
         }
         Ok(Outcomes(outcomes))
@@ -136,7 +136,8 @@ impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
         let outcomes = entries
             .into_iter()
             .map(|entry| self.apply_entry(entry))
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| StorageIOError::apply(e.id, AnyError::error(e.reason)))?;
         self.publish();
         Ok(outcomes)
     }
@@ -168,7 +169,8 @@ impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
     ) -> Result<(), StorageError> {
         let SnapshotBytes(state) = *snapshot;
         let app = A::restore(&state)
-            .map_err(|e| StorageIOError::read_snapshot(Some(meta.signature()), described(&e)))?;
+            .map_err(|e| AnyError::error(described(&e)))
+            .map_err(|e| StorageIOError::read_snapshot(Some(meta.signature()), e))?;
         save(&self.snapshots, meta.clone(), state).await?;
         self.app = app;
         self.last = meta.last_log_id;
@@ -221,8 +223,14 @@ async fn save(
         .map_err(|e| StorageIOError::write_snapshot(Some(signature), e).into())
 }
 
+/// An entry that cannot be applied, and why.
+struct Inapplicable {
+    id: LogId,
+    reason: String,
+}
+
 /// openraft keeps errors as text; the causes are put into it.
-fn described(error: &AppError) -> AnyError {
+fn described(error: &AppError) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -230,5 +238,5 @@ fn described(error: &AppError) -> AnyError {
         text.push_str(&error.to_string());
         cause = error.source();
     }
-    AnyError::error(text)
+    text
 }

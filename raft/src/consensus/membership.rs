@@ -25,7 +25,7 @@ const CHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// How far behind the log's end a learner may be and become a voter, entries.
 const LAG: u64 = 100;
 
-/// Within which time a learner must have answered to become a voter.
+/// Within which time a node must have answered to count as live.
 const LIVE: Duration = Duration::from_secs(1);
 
 type Ids = BTreeSet<u64>;
@@ -56,6 +56,8 @@ struct Situation {
     members: Ids,
     /// Learners that could vote now.
     ready: Ids,
+    /// Nodes that have answered lately, this one included.
+    live: Ids,
 }
 
 /// How many of a number of members vote: an odd number, at most five. Two voters are worse than one, since the loss of
@@ -97,21 +99,40 @@ fn target(now: &Situation) -> Ids {
     let wanted = voters_of(now.members.len());
     let stay = now.voters.intersection(&now.members).copied();
     let join = now.ready.intersection(&now.members).copied();
-    // This node first, since it leads; then those that vote already; then those that could.
-    let mut order: Vec<u64> = stay.chain(join).collect();
-    order.sort_by_key(|id| *id != now.me);
-    let all_stay = now.voters.is_subset(&now.members);
-    let possible = order.len().min(wanted);
-    let count = match possible {
-        // As long as nobody is to go and nobody too many votes, an even number is not made odd by sending a voter away.
-        count if all_stay && now.voters.len() <= wanted && count <= now.voters.len() => {
-            return now.voters.clone();
-        }
-        count if count % 2 == 0 => count.saturating_sub(1),
-        count => count,
+    // This node first, since it leads; then those that vote already, live ones first; then those that could.
+    let rank = |id: &u64| match () {
+        () if *id == now.me => 0,
+        () if !now.voters.contains(id) => 3,
+        () if now.live.contains(id) => 1,
+        () => 2,
     };
-    order.truncate(count);
-    order.into_iter().collect()
+    let mut order: Vec<u64> = stay.chain(join).collect();
+    order.sort_by_key(rank);
+    let possible = order.len().min(wanted);
+    let nobody_goes = now.voters.is_subset(&now.members) && now.voters.len() <= wanted;
+    if nobody_goes && possible <= now.voters.len() {
+        return now.voters.clone();
+    }
+    order.truncate(match possible.is_multiple_of(2) {
+        true => possible.saturating_sub(1),
+        false => possible,
+    });
+    let target: Ids = order.into_iter().collect();
+    // A majority that may be gone could never agree to have become one.
+    match target.intersection(&now.live).count() * 2 > target.len() {
+        true => target,
+        false => now.voters.clone(),
+    }
+}
+
+/// Whether a learner has nearly all that the leader has.
+fn is_caught_up(metrics: &RaftMetrics<u64, EmptyNode>, id: u64) -> bool {
+    let matched = metrics
+        .replication
+        .as_ref()
+        .and_then(|replication| replication.get(&id).copied().flatten());
+    let end = metrics.last_log_index.unwrap_or(0);
+    matched.is_some() && matched.next_index().saturating_add(LAG) > end
 }
 
 /// The task.
@@ -180,9 +201,10 @@ impl Membership {
         let membership = metrics.membership_config.membership();
         let configs = membership.get_joint_config();
         let voters = configs.last().cloned().unwrap_or_default();
+        let is_live = |id: &u64| *id == metrics.id || self.peers.is_live(*id, LIVE);
         let ready = membership
             .learner_ids()
-            .filter(|id| self.is_ready(metrics, *id))
+            .filter(|id| is_live(id) && is_caught_up(metrics, *id))
             .collect();
         Situation {
             me: metrics.id,
@@ -191,18 +213,12 @@ impl Membership {
             learners: membership.learner_ids().collect(),
             members: self.members.borrow().clone(),
             ready,
+            live: membership
+                .nodes()
+                .map(|(id, _)| *id)
+                .filter(is_live)
+                .collect(),
         }
-    }
-
-    fn is_ready(&self, metrics: &RaftMetrics<u64, EmptyNode>, id: u64) -> bool {
-        let matched = metrics
-            .replication
-            .as_ref()
-            .and_then(|replication| replication.get(&id).copied().flatten());
-        let end = metrics.last_log_index.unwrap_or(0);
-        matched.is_some()
-            && matched.next_index().saturating_add(LAG) > end
-            && self.peers.is_live(id, LIVE)
     }
 
     /// Whether this node leads and its state is as new as any: what the state does not name is really gone.
@@ -229,5 +245,118 @@ impl Membership {
         };
         self.raft.change_membership(change, true).await?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids<const N: usize>(ids: [u64; N]) -> Ids {
+        Ids::from(ids)
+    }
+
+    /// Node 1 leads, and all are live.
+    fn situation<const V: usize, const L: usize, const M: usize>(
+        voters: [u64; V],
+        learners: [u64; L],
+        members: [u64; M],
+    ) -> Situation {
+        Situation {
+            me: 1,
+            voters: ids(voters),
+            changing: false,
+            learners: ids(learners),
+            members: ids(members),
+            ready: ids(learners),
+            live: ids(voters).union(&ids(learners)).copied().collect(),
+        }
+    }
+
+    /// Takes steps until there are none, and returns who votes and who learns then.
+    fn settle(mut now: Situation) -> (Ids, Ids) {
+        for _ in 0..20 {
+            match next_step(&now) {
+                None => return (now.voters, now.learners),
+                Some(Step::Finish(_)) => now.changing = false,
+                Some(Step::AddLearner(id)) => {
+                    now.learners.insert(id);
+                    now.ready.insert(id);
+                    now.live.insert(id);
+                }
+                Some(Step::SetVoters(voters)) => {
+                    let all: Ids = now.voters.union(&now.learners).copied().collect();
+                    now.learners = all.difference(&voters).copied().collect();
+                    now.ready = now.learners.intersection(&now.live).copied().collect();
+                    now.voters = voters;
+                    now.changing = true;
+                }
+                Some(Step::Remove(gone)) => {
+                    now.learners.retain(|id| !gone.contains(id));
+                    now.ready.retain(|id| !gone.contains(id));
+                }
+            }
+        }
+        panic!("it does not settle: {now:?}");
+    }
+
+    #[test]
+    fn an_odd_number_votes() {
+        let alone = || situation([1], [], [1]);
+        let with = |members: &[u64]| Situation {
+            members: members.iter().copied().collect(),
+            ..alone()
+        };
+        assert_eq!(settle(with(&[])), (ids([1]), ids([])));
+        assert_eq!(settle(with(&[1])), (ids([1]), ids([])));
+        assert_eq!(settle(with(&[1, 2])), (ids([1]), ids([2])));
+        assert_eq!(settle(with(&[1, 2, 3])), (ids([1, 2, 3]), ids([])));
+        assert_eq!(settle(with(&[1, 2, 3, 4])), (ids([1, 2, 3]), ids([4])));
+        let seven = with(&[1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(settle(seven), (ids([1, 2, 3, 4, 5]), ids([6, 7])));
+    }
+
+    #[test]
+    fn who_is_gone_is_replaced_or_removed() {
+        let replaced = situation([1, 2, 3], [4], [1, 3, 4]);
+        assert_eq!(settle(replaced), (ids([1, 3, 4]), ids([])));
+        let two_left = situation([1, 2, 3], [], [1, 3]);
+        assert_eq!(settle(two_left), (ids([1]), ids([3])));
+        let leader_gone = situation([1, 2, 3], [4], [2, 3, 4]);
+        assert_eq!(settle(leader_gone), (ids([2, 3, 4]), ids([])));
+    }
+
+    #[test]
+    fn nobody_votes_who_is_behind_or_away() {
+        let behind = Situation {
+            ready: ids([2]),
+            ..situation([1], [2, 3], [1, 2, 3])
+        };
+        assert_eq!(next_step(&behind), None);
+        let away = Situation {
+            live: ids([1, 2]),
+            ..situation([1, 2, 3], [4], [1, 2, 3, 4])
+        };
+        assert_eq!(next_step(&away), None, "being away removes nobody");
+        let shrinking = Situation {
+            live: ids([1, 4]),
+            ..situation([1, 2, 3, 4, 5], [], [1, 2, 3, 4])
+        };
+        // Two of three are live; 3, which is away, keeps its vote only for want of others.
+        assert_eq!(next_step(&shrinking), Some(Step::SetVoters(ids([1, 2, 4]))));
+        let hopeless = Situation {
+            live: ids([1]),
+            ..situation([1, 2, 3], [], [2, 3])
+        };
+        assert_eq!(next_step(&hopeless), None, "2 and 3 are away, 1 is to go");
+    }
+
+    #[test]
+    fn a_change_that_was_begun_is_ended_first() {
+        let changing = Situation {
+            changing: true,
+            ..situation([1, 2, 3], [], [1])
+        };
+        assert_eq!(next_step(&changing), Some(Step::Finish(ids([1, 2, 3]))));
     }
 }

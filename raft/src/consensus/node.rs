@@ -82,7 +82,7 @@ impl Config {
             ..openraft::Config::default()
         }
         .validate()
-        .map_err(StartError::Config)
+        .map_err(|e| StartError::Config(Box::new(e)))
     }
 }
 
@@ -161,7 +161,7 @@ pub async fn start<A: App>(
         opened.machine,
     )
     .await
-    .map_err(StartError::Raft)?;
+    .map_err(|e| StartError::Raft(Box::new(e)))?;
     // A follower hears from its leader at every heartbeat; beyond two elections' time something is amiss.
     let health = Arc::new(Health::new(config.election.1 * 2, config.patience));
     let (status_tx, status_rx) = watch::channel(status(&raft.metrics().borrow(), false));

@@ -12,7 +12,7 @@ use proto::peer::{
     raft_service_server::RaftService,
 };
 use serde::de::DeserializeOwned;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use super::{
     core::{Attempt, Core},
@@ -20,6 +20,9 @@ use super::{
     wire::{self, ProposeReply},
 };
 use crate::codec;
+
+/// Set on the status of a leader that has lost its majority.
+const NO_QUORUM: &str = "forkypig-no-quorum";
 
 /// The service of one member.
 #[derive(Clone)]
@@ -154,10 +157,24 @@ impl RaftService for Service {
         match self.0.read_index_here().await {
             Attempt::Done(index) => Ok(Response::new(ReadIndexResponse { index })),
             Attempt::Again { .. } => Err(Status::aborted("not now: ask again")),
-            Attempt::NoQuorum { .. } => Err(Status::resource_exhausted("no majority answers")),
+            Attempt::NoQuorum { .. } => Err(no_quorum()),
             Attempt::Stopped { .. } => Err(Status::unavailable("the node is stopping")),
         }
     }
+}
+
+/// What [`says_no_quorum`] recognises.
+fn no_quorum() -> Status {
+    let mut status = Status::unavailable("no majority answers");
+    status
+        .metadata_mut()
+        .insert(NO_QUORUM, MetadataValue::from_static("1"));
+    status
+}
+
+/// Whether a leader answered that it has lost its majority.
+pub(super) fn says_no_quorum(status: &Status) -> bool {
+    status.metadata().contains_key(NO_QUORUM)
 }
 
 /// Collects a snapshot's bytes.

@@ -9,6 +9,8 @@ mod frame;
 mod io;
 pub mod sled;
 mod store;
+#[cfg(test)]
+mod store_tests;
 
 pub use self::{
     backend::{Key, LogBackend, LogError},

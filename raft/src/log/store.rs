@@ -138,6 +138,12 @@ impl LogStore {
     }
 }
 
+/// The way to the log's thread, for tests of what it wrote.
+#[cfg(test)]
+pub(super) fn writer(log: &LogStore) -> &Writer {
+    &log.writer
+}
+
 /// What a log held when it was opened.
 struct Found {
     vote: Option<Vote>,
@@ -170,6 +176,10 @@ impl Found {
                 return Err(LogError::Damaged("it does not say whose it is".into()));
             }
             None => put(backend, Key::Identity, identity)?,
+        }
+        // Only the entry that founds a cluster comes before the first vote.
+        if found.vote.is_none() && found.last.is_some_and(|id| id.index > 0) {
+            return Err(LogError::Damaged("its vote is missing".into()));
         }
         // It is written after the entries are on disk.
         if found.committed.map(|id| id.index) > found.last.map(|id| id.index) {

@@ -87,7 +87,6 @@ impl Cluster {
                 let voters = status.voters.iter().copied();
                 status.leader.is_some() && !status.changing && voters.eq(1..=count)
             };
-            eprintln!("wait {id} {:?}", cluster.handle(id).status());
             cluster.until_status(id, "all vote", settled).await;
         }
         cluster
@@ -98,13 +97,17 @@ impl Cluster {
         self.dir.path().join(id.to_string())
     }
 
+    /// What dials the members.
+    pub fn dialer(&self) -> Arc<dyn Dialer> {
+        Arc::clone(&self.addresses) as Arc<dyn Dialer>
+    }
+
     /// Starts a member, at a new address.
     pub async fn start(&mut self, id: u64, create: bool) {
         let mut config = Config::new(id, "test", self.dir(id));
         config.create = create;
         (self.tune)(&mut config);
-        let dialer = Arc::clone(&self.addresses) as Arc<dyn Dialer>;
-        let handle = start::<TextApp>(config, dialer).await.unwrap();
+        let handle = start::<TextApp>(config, self.dialer()).await.unwrap();
         let member = self.serve(id, handle).await;
         assert!(self.members.insert(id, member).is_none());
     }

@@ -1,0 +1,263 @@
+//! What is found when a log is opened: what was written, or an error that says what is wrong.
+
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader as _, storage::RaftLogStorage as _};
+use tempfile::TempDir;
+
+use super::{
+    Identity, Key, LogBackend, LogError, LogGuard, LogStore, frame, io::Write, sled::SledBackend,
+    store,
+};
+use crate::{
+    codec,
+    consensus::{
+        records,
+        types::{Batch, Entry, LogId, Vote},
+    },
+};
+
+fn identity() -> Identity {
+    Identity {
+        cluster_id: "tests".into(),
+        node_id: 7,
+    }
+}
+
+fn id(index: u64) -> LogId {
+    LogId::new(CommittedLeaderId::new(2, 7), index)
+}
+
+fn entry(index: u64) -> Entry {
+    let proposal = Bytes::from(vec![b'x'; 10_000]);
+    Entry {
+        log_id: id(index),
+        payload: EntryPayload::Normal(Batch(vec![proposal])),
+    }
+}
+
+fn open(dir: &Path, create: bool) -> Result<(LogStore, LogGuard), LogError> {
+    LogStore::open(SledBackend::open(dir, create)?, &identity())
+}
+
+/// The same way that the store takes, without openraft's callback, which only it can make.
+async fn append(log: &LogStore, entries: impl IntoIterator<Item = u64>) {
+    let records = entries
+        .into_iter()
+        .map(|index| {
+            let body = codec::encode(&records::Entry::from(entry(index)));
+            (index, frame::frame(index, &body))
+        })
+        .collect();
+    store::writer(log)
+        .write(Write::Append(records))
+        .await
+        .unwrap();
+}
+
+/// A log with a vote and the entries 0 to 9.
+async fn written() -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let (mut log, guard) = open(&path, true).unwrap();
+    log.save_vote(&Vote::new(2, 7)).await.unwrap();
+    append(&log, 0..10).await;
+    drop(guard);
+    (dir, path)
+}
+
+fn damage(path: &Path) -> String {
+    match open(path, false).map(|_| ()) {
+        Err(LogError::Damaged(what)) => what,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn what_was_written_is_there_after_reopening() {
+    let (_dir, path) = written().await;
+    {
+        let (mut log, guard) = open(&path, false).unwrap();
+        assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(2, 7)));
+        let entries = log.try_get_log_entries(..).await.unwrap();
+        assert_eq!(entries, (0..10).map(entry).collect::<Vec<_>>());
+        log.truncate(id(8)).await.unwrap();
+        log.save_committed(Some(id(6))).await.unwrap();
+        log.purge(id(3)).await.unwrap();
+        drop(guard);
+        assert!(log.try_get_log_entries(..).await.is_err(), "it is closed");
+    }
+    let (mut log, _guard) = open(&path, false).unwrap();
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_purged_log_id, Some(id(3)));
+    assert_eq!(state.last_log_id, Some(id(7)));
+    assert_eq!(log.read_committed().await.unwrap(), Some(id(6)));
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(entries, (4..8).map(entry).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn what_was_purged_may_be_left_over() {
+    let (_dir, path) = written().await;
+    {
+        // As if the process had ended between recording it and removing anything.
+        let backend = SledBackend::open(&path, false).unwrap();
+        let record = codec::encode(&records::LogId::from(id(4)));
+        let record = frame::frame(0, &record);
+        backend.put(Key::Purged, &record, true).unwrap();
+    }
+    let (mut log, guard) = open(&path, false).unwrap();
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(entries, (5..10).map(entry).collect::<Vec<_>>());
+    // It is removed when there is time; a purge of everything waits for its turn too.
+    log.purge(id(9)).await.unwrap();
+    drop((log, guard));
+    let (mut log, _guard) = open(&path, false).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap(), []);
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!(state.last_log_id, Some(id(9)));
+}
+
+#[tokio::test]
+async fn a_hole_is_recognised() {
+    let (_dir, path) = written().await;
+    let backend = SledBackend::open(&path, false).unwrap();
+    let last = backend.read(7..10, usize::MAX).unwrap();
+    backend.truncate(5).unwrap();
+    backend.append(&last).unwrap();
+    drop(backend);
+    assert_eq!(damage(&path), "records 5 to 6 are missing");
+}
+
+#[tokio::test]
+async fn a_lost_start_is_recognised() {
+    let (_dir, path) = written().await;
+    let backend = SledBackend::open(&path, false).unwrap();
+    while backend.remove_upto(2, 100).unwrap() {}
+    drop(backend);
+    assert_eq!(damage(&path), "records 0 to 2 are missing");
+}
+
+#[tokio::test]
+async fn a_lost_end_is_recognised_when_it_was_committed() {
+    let (_dir, path) = written().await;
+    let (mut log, guard) = open(&path, false).unwrap();
+    log.save_committed(Some(id(9))).await.unwrap();
+    drop((log, guard));
+    let backend = SledBackend::open(&path, false).unwrap();
+    backend.truncate(8).unwrap();
+    drop(backend);
+    let what = "entries up to 9 were committed, those after 7 are missing";
+    assert_eq!(damage(&path), what);
+}
+
+#[tokio::test]
+async fn a_lost_vote_is_recognised() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let (log, guard) = open(&path, true).unwrap();
+    append(&log, 0..2).await;
+    drop((log, guard));
+    assert_eq!(damage(&path), "its vote is missing");
+}
+
+#[tokio::test]
+async fn a_damaged_record_is_recognised() {
+    for at in [0, 1, 9, 13, 7_000] {
+        let (_dir, path) = written().await;
+        let backend = SledBackend::open(&path, false).unwrap();
+        let mut records = backend.read(4..10, usize::MAX).unwrap();
+        records[0].1[at] ^= 1;
+        backend.truncate(4).unwrap();
+        backend.append(&records).unwrap();
+        drop(backend);
+        let what = damage(&path);
+        assert!(what.starts_with("record 4 "), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_lost_or_anothers_is_refused() {
+    let (dir, path) = written().await;
+    let empty = dir.path().join("empty");
+    assert!(matches!(open(&empty, false), Err(LogError::Missing(_))));
+    assert!(matches!(open(&path, true), Err(LogError::Exists(_))));
+    let other = Identity {
+        node_id: 8,
+        ..identity()
+    };
+    let opened = LogStore::open(SledBackend::open(&path, false).unwrap(), &other);
+    assert!(matches!(opened, Err(LogError::Foreign { .. })));
+    let (_log, _guard) = open(&path, false).unwrap();
+    assert!(matches!(open(&path, false), Err(LogError::Locked { .. })));
+}
+
+/// An engine whose disk fails when it is told to.
+struct Failing(SledBackend, Arc<AtomicBool>);
+
+impl Failing {
+    fn check(&self) -> Result<(), LogError> {
+        match self.1.load(Ordering::Relaxed) {
+            true => Err(LogError::io("synced", std::io::Error::other("no disk"))),
+            false => Ok(()),
+        }
+    }
+}
+
+impl LogBackend for Failing {
+    fn append(&self, records: &[(u64, Vec<u8>)]) -> Result<(), LogError> {
+        self.check().and_then(|()| self.0.append(records))
+    }
+
+    fn read(&self, range: Range<u64>, max: usize) -> Result<Vec<(u64, Vec<u8>)>, LogError> {
+        self.0.read(range, max)
+    }
+
+    fn truncate(&self, from: u64) -> Result<(), LogError> {
+        self.check().and_then(|()| self.0.truncate(from))
+    }
+
+    fn remove_upto(&self, index: u64, limit: usize) -> Result<bool, LogError> {
+        self.0.remove_upto(index, limit)
+    }
+
+    fn put(&self, key: Key, value: &[u8], durable: bool) -> Result<(), LogError> {
+        self.check().and_then(|()| self.0.put(key, value, durable))
+    }
+
+    fn get(&self, key: Key) -> Result<Option<Vec<u8>>, LogError> {
+        self.0.get(key)
+    }
+
+    fn flush(&self) -> Result<(), LogError> {
+        self.0.flush()
+    }
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_nothing_is_written() {
+    let (_dir, path) = written().await;
+    let broken = Arc::new(AtomicBool::new(false));
+    let backend = Failing(
+        SledBackend::open(&path, false).unwrap(),
+        Arc::clone(&broken),
+    );
+    let (mut log, _guard) = LogStore::open(backend, &identity()).unwrap();
+    broken.store(true, Ordering::Relaxed);
+    let failed = log.save_vote(&Vote::new(3, 7)).await.unwrap_err();
+    assert!(failed.to_string().contains("no disk"), "{failed}");
+    assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(2, 7)));
+    // The disk being back says nothing about what it has lost.
+    broken.store(false, Ordering::Relaxed);
+    let failed = log.truncate(id(5)).await.unwrap_err();
+    assert!(failed.to_string().contains("must be restarted"), "{failed}");
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 10);
+}
