@@ -363,6 +363,20 @@ impl Cluster {
         found.with_context(|| format!("it is {last}"))
     }
 
+    /// Waits until a guest with `fp.pulse` has printed this many records more than now.
+    pub fn wait_pulses(&self, name: &str, more: usize) -> anyhow::Result<()> {
+        let count = || -> anyhow::Result<usize> {
+            let log = self.node(1).fp(&["logs", name])?;
+            log.success()?;
+            Ok(guest::history::parse_console(&log.out).len())
+        };
+        let before = count()?;
+        let what = format!("{more} more records of {name}");
+        wait_for(&what, PATIENCE, || {
+            Ok((count()? >= before + more).then_some(()))
+        })
+    }
+
     /// The data directory of the node with this name.
     pub fn data_of(&self, node: &Value) -> anyhow::Result<&Path> {
         let name = node.as_str().context("no node")?;
@@ -395,9 +409,8 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("{}", self.logs());
-        }
+        // Shown by the runner when the test failed.
+        eprintln!("{}", self.logs());
         let memory = self
             .agents
             .iter()

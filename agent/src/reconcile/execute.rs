@@ -1,6 +1,6 @@
 //! Doing what was planned. Nothing here waits: VMs have their tasks, everything else becomes one.
 
-use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc};
+use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc, time::Duration};
 
 use qemu::record::VmRecord;
 use raft::state::{Command as Change, ObjectId, SnapshotId, State, VmId};
@@ -15,6 +15,9 @@ use crate::{
     node::Node,
     vms::{VmHandle, launch, task::Command, vm_name},
 };
+
+/// After a report that did not get through.
+const REPORT_PAUSE: Duration = Duration::from_millis(250);
 
 /// Begins with an action.
 pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
@@ -91,9 +94,11 @@ fn report(node: &Arc<Node>, change: Change) {
         return;
     }
     node.tasks.spawn(async move {
-        let deadline = Instant::now() + std::time::Duration::from_secs(2);
+        let deadline = Instant::now() + Duration::from_secs(2);
         if let Err(error) = context.propose(None, change, deadline).await {
             tracing::debug!(%error, "a report did not get through; the next plan repeats it");
+            // Without a leader the next one would fail at once, and the next.
+            tokio::time::sleep(REPORT_PAUSE).await;
         }
         context.end_report();
     });
@@ -239,7 +244,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     // What is in flight is looked at first: an operation that ends after this has its files in the state.
     let in_flight = node.forks.in_flight();
     node.raft
-        .read_barrier(Instant::now() + std::time::Duration::from_secs(5))
+        .read_barrier(Instant::now() + Duration::from_secs(5))
         .await?;
     let state = node.state();
     let layout = node.vms.engine().layout.clone();
