@@ -80,11 +80,15 @@ agent_pid() {
 }
 gone() { ! agent_pid "$1" >/dev/null; }
 
-# The pids of QEMU processes whose files lie in this cluster's directory.
+# The pids of QEMU processes of this cluster: a node's data directory is their working directory.
 guests() {
     local process
     for process in /proc/[0-9]*; do
-        if tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep "^[^ ]*qemu-system[^ ]* .*$dir/node" >/dev/null; then
+        case "$(readlink "$process/cwd" 2>/dev/null)" in
+            "$dir"/node*) ;;
+            *) continue ;;
+        esac
+        if tr '\0' '\n' <"$process/cmdline" 2>/dev/null | grep '^fp-' >/dev/null; then
             printf '%s\n' "${process#/proc/}"
         fi
     done

@@ -40,15 +40,16 @@ cargo test --quiet --workspace --doc
 work=$(mktemp -d /tmp/fpt.XXXXXX)
 chmod 711 "$work"
 
-# What the tests started and left: it has their mark in its environment or their directory in its
-# arguments. Printed as pids.
+# What the tests started and left: it has their mark in its environment, their directory in its
+# arguments, or one of their directories (there or in target/tests) as its own. Printed as pids.
 leftovers() {
     local process pid
     for process in /proc/[0-9]*; do
         pid=${process#/proc/}
         if [ "$pid" = $$ ] || [ "$pid" = "$BASHPID" ]; then continue; fi
         if grep -qzFx "FP_TEST_RUN=$work" "$process/environ" 2>/dev/null ||
-            tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF -- "$work/"; then
+            tr '\0' ' ' <"$process/cmdline" 2>/dev/null | grep -qF -- "$work/" ||
+            readlink "$process/cwd" 2>/dev/null | grep -qE -- "^($work|$(target_dir)/(tests|tmp))/"; then
             printf '%s\n' "$pid"
         fi
     done

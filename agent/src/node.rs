@@ -106,7 +106,7 @@ impl Node {
             now: now(),
             command,
         };
-        Ok(self.raft.propose(&proposal, deadline).await?)
+        self.raft.propose(&proposal, deadline).await
     }
 
     /// Tells the cluster a fact, however long it takes until it has a leader. Given up only when the agent ends: then the next

@@ -512,13 +512,11 @@ impl VmTask {
             Err(error) => return self.did_not_start(boot, chain(&error)),
         };
         let stopping = self.stopping.take().is_some();
-        if let Some(under_way) = self.boot.take() {
-            if !stopping {
-                let problem = describe(&ending);
-                return self
-                    .boot_failed(under_way, &format!("{problem} before the guest was up"))
-                    .await;
-            }
+        if let Some(under_way) = self.boot.take()
+            && !stopping
+        {
+            let problem = format!("{} before the guest was up", describe(&ending));
+            return self.boot_failed(under_way, &problem).await;
         }
         if ending.cause == Some(ShutdownCause::guest_reset) && !stopping {
             // The guest rebooted: it is started again, which a fork needs a kernel for.
