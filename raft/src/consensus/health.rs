@@ -180,6 +180,14 @@ impl Observer {
             membership: *metrics.membership_config.log_id(),
             quorum_ok: self.health.is_fine(),
         };
+        if seen.as_ref().map(|before| (before.term, before.leader)) != Some((now.term, now.leader))
+        {
+            tracing::info!(
+                term = now.term,
+                leader = now.leader,
+                "who leads has changed"
+            );
+        }
         if seen.as_ref() != Some(&now) {
             self.status.send_replace(status(&metrics, now.quorum_ok));
             *seen = Some(now);

@@ -162,6 +162,27 @@ pub async fn start<A: App>(
     )
     .await
     .map_err(|e| StartError::Raft(Box::new(e)))?;
+    Ok(assemble(
+        &config,
+        raft,
+        peers,
+        opened.outlets,
+        opened.guard,
+        stop,
+        tasks,
+    ))
+}
+
+/// Starts the tasks around openraft.
+fn assemble<A: App>(
+    config: &Config,
+    raft: Raft,
+    peers: Arc<Peers>,
+    outlets: Outlets<A>,
+    guard: LogGuard,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) -> Handle<A> {
     // A follower hears from its leader at every heartbeat; beyond two elections' time something is amiss.
     let health = Arc::new(Health::new(config.election.1 * 2, config.patience));
     let (status_tx, status_rx) = watch::channel(status(&raft.metrics().borrow(), false));
@@ -189,7 +210,7 @@ pub async fn start<A: App>(
         published,
         applied,
         members,
-    } = opened.outlets;
+    } = outlets;
     let membership = Membership {
         raft: raft.clone(),
         peers: Arc::clone(&peers),
@@ -214,10 +235,10 @@ pub async fn start<A: App>(
         reads: reads_tx,
         stop,
         tasks,
-        log: Mutex::new(Some(opened.guard)),
+        log: Mutex::new(Some(guard)),
     };
-    Ok(Handle {
+    Handle {
         core: Arc::new(core),
         published,
-    })
+    }
 }

@@ -73,6 +73,8 @@ struct Peer {
     /// The first call since the last answer.
     asked: Option<Instant>,
     answered: Option<Instant>,
+    /// It has been said that it cannot be reached.
+    reported: bool,
 }
 
 /// All other members.
@@ -143,10 +145,14 @@ impl Peers {
                 }
             }
         };
-        match timeout(limit, work).await {
+        let result = match timeout(limit, work).await {
             Ok(result) => result,
             Err(_) => Err(CallError::Timeout { node, limit }),
+        };
+        if let Err(error) = &result {
+            self.report(node, error);
         }
+        result
     }
 
     /// Calls a node with a record, and reads the record it answers with.
@@ -228,6 +234,21 @@ impl Peers {
         if let Some(peer) = self.lock().get_mut(&node) {
             peer.answered = Some(Instant::now());
             peer.asked = None;
+            if std::mem::take(&mut peer.reported) {
+                tracing::info!(node, "another member is reached again");
+            }
+        }
+    }
+
+    /// Says once that a node has not answered for a while. openraft says it at every heartbeat.
+    fn report(&self, node: u64, error: &CallError) {
+        if let Some(peer) = self.lock().get_mut(&node)
+            && !peer.reported
+            && peer.answered.is_none_or(|at| at.elapsed() > SILENCE_LIMIT)
+            && !self.stop.is_cancelled()
+        {
+            peer.reported = true;
+            tracing::warn!(node, %error, "another member cannot be reached");
         }
     }
 
