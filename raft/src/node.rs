@@ -30,6 +30,10 @@ fn unreadable(error: CodecError) -> AppError {
 impl App for Replicated {
     type View = Arc<State>;
 
+    fn is_readable(proposal: &[u8]) -> bool {
+        codec::decode_proposal(proposal).is_ok()
+    }
+
     fn apply(&mut self, proposal: &[u8]) -> Result<Vec<u8>, AppError> {
         let proposal = codec::decode_proposal(proposal).map_err(unreadable)?;
         // Readers keep the version they have.

@@ -10,7 +10,7 @@ use raft::{
     log::LogError,
 };
 use support::{
-    app::TextApp,
+    app::{Ask, TextApp},
     cluster::{Cluster, PATIENCE, within},
 };
 use tokio::time::Instant;
@@ -113,16 +113,30 @@ async fn what_cannot_be_applied_ends_the_member() {
         let handle = cluster.handle(1);
         let mut fatal = handle.fatal();
         let deadline = Instant::now() + PATIENCE;
-        let write = handle.propose(b"not a proposal".to_vec(), deadline).await;
-        assert!(
-            matches!(write, Err(ProposeError::Stopped { .. })),
-            "{write:?}"
-        );
+        let write = handle.propose(Ask::Poison.bytes(), deadline).await;
+        let stopped = matches!(write, Err(ProposeError::Stopped { .. }));
+        assert!(stopped, "{write:?}");
         let reason = fatal.wait_for(Option::is_some).await.unwrap().clone();
         let reason = reason.unwrap();
-        assert!(reason.contains("the record has version"), "{reason}");
+        assert!(reason.contains("it is poisoned"), "{reason}");
         let read = handle.read_barrier(deadline).await;
         assert_eq!(read, Err(ReadError::Stopped));
+        cluster.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_read_does_not_get_into_the_log() {
+    within(LIMIT, async {
+        let cluster = Cluster::of(3, as_meant).await;
+        for id in cluster.ids() {
+            let deadline = Instant::now() + PATIENCE;
+            let garbage = b"not a proposal".to_vec();
+            let write = cluster.handle(id).propose(garbage, deadline).await;
+            assert_eq!(write, Err(ProposeError::Unreadable), "through {id}");
+        }
+        cluster.write(2, "going on").await;
         cluster.end().await;
     })
     .await;

@@ -8,6 +8,10 @@ pub trait App: Default + Send + Sync + 'static {
     /// What readers see: cheap to clone, and never changed once published.
     type View: Clone + Send + Sync + 'static;
 
+    /// Whether a proposal can be decoded. Asked by the leader: one that cannot must not get into the log, where it would
+    /// stop every member, and again at every start.
+    fn is_readable(proposal: &[u8]) -> bool;
+
     /// Applies one proposal and returns its outcome. A refusal is an outcome; an error stops the node for good.
     fn apply(&mut self, proposal: &[u8]) -> Result<Vec<u8>, AppError>;
 

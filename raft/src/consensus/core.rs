@@ -40,9 +40,17 @@ pub(super) enum Attempt<T> {
     Stopped { maybe_applied: bool },
 }
 
+/// The leader cannot decode a proposal.
+pub(super) struct Unreadable;
+
+/// What came of a proposal.
+pub(super) type Outcome = Result<Applied, Unreadable>;
+
 /// A running member.
 pub(super) struct Core {
     pub(super) id: u64,
+    /// [`super::App::is_readable`].
+    pub(super) is_readable: fn(&[u8]) -> bool,
     pub(super) raft: Raft,
     pub(super) peers: Arc<Peers>,
     pub(super) health: Arc<Health>,
@@ -96,7 +104,7 @@ impl Core {
     }
 
     /// Proposes, at the leader.
-    pub(super) async fn propose(&self, proposal: &Bytes) -> Attempt<Applied> {
+    pub(super) async fn propose(&self, proposal: &Bytes) -> Attempt<Outcome> {
         if self.is_stopped() {
             return Attempt::Stopped {
                 maybe_applied: false,
@@ -117,7 +125,7 @@ impl Core {
     }
 
     /// Proposes if this node leads.
-    pub(super) async fn propose_here(&self, proposal: Bytes) -> Attempt<Applied> {
+    pub(super) async fn propose_here(&self, proposal: Bytes) -> Attempt<Outcome> {
         if !is_leader(&self.metrics().borrow()) {
             return Attempt::Again {
                 maybe_applied: false,
@@ -127,6 +135,9 @@ impl Core {
             return Attempt::NoQuorum {
                 maybe_applied: false,
             };
+        }
+        if !(self.is_readable)(&proposal) {
+            return Attempt::Done(Err(Unreadable));
         }
         let (done, outcome) = oneshot::channel();
         let work = async {
@@ -139,7 +150,7 @@ impl Core {
         tokio::select! {
             biased;
             answer = work => match answer {
-                Ok(Ok(applied)) => Attempt::Done(applied),
+                Ok(Ok(applied)) => Attempt::Done(Ok(applied)),
                 Ok(Err(proposals::Refused::NotLeader)) => Attempt::Again { maybe_applied: true },
                 Ok(Err(proposals::Refused::Stopped)) | Err(()) => {
                     Attempt::Stopped { maybe_applied: true }
@@ -150,7 +161,7 @@ impl Core {
         }
     }
 
-    async fn propose_at(&self, leader: u64, proposal: &Bytes) -> Attempt<Applied> {
+    async fn propose_at(&self, leader: u64, proposal: &Bytes) -> Attempt<Outcome> {
         let payload = codec::encode(proposal);
         let call = self.peers.exchange(
             leader,
@@ -165,8 +176,9 @@ impl Core {
         };
         match answer {
             Ok(ProposeReply::Applied { index, outcome }) => {
-                Attempt::Done(Applied { index, outcome })
+                Attempt::Done(Ok(Applied { index, outcome }))
             }
+            Ok(ProposeReply::Unreadable) => Attempt::Done(Err(Unreadable)),
             Ok(ProposeReply::NotLeader { maybe_applied }) => Attempt::Again { maybe_applied },
             Ok(ProposeReply::NoQuorum { maybe_applied }) => Attempt::NoQuorum { maybe_applied },
             Err(error) => {

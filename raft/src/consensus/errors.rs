@@ -65,6 +65,9 @@ pub enum ProposeError {
         /// The limit, bytes.
         limit: usize,
     },
+    /// The leader cannot decode it: nothing was applied.
+    #[error("the leader cannot read the request: its agent is of another version")]
+    Unreadable,
     /// The node is being stopped, or has failed.
     #[error("the node is stopping")]
     Stopped {

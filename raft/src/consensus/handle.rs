@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     app::{App, Published},
-    core::{Attempt, Core},
+    core::{Attempt, Core, Unreadable},
     errors::{InitializeError, ProposeError, ReadError},
     health::Status,
     service::Service,
@@ -82,7 +82,8 @@ impl<A: App> Handle<A> {
                 GivenUp::NoLeader => ProposeError::NoLeader { maybe_applied },
                 GivenUp::Deadline => ProposeError::Deadline { maybe_applied },
                 GivenUp::Stopped => ProposeError::Stopped { maybe_applied },
-            })?;
+            })?
+            .map_err(|Unreadable| ProposeError::Unreadable)?;
         self.until_applied(applied.index, deadline)
             .await
             .map_err(|why| match why {

@@ -225,6 +225,7 @@ fn assemble<A: App>(
     tasks.spawn(membership.run());
     let core = Core {
         id: config.node_id,
+        is_readable: A::is_readable,
         raft,
         peers,
         health,

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
 
 use super::{
-    core::{Attempt, Core},
+    core::{Attempt, Core, Unreadable},
     types::{SnapshotBytes, TypeConfig, Vote},
     wire::{self, ProposeReply},
 };
@@ -136,7 +136,8 @@ impl RaftService for Service {
     ) -> Result<Response<RaftMessage>, Status> {
         let proposal: Bytes = self.open(request)?;
         let reply = match self.0.propose_here(proposal).await {
-            Attempt::Done(applied) => ProposeReply::Applied {
+            Attempt::Done(Err(Unreadable)) => ProposeReply::Unreadable,
+            Attempt::Done(Ok(applied)) => ProposeReply::Applied {
                 index: applied.index,
                 outcome: applied.outcome,
             },

@@ -20,6 +20,10 @@ struct Counter(u64);
 impl App for Counter {
     type View = u64;
 
+    fn is_readable(_: &[u8]) -> bool {
+        true
+    }
+
     fn apply(&mut self, _: &[u8]) -> Result<Vec<u8>, AppError> {
         self.0 += 1;
         Ok(self.0.to_be_bytes().to_vec())

@@ -174,4 +174,6 @@ pub enum ProposeReply {
         /// Whether the proposal may yet be applied.
         maybe_applied: bool,
     },
+    /// The node leads, and cannot decode the proposal.
+    Unreadable,
 }

@@ -25,6 +25,8 @@ pub enum Ask {
     Text(u64, String),
     /// Sets who belongs to the cluster.
     Members(BTreeSet<u64>),
+    /// Looks fine, and cannot be applied.
+    Poison,
 }
 
 impl Ask {
@@ -43,10 +45,15 @@ fn failed(error: raft::codec::CodecError) -> AppError {
 impl App for TextApp {
     type View = Arc<Texts>;
 
+    fn is_readable(proposal: &[u8]) -> bool {
+        raft::codec::decode::<Ask>(proposal, 1 << 24).is_ok()
+    }
+
     fn apply(&mut self, proposal: &[u8]) -> Result<Vec<u8>, AppError> {
         let ask: Ask = raft::codec::decode(proposal, 1 << 24).map_err(failed)?;
         let texts = Arc::make_mut(&mut self.0);
         let place = match ask {
+            Ask::Poison => return Err(AppError("it is poisoned".into())),
             Ask::Members(members) => {
                 texts.members = members;
                 0
