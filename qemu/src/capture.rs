@@ -113,12 +113,12 @@ pub struct Prepared {
     report: Report,
 }
 
-/// What a capture that is prepared will refer to, unless the guest does something meanwhile that makes it otherwise: forks
-/// may be started with it before the capture, and must be checked against [`Captured`].
+/// What a capture will refer to, unless the guest does something meanwhile that makes it otherwise: forks may be started with
+/// it before the capture, and must be checked against [`Captured`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Expected {
-    /// The base, if it is there already.
-    pub base: Option<BaseName>,
+    /// The base.
+    pub base: BaseName,
     /// The disk's layers, newest first.
     pub layers: Vec<LayerName>,
 }
@@ -214,13 +214,13 @@ impl Machine {
         stream: &StreamName,
         disk_bytes: u64,
         mode: Mode,
-    ) -> Result<Expected, CaptureError> {
-        if let Some(prepared) = self
+    ) -> Result<(), CaptureError> {
+        if self
             .prepared
             .as_ref()
-            .filter(|prepared| prepared.stream == *stream)
+            .is_some_and(|prepared| prepared.stream == *stream)
         {
-            return self.expected(prepared, disk_bytes);
+            return Ok(());
         }
         self.forget_prepared();
         let begun = Instant::now();
@@ -256,22 +256,34 @@ impl Machine {
             };
         }
         prepared.report.ahead = begun.elapsed();
-        let expected = self.expected(&prepared, disk_bytes);
         self.prepared = Some(prepared);
-        expected
+        Ok(())
     }
 
-    fn expected(&self, prepared: &Prepared, disk_bytes: u64) -> Result<Expected, CaptureError> {
-        let there = self.engine.layout.base(&prepared.base).exists();
+    /// What a capture will refer to, if nothing unforeseen happens: the base of the one before, or a new one if there was none,
+    /// whose file is made here so that it can be mapped. Takes no time.
+    pub fn expect(&self, stream: &StreamName, disk_bytes: u64) -> Result<Expected, CaptureError> {
+        let layout = &self.engine.layout;
+        let old = self
+            .record
+            .delta_base
+            .clone()
+            .filter(|base| layout.base(base).exists());
+        let base = match old {
+            Some(base) => base,
+            None => {
+                let base = BaseName(stream.0.clone());
+                create_base(layout, &base, self.record.hardware.memory_bytes)
+                    .map_err(write("base"))?;
+                base
+            }
+        };
         let layers = if self.disk_is_untouched(disk_bytes)? {
             self.record.layers[1..].to_vec()
         } else {
             self.record.layers.clone()
         };
-        Ok(Expected {
-            base: there.then(|| prepared.base.clone()),
-            layers,
-        })
+        Ok(Expected { base, layers })
     }
 
     /// Whether nothing was written to the topmost layer, so that it need not become part of a snapshot.
@@ -297,8 +309,10 @@ impl Machine {
 
     /// The same, if it was done for this snapshot.
     pub fn forget_prepared_for(&mut self, stream: &StreamName) {
-        if self.prepared.as_ref().is_some_and(|prepared| prepared.stream == *stream) {
-            self.forget_prepared();
+        match &self.prepared {
+            Some(prepared) if prepared.stream == *stream => self.forget_prepared(),
+            // Its base may have been made, if this is the machine it was for.
+            _ => {}
         }
     }
 
@@ -733,19 +747,8 @@ impl Copier<'_> {
 
     /// Makes a new base from the old one and everything that differs from it. Returns what was written meanwhile.
     fn begin_base(&mut self) -> Result<Vec<Range<u32>>, CaptureError> {
-        let path = self.layout.base(&self.prepared.base);
-        let create = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&path)
-            .and_then(|file| {
-                file.set_len(self.guest.main().used)?;
-                self.layout.share(&path)?;
-                Ok(file)
-            });
-        let file = create.map_err(write("base"))?;
+        let file = create_base(self.layout, &self.prepared.base, self.guest.main().used)
+            .map_err(write("base"))?;
         self.prepared.report.new_base = true;
         self.prepared.since_base = Some(PageSet::default());
         let mut copied = 0;
@@ -809,6 +812,20 @@ impl Copier<'_> {
         }
         Ok(())
     }
+}
+
+/// Makes an empty base that forks may map. One that is there is emptied.
+fn create_base(layout: &Layout, base: &BaseName, bytes: u64) -> io::Result<File> {
+    let path = layout.base(base);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&path)?;
+    file.set_len(bytes)?;
+    layout.share(&path)?;
+    Ok(file)
 }
 
 fn page_count(runs: &[Range<u32>]) -> usize {

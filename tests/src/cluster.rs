@@ -58,7 +58,7 @@ impl Agent {
             .arg("--socket")
             .arg(self.socket())
             .args(&self.extra)
-            .env("RUST_LOG", "info,openraft=error,agent=debug,qemu=debug")
+            .env("RUST_LOG", "info,openraft=off,agent=debug,qemu=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -86,7 +86,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 
 fn start_logging(format: LogFormat) {
     let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=error"));
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,openraft=off"));
     let registry = tracing_subscriber::registry().with(filter);
     match format {
         LogFormat::Text => registry

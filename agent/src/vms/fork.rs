@@ -11,14 +11,18 @@ use std::{
 };
 
 use qemu::{
-    capture::{Captured, Expected, Mode},
+    capture::{Captured, Mode},
     record::{BaseName, LayerName, StreamName},
 };
 use raft::state::{
     Accelerator, CaptureMode, ChildResult, Command as Change, Content, Operation, OperationId,
     OperationKind, OperationState, Safety, Snapshot, SnapshotId, State, Vm, VmId,
 };
-use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{VmHandle, launch, task::Command};
@@ -40,14 +44,21 @@ pub struct Forks {
 #[derive(Debug)]
 struct Ahead {
     begun: Instant,
-    work: tokio::task::JoinHandle<Prepared>,
+    work: JoinHandle<Prepared>,
 }
 
-/// What was done ahead.
+/// What was begun ahead.
 #[derive(Debug, Default)]
 struct Prepared {
-    /// Children whose processes wait, by number, and what they were started with.
-    waiting: BTreeMap<u32, Parts>,
+    /// Children whose processes are being started, by number.
+    starting: BTreeMap<u32, Starting>,
+}
+
+/// A child's process that is being started, to wait for its stream.
+#[derive(Debug)]
+struct Starting {
+    parts: Parts,
+    started: JoinHandle<Result<(), String>>,
 }
 
 /// What a child's process is started with.
@@ -55,15 +66,6 @@ struct Prepared {
 struct Parts {
     base: BaseName,
     layers: Vec<LayerName>,
-}
-
-impl Parts {
-    fn of(expected: Expected) -> Option<Self> {
-        Some(Self {
-            base: expected.base?,
-            layers: expected.layers,
-        })
-    }
 }
 
 /// What is forked, as far as preparing for it goes.
@@ -159,8 +161,10 @@ impl Forks {
         };
         for (operation, ahead) in stale {
             let prepared = ahead.work.await.unwrap_or_default();
-            for number in prepared.waiting.keys() {
-                if let Some(child) = node.vms.get(operation.child(*number)) {
+            for (number, starting) in prepared.starting {
+                // However that went.
+                let _started = starting.started.await;
+                if let Some(child) = node.vms.get(operation.child(number)) {
                     child.act(Command::Destroy);
                 }
             }
@@ -243,24 +247,31 @@ async fn prepare(
             let handle = node.vms.get(id).ok_or("the VM is not here")?;
             let stream = launch::stream_name(operation.snapshot());
             let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(mode));
+            let asked = stream.clone();
             let expected = handle
-                .ask(|done| Command::Prepare {
-                    stream,
+                .ask(|done| Command::Expect {
+                    stream: asked,
                     disk_bytes,
-                    mode,
                     done,
                 })
                 .await
                 .map_err(|error| error.to_string())?
                 .map_err(|error| chain(&error))?;
-            let Some(parts) = Parts::of(expected) else {
-                return Ok(Prepared::default());
+            let hardware = launch::hardware(&vm.spec, &node.fitness);
+            // Beside the starting of processes; the capture comes after it in the VM's queue, and meets whatever it met.
+            handle
+                .tell(Command::Prepare {
+                    stream,
+                    disk_bytes,
+                    mode,
+                })
+                .await
+                .map_err(|error| error.to_string())?;
+            let parts = Parts {
+                base: expected.base,
+                layers: expected.layers,
             };
-            (
-                parts,
-                launch::hardware(&vm.spec, &node.fitness).map_err(|error| error.to_string())?,
-                Arc::clone(vm),
-            )
+            (parts, hardware, Arc::clone(vm))
         }
         Source::Snapshot(id) => {
             let snapshot = state
@@ -274,39 +285,26 @@ async fn prepare(
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
             (
                 content_parts(content),
-                hardware.map_err(|error| error.to_string())?,
+                hardware,
                 Arc::new(pseudo_vm(snapshot)),
             )
         }
     };
-    let children = (0..count).map(|number| {
+    let hardware = hardware.map_err(|error| error.to_string())?;
+    let start = |number| {
         let mut child = Vm::clone(&template);
         child.id = operation.child(number);
         child.boot = 1;
-        (number, child)
-    });
-    let mut started = JoinSet::new();
-    for (number, child) in children {
-        let (node, parts, hardware) = (Arc::clone(node), parts.clone(), hardware.clone());
-        started.spawn(async move {
-            (
-                number,
-                start_child(&node, &child, hardware, &parts).await,
-                parts,
-            )
-        });
-    }
-    let mut waiting = BTreeMap::new();
-    while let Some(result) = started.join_next().await {
-        match result {
-            Ok((number, Ok(()), parts)) => drop(waiting.insert(number, parts)),
-            Ok((_, Err(problem), _)) => {
-                tracing::debug!(problem, "a child could not be started ahead")
-            }
-            Err(panic) => return Err(panic.to_string()),
-        }
-    }
-    Ok(Prepared { waiting })
+        let (context, parts, hardware) = (Arc::clone(node), parts.clone(), hardware.clone());
+        let with = parts.clone();
+        let started = node
+            .tasks
+            .spawn(async move { start_child(&context, &child, hardware, &with).await });
+        (number, Starting { parts, started })
+    };
+    Ok(Prepared {
+        starting: (0..count).map(start).collect(),
+    })
 }
 
 /// A VM to start children of a snapshot by: only what it is made of matters.
@@ -496,14 +494,14 @@ impl Run {
                     continue;
                 }
             };
-            let waiting = self.prepared.waiting.get(&number) == Some(&parts);
+            let starting = self.prepared.starting.remove(&number);
             let (node, parts, stream) = (
                 Arc::clone(&self.node),
                 parts.clone(),
                 launch::stream_name(snapshot.id),
             );
             loading.spawn(async move {
-                let loaded = load_child(&node, &child, hardware, &parts, stream, waiting).await;
+                let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
                 (number, child, loaded)
             });
         }
@@ -549,14 +547,18 @@ async fn load_child(
     hardware: qemu::spec::Hardware,
     parts: &Parts,
     stream: StreamName,
-    waiting: bool,
+    starting: Option<Starting>,
 ) -> Result<VmHandle, String> {
     if let Some(handle) = node.vms.get(child.id)
         && matches!(handle.seen().is, Is::Running { .. } | Is::Paused { .. })
     {
         return Ok(handle);
     }
-    if !waiting {
+    let waits = match starting {
+        Some(starting) => matches!(starting.started.await, Ok(Ok(()))) && starting.parts == *parts,
+        None => false,
+    };
+    if !waits {
         node.fetch_image(child.spec.image).await?;
         start_child(node, child, hardware, parts).await?;
     }

@@ -76,6 +76,15 @@ pub enum Command {
         /// Answered with the time at which it went on.
         done: oneshot::Sender<Result<Instant, String>>,
     },
+    /// Say what a capture will refer to.
+    Expect {
+        /// The snapshot.
+        stream: StreamName,
+        /// Size of the VM's disk, bytes.
+        disk_bytes: u64,
+        /// Answered at once.
+        done: oneshot::Sender<Result<Expected, CaptureError>>,
+    },
     /// Do what can be done ahead of a capture.
     Prepare {
         /// The snapshot.
@@ -84,8 +93,6 @@ pub enum Command {
         disk_bytes: u64,
         /// How it will be captured.
         mode: Mode,
-        /// Answered with what the capture will refer to.
-        done: oneshot::Sender<Result<Expected, CaptureError>>,
     },
     /// Forget what was done ahead for this snapshot.
     Unprepare(StreamName),
@@ -231,17 +238,30 @@ impl VmTask {
                 answer(done, self.go(paused).await);
                 return Next::Stay;
             }
+            Command::Expect {
+                stream,
+                disk_bytes,
+                done,
+            } => {
+                let machine = self.machine.as_ref().ok_or_else(no_process);
+                answer(
+                    done,
+                    machine.and_then(|machine| machine.expect(&stream, disk_bytes)),
+                );
+                return Next::Stay;
+            }
             Command::Prepare {
                 stream,
                 disk_bytes,
                 mode,
-                done,
             } => {
-                let result = match &mut self.machine {
+                let prepared = match &mut self.machine {
                     Some(machine) => machine.prepare(&stream, disk_bytes, mode).await,
                     None => Err(no_process()),
                 };
-                answer(done, result);
+                if let Err(error) = prepared {
+                    tracing::debug!(vm = %self.name, error = %chain(&error), "a capture could not be prepared");
+                }
                 return Next::Stay;
             }
             Command::Unprepare(stream) => {

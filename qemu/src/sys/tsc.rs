@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 pub fn khz() -> Option<u32> {
     let (begun, first) = (Instant::now(), read()?);
     std::thread::sleep(Duration::from_millis(50));
-    let (ticks, nanoseconds) = (read()?.checked_sub(first)?, begun.elapsed().as_nanos() as u64);
+    let (ticks, nanoseconds) = (
+        read()?.checked_sub(first)?,
+        begun.elapsed().as_nanos() as u64,
+    );
     u32::try_from(u128::from(ticks) * 1_000_000 / u128::from(nanoseconds)).ok()
 }
 
