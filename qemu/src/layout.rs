@@ -87,6 +87,15 @@ impl Layout {
         self.bases.join(&name.0)
     }
 
+    /// Removes the folder of bases, and the memory folder that it lies in, if nothing is in them. Nothing else would: they lie
+    /// apart from the data directory.
+    pub fn remove_empty_memory(&self) {
+        for folder in [Some(self.bases.as_path()), self.bases.parent()] {
+            // What is in use is not empty, and stays.
+            let _in_use = folder.map(fs::remove_dir);
+        }
+    }
+
     /// The folder of bases.
     pub fn bases(&self) -> &Path {
         &self.bases

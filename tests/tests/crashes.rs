@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 use harness::{
-    cluster::{Cluster, PATIENCE, is_alive, signal},
+    cluster::{Cluster, PATIENCE, is_alive, memory_folder, signal},
     fpagent, wait_for,
 };
 use rustix::process::Signal;
@@ -228,6 +228,38 @@ fn an_orderly_end_leaves_the_guests_running() -> anyhow::Result<()> {
     cluster.node_mut(1).wait_answers()?;
     cluster.wait_vm(1, "a", "running")?;
     assert_eq!(pids(&cluster, 1)?, before);
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_whose_memory_is_lost_is_not_offered() -> anyhow::Result<()> {
+    let mut cluster = Cluster::with_image(1)?;
+    let node = cluster.node(1);
+    node.fp(&["vm", "create", "a", "--image", "tiny", "--wait"])?
+        .success()?;
+    node.fp(&["snapshot", "create", "a", "kept"])?.success()?;
+    node.fp(&["fork", "a@kept", "--name", "child"])?.success()?;
+    // As a reboot of the host would leave it: what was on tmpfs is gone.
+    let bases = memory_folder(&node.data)
+        .context("no memory folder")?
+        .join("bases");
+    cluster.node_mut(1).kill()?;
+    for entry in std::fs::read_dir(&bases)? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    wait_for("the snapshot to be known as lost", PATIENCE, || {
+        let list = cluster.node(1).json(&["snapshot", "ls"])?;
+        Ok(list["items"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+            .then_some(()))
+    })?;
+    cluster.node(1).fp(&["fork", "@kept"])?.refused(&["kept"])?;
+    // Who runs, runs on, and can be forked: into a new base.
+    cluster.wait_vm(1, "child", "running")?;
+    cluster.node(1).fp(&["fork", "child", "-n", "2"])?.success()?;
     Ok(())
 }
 

@@ -252,6 +252,7 @@ impl Agent {
             tracing::debug!("calls were cut off");
         }
         self.node.raft.shutdown().await;
+        self.node.vms.engine().layout.remove_empty_memory();
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(%error, "the socket could not be removed");
         }
