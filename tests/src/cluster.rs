@@ -425,6 +425,13 @@ impl Drop for Cluster {
             // It may have ended by itself.
             let _gone = signal(pid, Signal::KILL);
         }
+        // They hold what lies below their folders until they have ended.
+        let gone = wait_for("the guests' end", PATIENCE, || {
+            Ok(self.processes()?.is_empty().then_some(()))
+        });
+        if let Err(error) = gone {
+            eprintln!("{error}");
+        }
         for folder in memory {
             if let Err(error) = fs::remove_dir_all(&folder) {
                 eprintln!("{}: {error}", folder.display());

@@ -259,7 +259,10 @@ fn a_snapshot_whose_memory_is_lost_is_not_offered() -> anyhow::Result<()> {
     cluster.node(1).fp(&["fork", "@kept"])?.refused(&["kept"])?;
     // Who runs, runs on, and can be forked: into a new base.
     cluster.wait_vm(1, "child", "running")?;
-    cluster.node(1).fp(&["fork", "child", "-n", "2"])?.success()?;
+    cluster
+        .node(1)
+        .fp(&["fork", "child", "-n", "2"])?
+        .success()?;
     Ok(())
 }
 

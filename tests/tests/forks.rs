@@ -274,3 +274,37 @@ fn a_guest_is_stopped_paused_restarted_and_reboots() -> anyhow::Result<()> {
     assert!(tree.out.contains("still"), "{}", tree.out);
     Ok(())
 }
+
+#[test]
+fn a_cancelled_fork_leaves_nothing() -> anyhow::Result<()> {
+    let cluster = Cluster::with_image(1)?;
+    let node = cluster.node(1);
+    node.fp(&["vm", "create", "v", "--image", "tiny", "--wait"])?
+        .success()?;
+    let answer = std::thread::scope(|scope| -> anyhow::Result<_> {
+        let fork = scope.spawn(|| node.fp(&["fork", "v", "-n", "24", "--paused"]));
+        let open = wait_for("the operation to be open", PATIENCE, || {
+            let list = node.json(&["op", "ls"])?;
+            let items = list["items"].as_array().context("no items")?;
+            let open = items.iter().find(|op| op["state"] == "open");
+            Ok(open.and_then(|op| Some(op["id"].as_str()?.to_owned())))
+        })?;
+        node.fp(&["op", "cancel", &open])?.success()?;
+        fork.join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))?
+    })?;
+    answer.refused(&["cancelled"])?;
+    wait_for("nothing but the parent to be left", PATIENCE, || {
+        let vms = node.json(&["vm", "ls"])?["items"].as_array().map(Vec::len);
+        let snapshots = node.json(&["snapshot", "ls"])?["items"]
+            .as_array()
+            .map(Vec::len);
+        Ok(
+            (vms == Some(1) && snapshots == Some(0) && cluster.processes()?.len() == 1)
+                .then_some(()),
+        )
+    })?;
+    assert_eq!(cluster.vm(1, "v")?["state"], "running");
+    // The parent is as good as before.
+    node.fp(&["fork", "v"])?.success()
+}

@@ -208,13 +208,12 @@ fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed
         };
         if operation.cancel_requested {
             actions.push(give_up("it was cancelled", true));
-        } else if running {
-        } else if now > operation.expires_at {
+        } else if !running && now > operation.expires_at {
             actions.push(give_up(
                 "its node was away until it was too late to begin",
                 false,
             ));
-        } else {
+        } else if !running {
             actions.push(Action::Run(operation.id));
         }
     }
