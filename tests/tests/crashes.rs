@@ -117,6 +117,8 @@ fn the_leader_is_killed_during_a_stream_of_forks() -> anyhow::Result<()> {
     cluster.node_mut(leader).start()?;
     cluster.node_mut(leader).wait_answers()?;
     cluster.wait_online(3)?;
+    // Its image may have been on the lost host alone.
+    cluster.wait_vm(1, "probe", "running")?;
     assert!(answers.len() >= 4, "hardly a stream: {}", answers.len());
     for (name, answer) in &answers {
         assert_eq!(answer.code, 0, "the fork {name} failed: {}", answer.err);

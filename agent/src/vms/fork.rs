@@ -389,6 +389,7 @@ impl Run {
         if operation.state != OperationState::Open {
             return Ok(());
         }
+        self.note("its intent is here");
         let mut told = None;
         let content = match &snapshot.content {
             Some(content) => content.clone(),
@@ -412,6 +413,7 @@ impl Run {
                 content
             }
         };
+        self.note("captured");
         self.check_cancelled()?;
         let results = self
             .children(&state, &operation, &snapshot, &content)
@@ -429,6 +431,12 @@ impl Run {
             })
             .await;
         Ok(())
+    }
+
+    /// Says in the log how far it has come, and how long that took since this node knew of it.
+    fn note(&self, what: &'static str) {
+        let ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        tracing::debug!(operation = %self.operation, ms, "{what}");
     }
 
     fn check_cancelled(&self) -> Result<(), String> {
@@ -513,6 +521,7 @@ impl Run {
                 Err(problem) => results.push((number, failed(problem))),
             }
         }
+        self.note("loaded");
         self.check_cancelled()?;
         loaded.sort_by_key(|(number, ..)| *number);
         for (number, child, handle) in loaded {
