@@ -31,7 +31,7 @@ impl SnapshotService for Api {
             self.prepare(vm.node, operation, Source::Vm(vm.id), 0, mode);
         }
         let name = Some(request.name).filter(|name| !name.is_empty());
-        let expires_at = now() + super::vm::OPERATION_PATIENCE.as_millis() as u64;
+        let expires_at = now() + super::fork::OPERATION_PATIENCE.as_millis() as u64;
         let command = Command::CreateSnapshot {
             operation,
             vm: request.vm,

@@ -4,22 +4,18 @@ use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt as _, future::join_all};
 use proto::{
-    peer::{ObserveRequest, PrepareForkRequest, ReadConsoleRequest},
+    peer::{ObserveRequest, ReadConsoleRequest},
     v1::{
-        CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest, ForkResponse, ForkedVm,
+        CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest, ForkResponse,
         GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action, ReadLogsRequest,
         ReadLogsResponse, SetVmPowerRequest, Vm, vm_service_server::VmService,
     },
 };
 use raft::state::{
-    self as model, CaptureMode, Command, ForkSource, Kind, NodeId, ObjectId, Operation,
-    OperationId, OperationState, Phase, Power, PowerAction, Rejection, Response as Outcome, State,
-    VmId, names,
+    self as model, Command, Kind, NodeId, ObjectId, OperationId, Phase, Power, PowerAction,
+    Rejection, Response as Outcome, State, VmId, names,
 };
-use tokio::{
-    sync::oneshot,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
@@ -28,11 +24,8 @@ use crate::{
     convert::{self, Fresh},
     errors::ApiError,
     node::now,
-    vms::fork::Source,
 };
 
-/// How long an operation may wait for its node: one that was away longer gives it up.
-pub const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
 /// How long a node is asked for what it sees of its VMs.
 const OBSERVE_PATIENCE: Duration = Duration::from_millis(500);
 /// Memory of a VM whose creator does not say.
@@ -173,7 +166,7 @@ impl VmService for Api {
         let deadline = deadline(&request);
         let request = request.into_inner();
         self.has_room()?;
-        let source = fork_source(&request.source)?;
+        let source = super::fork::fork_source(&request.source)?;
         let mode = convert::capture_mode(request.mode());
         let key = request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
@@ -186,7 +179,7 @@ impl VmService for Api {
             mode,
             paused: request.paused,
             labels: request.labels.into_iter().collect(),
-            expires_at: now() + OPERATION_PATIENCE.as_millis() as u64,
+            expires_at: now() + super::fork::OPERATION_PATIENCE.as_millis() as u64,
         };
         let id = match self.change(key, command, deadline).await? {
             Outcome::Operation(id) => id,
@@ -236,187 +229,7 @@ impl VmService for Api {
     }
 }
 
-/// Reads `VM`, `VM@SNAPSHOT` or `@SNAPSHOT`.
-fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
-    let snapshot = |snapshot: &str, vm: Option<&str>| ForkSource::Snapshot {
-        snapshot: snapshot.to_owned(),
-        vm: vm.map(str::to_owned),
-    };
-    match text.split_once('@') {
-        None if text.is_empty() => {
-            let problem = "name what to fork: VM, VM@SNAPSHOT or @SNAPSHOT".to_owned();
-            Err(ApiError::InvalidField {
-                field: "source",
-                problem,
-            })
-        }
-        None => Ok(ForkSource::Vm(text.to_owned())),
-        Some((_, "")) => {
-            let problem = "name the snapshot after the @".to_owned();
-            Err(ApiError::InvalidField {
-                field: "source",
-                problem,
-            })
-        }
-        Some(("", name)) => Ok(snapshot(name, None)),
-        Some((vm, name)) => Ok(snapshot(name, Some(vm))),
-    }
-}
-
 impl Api {
-    /// Tells the source's node to begin with what may be done before the fork is sure, if this node knows where that is.
-    /// Nothing depends on it. Gives the time at which the node knew.
-    fn prepare_fork(
-        &self,
-        source: &ForkSource,
-        operation: OperationId,
-        request: &ForkRequest,
-        mode: CaptureMode,
-    ) -> Option<oneshot::Receiver<Instant>> {
-        let state = self.node.state();
-        let (node, source) = match source {
-            ForkSource::Vm(name) => {
-                let vm = names::vm(&state, name).ok()?;
-                (vm.node, Source::Vm(vm.id))
-            }
-            ForkSource::Snapshot { snapshot, vm } => {
-                let found = names::snapshot_of(&state, snapshot, vm.as_deref()).ok()?;
-                (*found.nodes.first()?, Source::Snapshot(found.id))
-            }
-        };
-        let count =
-            Some(request.count).filter(|count| (1..=raft::state::MAX_CHILDREN).contains(count))?;
-        Some(self.prepare(node, operation, source, count, mode))
-    }
-
-    /// The same, where the source is known.
-    pub(super) fn prepare(
-        &self,
-        node: NodeId,
-        operation: OperationId,
-        source: Source,
-        count: u32,
-        mode: CaptureMode,
-    ) -> oneshot::Receiver<Instant> {
-        let (told, when) = oneshot::channel();
-        if node == self.node.id() {
-            self.node
-                .forks
-                .prepare(&self.node, operation, source, count, mode);
-            // The receiver is there: it is returned below.
-            let _kept = told.send(Instant::now());
-            return when;
-        }
-        let peers = std::sync::Arc::clone(&self.node.peers);
-        let request = PrepareForkRequest {
-            operation: operation.to_string(),
-            source: match source {
-                Source::Vm(vm) => vm.to_string(),
-                Source::Snapshot(snapshot) => format!("@{snapshot}"),
-            },
-            count,
-            mode: match mode {
-                CaptureMode::Auto => proto::v1::CaptureMode::Auto,
-                CaptureMode::Paused => proto::v1::CaptureMode::Paused,
-                CaptureMode::Live => proto::v1::CaptureMode::Live,
-            }
-            .into(),
-        };
-        self.node.tasks.spawn(async move {
-            let Ok(mut client) = peers.client(node).await else {
-                return;
-            };
-            match timeout(Duration::from_secs(2), client.prepare_fork(request)).await {
-                // Whoever asked may be gone.
-                Ok(Ok(_)) => drop(told.send(Instant::now())),
-                Ok(Err(status)) => {
-                    tracing::debug!(%status, "a node could not be told ahead of a fork")
-                }
-                Err(_) => tracing::debug!(node, "a node was not told in time of a fork"),
-            }
-        });
-        when
-    }
-
-    /// Waits until an operation has ended, and gives it if it is complete.
-    pub(super) async fn ended_operation(
-        &self,
-        id: OperationId,
-        deadline: Instant,
-    ) -> Result<std::sync::Arc<Operation>, ApiError> {
-        let ended = self
-            .node
-            .wait_for(deadline, |state| match state.operations.get(&id) {
-                Some(operation) if operation.state == OperationState::Open => None,
-                other => Some(other.cloned()),
-            });
-        let Some(found) = ended.await else {
-            return Err(ApiError::Pending {
-                what: format!("operation {id}"),
-                operation: Some(id),
-            });
-        };
-        let operation = found.ok_or_else(|| Rejection::NotFound {
-            kind: Kind::Operation,
-            name: id.to_string(),
-        })?;
-        match &operation.state {
-            OperationState::Failed {
-                cancelled: true, ..
-            } => Err(ApiError::Cancelled),
-            OperationState::Failed { reason, .. } => {
-                Err(match reason.strip_prefix("disk-full: ") {
-                    Some(problem) => ApiError::DiskFull(problem.to_owned()),
-                    None => ApiError::WorkFailed(reason.clone()),
-                })
-            }
-            OperationState::Open | OperationState::Complete => Ok(operation),
-        }
-    }
-
-    fn fork_message(&self, operation: &Operation, ahead: Duration) -> ForkResponse {
-        let state = self.node.state();
-        let snapshot = state.snapshots.get(&operation.snapshot);
-        let report = snapshot
-            .and_then(|snapshot| Some(&snapshot.content.as_ref()?.report))
-            .filter(|_| operation.vm.is_some());
-        let children = (0..operation.count).map(|number| {
-            let id = operation.id.child(number);
-            let result = operation.results.get(&number);
-            let error = result.map_or_else(
-                || "it was deleted".to_owned(),
-                |result| result.error.clone(),
-            );
-            let running_ms = match result {
-                Some(result) if result.error.is_empty() => {
-                    convert::ms(result.running_us) + ahead.as_secs_f64() * 1e3
-                }
-                _ => 0.0,
-            };
-            let vm = state.vms.get(&id);
-            ForkedVm {
-                id: id.to_string(),
-                name: vm.map_or_else(String::new, |vm| vm.name.clone()),
-                node: convert::node_name(&state, operation.node),
-                state: vm
-                    .map_or(proto::v1::VmState::Unspecified, |vm| {
-                        convert::vm(&state, vm, None, true).state()
-                    })
-                    .into(),
-                running_ms,
-                ready_ms: running_ms,
-                error,
-            }
-        });
-        ForkResponse {
-            operation: operation.id.to_string(),
-            snapshot: operation.snapshot.to_string(),
-            pause_ms: report.map_or(0.0, |report| convert::ms(report.pause_us)),
-            children: children.collect(),
-            capture: report.map(convert::report_message),
-        }
-    }
-
     /// Waits until a VM is as it should be, or failed to become so.
     async fn settled(&self, id: VmId, deadline: Instant) -> Result<(), ApiError> {
         let settled = self.node.wait_for(deadline, |state| {
@@ -562,25 +375,5 @@ fn failed(vm: &model::Vm) -> ApiError {
         ApiError::DiskFull(text)
     } else {
         ApiError::WorkFailed(text)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_forked_is_read() {
-        let source = |text: &str| fork_source(text).ok();
-        assert_eq!(source("web"), Some(ForkSource::Vm("web".into())));
-        let snapshot = |name: &str, vm: Option<&str>| {
-            Some(ForkSource::Snapshot {
-                snapshot: name.into(),
-                vm: vm.map(str::to_owned),
-            })
-        };
-        assert_eq!(source("@warm"), snapshot("warm", None));
-        assert_eq!(source("web@warm"), snapshot("warm", Some("web")));
-        assert_eq!((source(""), source("web@")), (None, None));
     }
 }

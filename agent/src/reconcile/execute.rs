@@ -13,7 +13,7 @@ use super::{
 use crate::{
     errors::chain,
     node::Node,
-    vms::{VmHandle, launch, task::Command, vm_name},
+    vms::{VmHandle, command::Command, launch, vm_name},
 };
 
 /// After a report that did not get through.

@@ -1,5 +1,6 @@
 //! The VMs of this node: a task for each, and what they have in common (users, folders, the engine).
 
+pub mod command;
 pub mod fork;
 pub mod launch;
 pub mod task;
@@ -19,7 +20,8 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::reconcile::plan::{Is, Seen};
-use task::{Command, VmTask};
+use command::Command;
+use task::VmTask;
 
 /// Commands that wait for a VM. The reconciler sends one at a time; an operation adds a few.
 const COMMANDS: usize = 8;

@@ -5,7 +5,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 
 use qapi::qmp::ShutdownCause;
 use qemu::{
-    capture::{Afterwards, CaptureError, Captured, Expected, Mode},
+    capture::{Afterwards, CaptureError, Captured, Mode},
     machine::{Ending, Engine, Launch, Machine, MachineError},
     record::{Stage, StreamName, VmName, VmRecord},
 };
@@ -14,6 +14,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+use super::command::Command;
 use crate::{
     errors::chain,
     reconcile::plan::{Is, Seen},
@@ -25,89 +26,6 @@ const STOP_GRACE: Duration = Duration::from_secs(30);
 const BOOT_ATTEMPTS: u32 = 2;
 /// How long until a process that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-
-/// Something that is asked of a VM.
-#[derive(Debug)]
-pub enum Command {
-    /// Start it from its disk.
-    Boot {
-        /// How.
-        launch: Box<Launch>,
-        /// How long its guest may take until it says that it is ready.
-        patience: Duration,
-    },
-    /// Start it from a snapshot.
-    Restore {
-        /// How.
-        launch: Box<Launch>,
-        /// The snapshot's stream.
-        stream: StreamName,
-        /// Whether it stands still afterwards.
-        paused: bool,
-    },
-    /// Let it stand still.
-    Pause,
-    /// Let it go on.
-    Resume,
-    /// Press its power button, and end it when that does not help.
-    Stop,
-    /// End it at once.
-    Kill,
-    /// End it, and the task with it. What is left of it are files.
-    Destroy,
-    /// Start a process that waits for a stream.
-    Prestart {
-        /// How.
-        launch: Box<Launch>,
-        /// Answered when it waits.
-        done: oneshot::Sender<Result<(), String>>,
-    },
-    /// Load a stream into it.
-    Load {
-        /// Which.
-        stream: StreamName,
-        /// Answered when it is loaded.
-        done: oneshot::Sender<Result<(), String>>,
-    },
-    /// Make a loaded process the VM, and let it go on unless it is to stand still.
-    Go {
-        /// Whether it stands still.
-        paused: bool,
-        /// Answered with the time at which it went on.
-        done: oneshot::Sender<Result<Instant, String>>,
-    },
-    /// Say what a capture will refer to.
-    Expect {
-        /// The snapshot.
-        stream: StreamName,
-        /// Size of the VM's disk, bytes.
-        disk_bytes: u64,
-        /// Answered at once.
-        done: oneshot::Sender<Result<Expected, CaptureError>>,
-    },
-    /// Do what can be done ahead of a capture.
-    Prepare {
-        /// The snapshot.
-        stream: StreamName,
-        /// Size of the VM's disk, bytes.
-        disk_bytes: u64,
-        /// How it will be captured.
-        mode: Mode,
-    },
-    /// Forget what was done ahead for this snapshot.
-    Unprepare(StreamName),
-    /// Capture it.
-    Capture {
-        /// The snapshot.
-        stream: StreamName,
-        /// Size of its disk, bytes.
-        disk_bytes: u64,
-        /// How.
-        mode: Mode,
-        /// Answered when the snapshot's files are written.
-        done: oneshot::Sender<Result<Captured, CaptureError>>,
-    },
-}
 
 /// A boot that is under way.
 #[derive(Debug)]

@@ -1,0 +1,249 @@
+//! Carrying out captures and forks on the node of the parent.
+//!
+//! An operation is begun when its intent is in the replicated state. What may be done before that is sure (flush, copy
+//! ahead, start processes) is often under way by then: the node that took the request says so ahead ([`Forks::prepare`]).
+//! `stop` and `cont` come only after the intent.
+
+mod ahead;
+mod run;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use qemu::{
+    capture::Mode,
+    record::{BaseName, LayerName},
+};
+use raft::state::{CaptureMode, Command as Change, Content, OperationId, SnapshotId, State, VmId};
+use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use self::{ahead::prepare, run::Run};
+use super::{command::Command, launch};
+use crate::node::Node;
+
+/// How long something that was begun ahead waits for its intent.
+const AHEAD_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Operations of this node that are under way, and those that are prepared for.
+#[derive(Debug)]
+pub struct Forks {
+    running: Mutex<BTreeMap<OperationId, CancellationToken>>,
+    ahead: Mutex<BTreeMap<OperationId, Ahead>>,
+    /// How many processes are started or loaded at once: more only get in each other's way.
+    starts: Arc<Semaphore>,
+}
+
+/// What is being done ahead of an operation.
+#[derive(Debug)]
+struct Ahead {
+    begun: Instant,
+    work: JoinHandle<Prepared>,
+}
+
+/// What was begun ahead.
+#[derive(Debug, Default)]
+struct Prepared {
+    /// Children whose processes are being started, by number.
+    starting: BTreeMap<u32, Starting>,
+}
+
+/// A child's process that is being started, to wait for its stream.
+#[derive(Debug)]
+struct Starting {
+    parts: Parts,
+    started: JoinHandle<Result<(), String>>,
+}
+
+/// What a child's process is started with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Parts {
+    base: BaseName,
+    layers: Vec<LayerName>,
+}
+
+/// What is forked, as far as preparing for it goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A VM that will be captured.
+    Vm(VmId),
+    /// A snapshot.
+    Snapshot(SnapshotId),
+}
+
+impl Default for Forks {
+    fn default() -> Self {
+        let processors = std::thread::available_parallelism().map_or(2, usize::from);
+        Self {
+            running: Mutex::default(),
+            ahead: Mutex::default(),
+            starts: Arc::new(Semaphore::new(2 * processors)),
+        }
+    }
+}
+
+impl Forks {
+    fn running(&self) -> MutexGuard<'_, BTreeMap<OperationId, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, BTreeMap<OperationId, Ahead>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The operations that are being carried out.
+    pub fn observe(&self) -> BTreeSet<OperationId> {
+        self.running().keys().copied().collect()
+    }
+
+    /// Operations whose files must be left alone: those that are under way, and those that may come.
+    pub fn in_flight(&self) -> BTreeSet<OperationId> {
+        // One lock after the other: [`Forks::prepare`] holds both, in the other order.
+        let mut all = self.observe();
+        all.extend(self.ahead().keys());
+        all
+    }
+
+    /// Begins with what may be done before an operation is sure.
+    pub fn prepare(
+        &self,
+        node: &Arc<Node>,
+        operation: OperationId,
+        source: Source,
+        count: u32,
+        mode: CaptureMode,
+    ) {
+        let mut ahead = self.ahead();
+        if ahead.contains_key(&operation) || self.running().contains_key(&operation) {
+            return;
+        }
+        let context = Arc::clone(node);
+        let work = node.tasks.spawn(async move {
+            let state = context.state();
+            match prepare(&context, &state, operation, source, count, mode).await {
+                Ok(prepared) => prepared,
+                Err(problem) => {
+                    // The operation itself will meet the same problem and report it.
+                    tracing::debug!(%operation, problem, "nothing could be done ahead of an operation");
+                    Prepared::default()
+                }
+            }
+        });
+        ahead.insert(
+            operation,
+            Ahead {
+                begun: Instant::now(),
+                work,
+            },
+        );
+    }
+
+    /// Throws away what was begun for operations that did not come.
+    pub async fn forget_stale(&self, node: &Arc<Node>, state: &State) {
+        let stale: Vec<(OperationId, Ahead)> = {
+            let mut ahead = self.ahead();
+            let old = |begun: Instant| begun.elapsed() > AHEAD_PATIENCE;
+            let ids: Vec<OperationId> = ahead
+                .iter()
+                .filter(|(id, ahead)| old(ahead.begun) && !state.operations.contains_key(id))
+                .map(|(id, _)| *id)
+                .collect();
+            ids.into_iter()
+                .filter_map(|id| Some((id, ahead.remove(&id)?)))
+                .collect()
+        };
+        for (operation, ahead) in stale {
+            let prepared = ahead.work.await.unwrap_or_default();
+            for (number, starting) in prepared.starting {
+                // However that went.
+                let _started = starting.started.await;
+                if let Some(child) = node.vms.get(operation.child(number)) {
+                    child.act(Command::Destroy);
+                }
+            }
+            for (_, vm) in node.vms.all() {
+                // A VM that is gone has nothing prepared.
+                let _gone = vm
+                    .tell(Command::Unprepare(launch::stream_name(
+                        operation.snapshot(),
+                    )))
+                    .await;
+            }
+        }
+    }
+
+    /// Carries an operation out.
+    pub fn run(&self, node: &Arc<Node>, operation: OperationId) {
+        let cancel = node.cancel.child_token();
+        if self.running().insert(operation, cancel.clone()).is_some() {
+            return;
+        }
+        let context = Arc::clone(node);
+        let ahead = self.ahead().remove(&operation);
+        node.tasks.spawn(async move {
+            let begun = ahead
+                .as_ref()
+                .map_or_else(Instant::now, |ahead| ahead.begun);
+            let prepared = match ahead {
+                Some(ahead) => ahead.work.await.unwrap_or_default(),
+                None => Prepared::default(),
+            };
+            let run = Run {
+                node: Arc::clone(&context),
+                operation,
+                begun,
+                prepared,
+                cancel: cancel.clone(),
+            };
+            if let Err(problem) = run.carry_out().await
+                && !context.cancel.is_cancelled()
+            {
+                let cancelled = cancel.is_cancelled();
+                let reason = if cancelled {
+                    "it was cancelled".to_owned()
+                } else {
+                    problem
+                };
+                context
+                    .report(Change::FailOperation {
+                        operation,
+                        reason,
+                        cancelled,
+                    })
+                    .await;
+            }
+            context.forks.running().remove(&operation);
+            context.wake.notify_one();
+        });
+    }
+
+    /// Has an operation that is under way end as soon as it can.
+    pub fn cancel(&self, operation: OperationId) {
+        if let Some(cancel) = self.running().get(&operation) {
+            cancel.cancel();
+        }
+    }
+}
+
+fn engine_mode(mode: CaptureMode) -> Mode {
+    match mode {
+        CaptureMode::Auto => Mode::Auto,
+        CaptureMode::Paused => Mode::Paused,
+        CaptureMode::Live => Mode::Live,
+    }
+}
+
+fn content_parts(content: &Content) -> Parts {
+    Parts {
+        base: launch::base_name(content.base),
+        layers: content
+            .layers
+            .iter()
+            .copied()
+            .map(launch::layer_name)
+            .collect(),
+    }
+}

@@ -1,0 +1,279 @@
+//! One operation that is being carried out: capture, load, go.
+
+use std::sync::Arc;
+
+use qemu::{capture::Captured, record::StreamName};
+use raft::state::{
+    Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
+    OperationState, Safety, Snapshot, State, Vm, VmId,
+};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{Parts, Prepared, Starting, ahead::start_child, content_parts, engine_mode};
+use crate::{
+    convert::capture_report,
+    errors::chain,
+    node::Node,
+    reconcile::plan::Is,
+    vms::{VmHandle, command::Command, launch},
+};
+
+/// One operation that is being carried out.
+pub(super) struct Run {
+    pub(super) node: Arc<Node>,
+    pub(super) operation: OperationId,
+    pub(super) begun: Instant,
+    pub(super) prepared: Prepared,
+    pub(super) cancel: CancellationToken,
+}
+
+impl Run {
+    pub(super) async fn carry_out(mut self) -> Result<(), String> {
+        let state = self.node.state();
+        let Some(operation) = state.operations.get(&self.operation).cloned() else {
+            return Ok(());
+        };
+        let snapshot = state
+            .snapshots
+            .get(&operation.snapshot)
+            .ok_or("its snapshot is not known")?
+            .clone();
+        if operation.state != OperationState::Open {
+            return Ok(());
+        }
+        self.note("its intent is here");
+        let mut told = None;
+        let content = match &snapshot.content {
+            Some(content) => content.clone(),
+            None => {
+                let content = self.capture(&state, &operation).await?;
+                let ready = Change::SnapshotReady {
+                    operation: operation.id,
+                    content: content.clone(),
+                };
+                if operation.kind == OperationKind::Snapshot {
+                    self.node.report(ready).await;
+                    return Ok(());
+                }
+                // Beside the loading: only the answer waits for it.
+                let node = Arc::clone(&self.node);
+                told = Some(
+                    self.node
+                        .tasks
+                        .spawn(async move { node.report(ready).await }),
+                );
+                content
+            }
+        };
+        self.note("captured");
+        self.check_cancelled()?;
+        let results = self
+            .children(&state, &operation, &snapshot, &content)
+            .await?;
+        if let Some(told) = told {
+            // The operation must not be complete before its snapshot is ready. A refusal means that it has ended.
+            if let Some(Err(rejection)) = told.await.map_err(|panic| panic.to_string())? {
+                return Err(rejection.to_string());
+            }
+        }
+        self.node
+            .report(Change::ReportChildren {
+                operation: operation.id,
+                results,
+            })
+            .await;
+        Ok(())
+    }
+
+    /// Says in the log how far it has come, and how long that took since this node knew of it.
+    fn note(&self, what: &'static str) {
+        let ms = self.begun.elapsed().as_secs_f64() * 1e3;
+        tracing::debug!(operation = %self.operation, ms, "{what}");
+    }
+
+    fn check_cancelled(&self) -> Result<(), String> {
+        if self.cancel.is_cancelled() {
+            Err("it was cancelled".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn capture(&self, state: &State, operation: &Operation) -> Result<Content, String> {
+        self.check_cancelled()?;
+        let id = operation.vm.ok_or("it has no VM to capture")?;
+        let vm = state.vms.get(&id).ok_or("the VM was deleted meanwhile")?;
+        let handle = self.node.vms.get(id).ok_or("the VM has no process")?;
+        let stream = launch::stream_name(operation.snapshot);
+        let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(operation.mode));
+        let captured = handle
+            .ask(|done| Command::Capture {
+                stream,
+                disk_bytes,
+                mode,
+                done,
+            })
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| {
+                if error.is_disk_full() {
+                    format!("disk-full: {}", chain(&error))
+                } else {
+                    chain(&error)
+                }
+            })?;
+        content_of(&captured)
+            .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
+    }
+
+    /// Starts what is not started, loads all, and lets them go on together: children that run compete with those that are
+    /// still loading.
+    async fn children(
+        &mut self,
+        state: &Arc<State>,
+        operation: &Operation,
+        snapshot: &Snapshot,
+        content: &Content,
+    ) -> Result<Vec<(u32, ChildResult)>, String> {
+        let parts = content_parts(content);
+        let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
+        let mut loading = JoinSet::new();
+        let mut results = Vec::new();
+        for number in 0..operation.count {
+            let Some(child) = state.vms.get(&operation.id.child(number)).cloned() else {
+                results.push((
+                    number,
+                    failed("it was deleted while it was being made".to_owned()),
+                ));
+                continue;
+            };
+            let hardware = match &hardware {
+                Ok(hardware) => hardware.clone(),
+                Err(problem) => {
+                    results.push((number, failed(problem.to_string())));
+                    continue;
+                }
+            };
+            let starting = self.prepared.starting.remove(&number);
+            let (node, parts, stream) = (
+                Arc::clone(&self.node),
+                parts.clone(),
+                launch::stream_name(snapshot.id),
+            );
+            loading.spawn(async move {
+                let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
+                (number, child, loaded)
+            });
+        }
+        let mut loaded = Vec::new();
+        while let Some(result) = loading.join_next().await {
+            let (number, child, result) = result.map_err(|panic| panic.to_string())?;
+            match result {
+                Ok(handle) => loaded.push((number, child, handle)),
+                Err(problem) => results.push((number, failed(problem))),
+            }
+        }
+        self.note("loaded");
+        self.check_cancelled()?;
+        loaded.sort_by_key(|(number, ..)| *number);
+        for (number, child, handle) in loaded {
+            let paused = child.power == raft::state::Power::Paused;
+            let gone_on = match handle.seen().is {
+                // It ran before an agent was lost in the middle of this.
+                Is::Running { .. } | Is::Paused { .. } => Ok(Instant::now()),
+                _ => handle
+                    .ask(|done| Command::Go { paused, done })
+                    .await
+                    .unwrap_or_else(|error| Err(error.to_string())),
+            };
+            results.push((
+                number,
+                match gone_on {
+                    Ok(at) => ChildResult {
+                        running_us: (at - self.begun).as_micros() as u64,
+                        error: String::new(),
+                    },
+                    Err(problem) => failed(problem),
+                },
+            ));
+        }
+        Ok(results)
+    }
+}
+
+/// Loads one child, its process started first if none waits. A child that runs already is left alone.
+async fn load_child(
+    node: &Arc<Node>,
+    child: &Vm,
+    hardware: qemu::spec::Hardware,
+    parts: &Parts,
+    stream: StreamName,
+    starting: Option<Starting>,
+) -> Result<VmHandle, String> {
+    if let Some(handle) = node.vms.get(child.id)
+        && matches!(handle.seen().is, Is::Running { .. } | Is::Paused { .. })
+    {
+        return Ok(handle);
+    }
+    let waits = match starting {
+        Some(starting) => matches!(starting.started.await, Ok(Ok(()))) && starting.parts == *parts,
+        None => false,
+    };
+    if !waits {
+        node.fetch_image(child.spec.image).await?;
+        start_child(node, child, hardware, parts).await?;
+    }
+    let handle = node
+        .vms
+        .get(child.id)
+        .ok_or("it was deleted while it was being made")?;
+    let _turn = node
+        .forks
+        .starts
+        .acquire()
+        .await
+        .map_err(|error| error.to_string())?;
+    handle
+        .ask(|done| Command::Load { stream, done })
+        .await
+        .map_err(|error| error.to_string())??;
+    Ok(handle)
+}
+
+fn failed(error: String) -> ChildResult {
+    ChildResult {
+        running_us: 0,
+        error,
+    }
+}
+
+fn content_of(captured: &Captured) -> Option<Content> {
+    let hardware = &captured.hardware;
+    Some(Content {
+        base: captured.base.0.parse().ok()?,
+        layers: captured
+            .layers
+            .iter()
+            .map(|layer| layer.0.parse::<VmId>().map(|id| id.0))
+            .collect::<Result<_, _>>()
+            .ok()?,
+        accelerator: match hardware.accelerator {
+            qemu::spec::Accelerator::Kvm => Accelerator::Kvm,
+            qemu::spec::Accelerator::Tcg => Accelerator::Tcg,
+        },
+        cpu_model: hardware.cpu_model.clone(),
+        qemu_version: captured.qemu_version.clone(),
+        machine: hardware.machine.name().to_owned(),
+        devices: hardware
+            .devices
+            .iter()
+            .map(|device| device.name().to_owned())
+            .collect(),
+        base_bytes: captured.base_bytes,
+        stream_bytes: captured.stream_bytes,
+        layer_bytes: captured.layer_bytes,
+        safety: Safety::Memory,
+        report: capture_report(&captured.report),
+    })
+}
