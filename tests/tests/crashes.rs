@@ -197,12 +197,16 @@ fn all_agents_are_killed_and_come_back() -> anyhow::Result<()> {
         "{failed}"
     );
     for through in 1..=3 {
-        let after = pids(&cluster, through)?;
         let expected: BTreeMap<_, _> = before
             .iter()
             .map(|(name, pid)| (name.clone(), if name == "c" { 0 } else { *pid }))
             .collect();
-        assert_eq!(after, expected, "through node {through}");
+        wait_for(
+            &format!("node {through} to see every process"),
+            PATIENCE,
+            || Ok((pids(&cluster, through)? == expected).then_some(())),
+        )
+        .with_context(|| format!("{:?}, not {expected:?}", pids(&cluster, through)))?;
     }
     assert_eq!(cluster.node(2).json(&["snapshot", "ls"])?, snapshots);
     assert_eq!(cluster.processes()?.len(), 4, "none was started twice");

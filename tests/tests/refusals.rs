@@ -335,11 +335,18 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let done = std::process::Command::new("umount")
-            .arg(self.0.path())
-            .status();
-        if !done.is_ok_and(|status| status.success()) {
-            eprintln!("{} stays mounted", self.0.path().display());
+        // A process that was killed lets go of its files a moment after it is gone from the process table.
+        let umount = || {
+            std::process::Command::new("umount")
+                .arg("-q")
+                .arg(self.0.path())
+                .status()
+        };
+        let done = harness::wait_for("the small disk to be free", Duration::from_secs(10), || {
+            Ok(umount()?.success().then_some(()))
+        });
+        if let Err(error) = done {
+            eprintln!("{} stays mounted: {error}", self.0.path().display());
         }
     }
 }

@@ -291,6 +291,10 @@ impl VmTask {
     }
 
     async fn prestart(&mut self, launch: Launch) -> Result<(), String> {
+        let runs = |machine: &Machine| machine.record().stage == Stage::Running;
+        if self.machine.as_ref().is_some_and(runs) {
+            return Err("it runs already".to_owned());
+        }
         if self.machine.is_some() {
             self.end_process().await;
         }

@@ -156,14 +156,7 @@ impl Forks {
                 .collect()
         };
         for (operation, ahead) in stale {
-            let prepared = ahead.work.await.unwrap_or_default();
-            for (number, starting) in prepared.starting {
-                // However that went.
-                let _started = starting.started.await;
-                if let Some(child) = node.vms.get(operation.child(number)) {
-                    child.act(Command::Destroy);
-                }
-            }
+            discard(node, operation, ahead.work.await.unwrap_or_default()).await;
             for (_, vm) in node.vms.all() {
                 // A VM that is gone has nothing prepared.
                 let _gone = vm
@@ -191,14 +184,17 @@ impl Forks {
                 Some(ahead) => ahead.work.await.unwrap_or_default(),
                 None => Prepared::default(),
             };
-            let run = Run {
+            let mut run = Run {
                 node: Arc::clone(&context),
                 operation,
                 begun,
                 prepared,
                 cancel: cancel.clone(),
             };
-            if let Err(problem) = run.carry_out().await
+            let outcome = run.carry_out().await;
+            // What was started ahead and is of no use any more.
+            discard(&context, operation, run.prepared).await;
+            if let Err(problem) = outcome
                 && !context.cancel.is_cancelled()
             {
                 let cancelled = cancel.is_cancelled();
@@ -224,6 +220,18 @@ impl Forks {
     pub fn cancel(&self, operation: OperationId) {
         if let Some(cancel) = self.running().get(&operation) {
             cancel.cancel();
+        }
+    }
+}
+
+/// Ends the processes that were started ahead for children that will not be, also those that are still being started.
+async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
+    for (number, starting) in prepared.starting {
+        starting.started.abort();
+        let _however_it_went = starting.started.await;
+        if let Some(child) = node.vms.get(operation.child(number)) {
+            // After what its task is at; one that is gone has nothing left.
+            let _gone = child.tell(Command::Destroy).await;
         }
     }
 }

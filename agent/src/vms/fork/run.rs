@@ -29,7 +29,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) async fn carry_out(mut self) -> Result<(), String> {
+    pub(super) async fn carry_out(&mut self) -> Result<(), String> {
         let state = self.node.state();
         let Some(operation) = state.operations.get(&self.operation).cloned() else {
             return Ok(());
@@ -217,7 +217,13 @@ async fn load_child(
         return Ok(handle);
     }
     let waits = match starting {
-        Some(starting) => matches!(starting.started.await, Ok(Ok(()))) && starting.parts == *parts,
+        Some(starting) if starting.parts == *parts => matches!(starting.started.await, Ok(Ok(()))),
+        Some(starting) => {
+            // The guest made it otherwise meanwhile: what was started ahead is of no use.
+            tracing::debug!(vm = %child.id, expected = ?starting.parts, captured = ?parts, "starting a child anew");
+            let _ended_in_vain = starting.started.await;
+            false
+        }
         None => false,
     };
     if !waits {
