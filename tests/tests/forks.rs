@@ -308,3 +308,55 @@ fn a_cancelled_fork_leaves_nothing() -> anyhow::Result<()> {
     // The parent is as good as before.
     node.fp(&["fork", "v"])?.success()
 }
+
+/// Captures of one VM that are prepared at the same time must not take each other's overlays for their own.
+#[test]
+fn one_parent_is_forked_by_several_at_once() -> anyhow::Result<()> {
+    let cluster = Cluster::start(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    cluster
+        .node(2)
+        .fp(&["vm", "create", "parent", "--image", "tiny", "--wait"])?
+        .success()?;
+    cluster.wait_pulses("parent", 3)?;
+    let children = std::thread::scope(|scope| -> anyhow::Result<Vec<String>> {
+        let clients: Vec<_> = (1..=3)
+            .map(|client| {
+                let cluster = &cluster;
+                scope.spawn(move || -> anyhow::Result<Vec<String>> {
+                    let mut made = Vec::new();
+                    for round in 0..4 {
+                        let name = format!("c{client}-{round}");
+                        fork(cluster, client, &["parent", "--name", &name])?;
+                        if round < 3 {
+                            cluster
+                                .node(client)
+                                .fp(&["vm", "pause", &name])?
+                                .success()?;
+                        }
+                        made.push(name);
+                    }
+                    Ok(made)
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for client in clients {
+            all.extend(
+                client
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a client panicked"))??
+                    .pop(),
+            );
+        }
+        Ok(all)
+    })?;
+    let lineage: Vec<String> = std::iter::once("parent".to_owned())
+        .chain(children)
+        .collect();
+    for name in &lineage {
+        cluster.wait_pulses(name, 2)?;
+    }
+    share_then_differ(&histories(&cluster, &lineage)?);
+    Ok(())
+}

@@ -5,7 +5,7 @@ use std::time::Duration;
 use qemu::{
     capture::{CaptureError, Captured, Expected, Mode},
     machine::Launch,
-    record::StreamName,
+    record::{LayerName, StreamName},
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -72,6 +72,8 @@ pub enum Command {
     Prepare {
         /// The snapshot.
         stream: StreamName,
+        /// The overlay that its disk goes on with: a name that was never used.
+        layer: LayerName,
         /// Size of the VM's disk, bytes.
         disk_bytes: u64,
         /// How it will be captured.
@@ -83,6 +85,8 @@ pub enum Command {
     Capture {
         /// The snapshot.
         stream: StreamName,
+        /// The overlay that its disk goes on with: a name that was never used.
+        layer: LayerName,
         /// Size of its disk, bytes.
         disk_bytes: u64,
         /// How.

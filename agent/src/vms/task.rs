@@ -7,7 +7,7 @@ use qapi::qmp::ShutdownCause;
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     machine::{Ending, Engine, Launch, Machine, MachineError},
-    record::{Stage, StreamName, VmName, VmRecord},
+    record::{LayerName, Stage, StreamName, VmName, VmRecord},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -170,11 +170,12 @@ impl VmTask {
             }
             Command::Prepare {
                 stream,
+                layer,
                 disk_bytes,
                 mode,
             } => {
                 let prepared = match &mut self.machine {
-                    Some(machine) => machine.prepare(&stream, disk_bytes, mode).await,
+                    Some(machine) => machine.prepare(&stream, &layer, disk_bytes, mode).await,
                     None => Err(no_process()),
                 };
                 if let Err(error) = prepared {
@@ -190,11 +191,12 @@ impl VmTask {
             }
             Command::Capture {
                 stream,
+                layer,
                 disk_bytes,
                 mode,
                 done,
             } => {
-                answer(done, self.capture(stream, disk_bytes, mode).await);
+                answer(done, self.capture(stream, layer, disk_bytes, mode).await);
                 return Next::Stay;
             }
         };
@@ -427,13 +429,14 @@ impl VmTask {
     async fn capture(
         &mut self,
         stream: StreamName,
+        layer: LayerName,
         disk_bytes: u64,
         mode: Mode,
     ) -> Result<Captured, CaptureError> {
         let running = matches!(self.seen.borrow().is, Is::Running { .. });
         let machine = self.machine.as_mut().ok_or_else(no_process)?;
         let result = machine
-            .capture(&stream, disk_bytes, mode, running, Afterwards::GoOn)
+            .capture(&stream, &layer, disk_bytes, mode, running, Afterwards::GoOn)
             .await;
         if let Err(CaptureError::Machine(error)) = &result {
             self.lost_touch(error);

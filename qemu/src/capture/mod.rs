@@ -172,11 +172,13 @@ struct Moment {
 }
 
 impl Machine {
-    /// Does what may be done before it is certain that the capture is wanted. `stream` names the snapshot. Doing it again
+    /// Does what may be done before it is certain that the capture is wanted. `stream` names the snapshot, `layer` the overlay that the
+    /// disk goes on with: a name that was never used. Doing it again
     /// for the same snapshot does nothing.
     pub async fn prepare(
         &mut self,
         stream: &StreamName,
+        layer: &LayerName,
         disk_bytes: u64,
         mode: Mode,
     ) -> Result<(), CaptureError> {
@@ -196,8 +198,7 @@ impl Machine {
             ));
         }
         let live = tracked && mode != Mode::Paused;
-        self.open_spare(&LayerName(stream.0.clone()), disk_bytes)
-            .await?;
+        self.open_spare(layer, disk_bytes).await?;
         self.flush_disk().await?;
 
         let mut prepared = Prepared {
@@ -301,12 +302,13 @@ impl Machine {
     pub async fn capture(
         &mut self,
         stream: &StreamName,
+        layer: &LayerName,
         disk_bytes: u64,
         mode: Mode,
         running: bool,
         afterwards: Afterwards,
     ) -> Result<Captured, CaptureError> {
-        self.prepare(stream, disk_bytes, mode).await?;
+        self.prepare(stream, layer, disk_bytes, mode).await?;
         let Some(prepared) = self.prepared.take() else {
             return Err(CaptureError::Machine(MachineError::TimedOut(
                 "the capture was given up",
@@ -461,6 +463,12 @@ impl Machine {
     async fn open_spare(&mut self, name: &LayerName, disk_bytes: u64) -> Result<(), MachineError> {
         if self.record.layers.is_empty() || self.spare.is_some() {
             return Ok(());
+        }
+        if self.engine.layout.layer(name).exists() {
+            // Another capture's overlay may be in use under the name it was prepared with.
+            return Err(MachineError::TimedOut(
+                "the next overlay's name was used before",
+            ));
         }
         self.engine.overlays.prepare(disk_bytes).await?;
         self.engine

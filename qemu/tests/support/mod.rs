@@ -146,7 +146,14 @@ impl Host {
         afterwards: Afterwards,
     ) -> Result<Captured, qemu::capture::CaptureError> {
         machine
-            .capture(&StreamName(name.into()), DISK, mode, running, afterwards)
+            .capture(
+                &StreamName(name.into()),
+                &LayerName(format!("after-{name}")),
+                DISK,
+                mode,
+                running,
+                afterwards,
+            )
             .await
     }
 

@@ -298,7 +298,7 @@ pub struct Content {
     pub report: CaptureReport,
 }
 
-/// A disk layer's name: the id of the VM whose first overlay it was, or of the snapshot after which it was written.
+/// A disk layer's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for.
 pub type LayerId = u128;
 
 /// What a snapshot would survive.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use raft::state::{CaptureMode, OperationId, Snapshot, State, Vm, VmId};
 
-use super::{Parts, Prepared, Source, Starting, content_parts, engine_mode};
+use super::{Parts, Prepared, Source, Starting, content_parts, engine_mode, next_layer};
 use crate::{
     errors::chain,
     node::Node,
@@ -41,6 +41,7 @@ pub(super) async fn prepare(
             handle
                 .tell(Command::Prepare {
                     stream,
+                    layer: next_layer(operation),
                     disk_bytes,
                     mode,
                 })

@@ -9,7 +9,10 @@ mod run;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,6 +23,7 @@ use qemu::{
 use raft::state::{CaptureMode, Command as Change, Content, OperationId, SnapshotId, State, VmId};
 use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
+use ulid::Ulid;
 
 use self::{ahead::prepare, run::Run};
 use super::{command::Command, launch};
@@ -234,6 +238,17 @@ async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
             let _gone = child.tell(Command::Destroy).await;
         }
     }
+}
+
+/// A name for the overlay that a captured VM's disk goes on with. Derived from the operation, so that it is not collected while
+/// that is under way, and never the same: two captures of one VM may be prepared at once, and either may use what was
+/// prepared for the other.
+fn next_layer(operation: OperationId) -> LayerName {
+    // Begun at random: an agent that was lost may have got further with the same operation.
+    static COUNT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(Ulid::new().0 as u16));
+    // Above the ids of the snapshot and of all children.
+    let place = 0x4000 | (COUNT.fetch_add(1, Ordering::Relaxed) & 0x3fff);
+    launch::layer_name(operation.0 + u128::from(place))
 }
 
 fn engine_mode(mode: CaptureMode) -> Mode {

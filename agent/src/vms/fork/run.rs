@@ -10,7 +10,9 @@ use raft::state::{
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, Prepared, Starting, ahead::start_child, content_parts, engine_mode};
+use super::{
+    Parts, Prepared, Starting, ahead::start_child, content_parts, engine_mode, next_layer,
+};
 use crate::{
     convert::capture_report,
     errors::chain,
@@ -110,6 +112,7 @@ impl Run {
         let captured = handle
             .ask(|done| Command::Capture {
                 stream,
+                layer: next_layer(self.operation),
                 disk_bytes,
                 mode,
                 done,
