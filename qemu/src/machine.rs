@@ -66,9 +66,12 @@ pub enum MachineError {
         /// What it printed last.
         log: String,
     },
-    /// It did not become so in time.
-    #[error("{0}")]
+    /// QEMU took too long.
+    #[error("QEMU did not finish in time with {0}")]
     TimedOut(&'static str),
+    /// What is asked for needs something that is not there.
+    #[error("{0}")]
+    NotReady(&'static str),
     /// A control command failed.
     #[error(transparent)]
     Qmp(#[from] QmpError),
@@ -491,7 +494,7 @@ impl Machine {
             }
         };
         match timeout_at(deadline, next).await {
-            Err(_) => Err(MachineError::TimedOut("QEMU did not finish in time")),
+            Err(_) => Err(MachineError::TimedOut(what)),
             Ok(Ok(event)) => Ok(event),
             Ok(Err(exit)) => {
                 let exit = exit.map_err(system("cannot wait for QEMU"))?;

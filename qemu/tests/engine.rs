@@ -7,8 +7,11 @@ mod support;
 
 use std::time::Duration;
 
-use qemu::capture::{Afterwards, Mode};
-use support::{Host, compare};
+use qemu::{
+    capture::{Afterwards, Mode},
+    record::{LayerName, StreamName},
+};
+use support::{DISK, Host, compare};
 
 /// The guest writes all over its memory, zeroes pages, and writes to its disk, as fast as it can.
 async fn exact_under_churn(cpus: u32) -> anyhow::Result<()> {
@@ -90,6 +93,38 @@ async fn depth_and_repetition_cost_nothing() -> anyhow::Result<()> {
         "streams grow: {sizes:?}"
     );
     vm.kill().await?;
+    Ok(())
+}
+
+/// Captures of one machine are prepared side by side, and only the last of them is kept: a child that was started ahead for
+/// another one must still map the base that its capture makes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_waits_maps_the_base_of_its_capture() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut parent = host.boot("parent", 1, "fp.pulse").await?;
+    let (one, other) = (StreamName("one".into()), StreamName("other".into()));
+    let expected = parent.expect(&one, DISK)?;
+    let mut child = host.wait("child", &expected, 1).await?;
+    for (stream, layer) in [(&one, "after-one"), (&other, "after-other")] {
+        parent
+            .prepare(stream, &LayerName(layer.into()), DISK, Mode::Auto)
+            .await?;
+    }
+    let captured = host
+        .capture(&mut parent, "one", Mode::Auto, true, Afterwards::Hold)
+        .await?;
+    assert_eq!(
+        (&captured.base, &captured.layers),
+        (&expected.base, &expected.layers)
+    );
+    child.load(&one).await?;
+    assert_eq!(
+        compare(&mut parent, &mut child).await?,
+        Vec::<u32>::new(),
+        "pages differ"
+    );
+    child.kill().await?;
+    parent.kill().await?;
     Ok(())
 }
 

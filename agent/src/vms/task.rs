@@ -185,7 +185,7 @@ impl VmTask {
             }
             Command::Unprepare(stream) => {
                 if let Some(machine) = &mut self.machine {
-                    machine.forget_prepared_for(&stream);
+                    machine.forget_prepared(&stream);
                 }
                 return Next::Stay;
             }
@@ -603,7 +603,7 @@ impl VmTask {
 }
 
 fn no_process() -> CaptureError {
-    CaptureError::Machine(MachineError::TimedOut("it has no process"))
+    CaptureError::Machine(MachineError::NotReady("it has no process"))
 }
 
 /// Answers whoever asked, if they still wait.

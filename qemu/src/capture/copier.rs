@@ -198,7 +198,7 @@ impl Copier<'_> {
     }
 }
 
-/// Makes an empty base that forks may map. One that is there is emptied.
+/// Makes an empty base that forks may map. One that is there is emptied and stays the same file: it may be mapped.
 pub(super) fn create_base(layout: &Layout, base: &BaseName, bytes: u64) -> io::Result<File> {
     let path = layout.base(base);
     let file = File::options()

@@ -189,7 +189,7 @@ impl Machine {
         {
             return Ok(());
         }
-        self.forget_prepared();
+        self.prepared = None;
         let begun = Instant::now();
         let tracked = self.open_memory().await?;
         if mode == Mode::Live && !tracked {
@@ -213,13 +213,7 @@ impl Machine {
             },
         };
         if live {
-            prepared = match self.copy(prepared, Step::Begin).await {
-                Ok(prepared) => prepared,
-                Err(error) => {
-                    self.discard(stream);
-                    return Err(error);
-                }
-            };
+            prepared = self.copy(prepared, Step::Begin).await?;
         }
         prepared.report.ahead = begun.elapsed();
         self.prepared = Some(prepared);
@@ -266,23 +260,14 @@ impl Machine {
                 .map_err(memory("look at the VM's disk"))?)
     }
 
-    /// Throws away what was done ahead. Scans are never lost by it: the delta knows of them.
-    pub fn forget_prepared(&mut self) {
-        if let Some(prepared) = self.prepared.take() {
-            self.discard(&prepared.stream);
-        }
+    /// Throws away what was done ahead for a snapshot. Scans are never lost by it: the delta knows of them. A base that was begun
+    /// stays, since children that wait for the same snapshot may map it: another capture may have come between, and a file
+    /// made anew under its name would be another than theirs. The collector removes it when nobody wants it.
+    pub fn forget_prepared(&mut self, stream: &StreamName) {
+        self.prepared.take_if(|prepared| prepared.stream == *stream);
     }
 
-    /// The same, if it was done for this snapshot.
-    pub fn forget_prepared_for(&mut self, stream: &StreamName) {
-        match &self.prepared {
-            Some(prepared) if prepared.stream == *stream => self.forget_prepared(),
-            // Its base may have been made, if this is the machine it was for.
-            _ => {}
-        }
-    }
-
-    /// Removes the files of a capture that did not come to an end.
+    /// Removes the files of a capture that failed: its operation fails with it, and so do the children that wait for it.
     fn discard(&self, stream: &StreamName) {
         let layout = &self.engine.layout;
         for path in [
@@ -310,7 +295,7 @@ impl Machine {
     ) -> Result<Captured, CaptureError> {
         self.prepare(stream, layer, disk_bytes, mode).await?;
         let Some(prepared) = self.prepared.take() else {
-            return Err(CaptureError::Machine(MachineError::TimedOut(
+            return Err(CaptureError::Machine(MachineError::NotReady(
                 "the capture was given up",
             )));
         };
@@ -439,7 +424,7 @@ impl Machine {
             return Ok((self.record.layers[1..].to_vec(), false));
         }
         let Some(next) = self.spare.take() else {
-            return Err(MachineError::TimedOut("no overlay was prepared").into());
+            return Err(MachineError::NotReady("no overlay was prepared").into());
         };
         let data = BlockdevSnapshot {
             node: disk::layer_node(&top).node,
@@ -466,7 +451,7 @@ impl Machine {
         }
         if self.engine.layout.layer(name).exists() {
             // Another capture's overlay may be in use under the name it was prepared with.
-            return Err(MachineError::TimedOut(
+            return Err(MachineError::NotReady(
                 "the next overlay's name was used before",
             ));
         }
@@ -522,7 +507,7 @@ impl Machine {
     fn memory_ref(&self) -> Result<Arc<Mutex<Memory>>, CaptureError> {
         self.memory
             .clone()
-            .ok_or(CaptureError::Machine(MachineError::TimedOut(
+            .ok_or(CaptureError::Machine(MachineError::NotReady(
                 "the guest's memory was not looked at",
             )))
     }

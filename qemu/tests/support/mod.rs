@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context as _;
 use qemu::{
     TRACKING_LIBRARY,
-    capture::{Afterwards, Captured, Mode},
+    capture::{Afterwards, Captured, Expected, Mode},
     console::output_channel,
     disk::Overlays,
     layout::Layout,
@@ -20,7 +20,7 @@ use qemu::{
     spec::{Accelerator, Device, Hardware, MachineType, Start},
 };
 
-const DISK: u64 = 1 << 30;
+pub const DISK: u64 = 1 << 30;
 const GID: u32 = 1_879_048_192;
 
 pub struct Host {
@@ -163,14 +163,23 @@ impl Host {
         captured: &Captured,
         stream: &str,
     ) -> anyhow::Result<Machine> {
-        let mut launch = self.launch(name, captured.hardware.cpus);
-        launch.base = Some(captured.base.clone());
-        launch.layers = std::iter::once(LayerName(name.into()))
-            .chain(captured.layers.clone())
-            .collect();
-        let mut child = Machine::launch(&self.engine, launch).await?;
+        let expected = Expected {
+            base: captured.base.clone(),
+            layers: captured.layers.clone(),
+        };
+        let mut child = self.wait(name, &expected, captured.hardware.cpus).await?;
         child.load(&StreamName(stream.into())).await?;
         Ok(child)
+    }
+
+    /// A process that waits for a stream.
+    pub async fn wait(&self, name: &str, with: &Expected, cpus: u32) -> anyhow::Result<Machine> {
+        let mut launch = self.launch(name, cpus);
+        launch.base = Some(with.base.clone());
+        launch.layers = std::iter::once(LayerName(name.into()))
+            .chain(with.layers.clone())
+            .collect();
+        Ok(Machine::launch(&self.engine, launch).await?)
     }
 
     pub async fn adopt(&self, name: &str, record: VmRecord) -> anyhow::Result<Option<Machine>> {
