@@ -67,6 +67,11 @@ impl Agent {
         Ok(())
     }
 
+    /// Its process, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Adds options of `fpagent run`, for its next start.
     pub fn set_options(&mut self, options: &[&str]) {
         self.extra = options.iter().map(|option| (*option).to_owned()).collect();

@@ -1,0 +1,85 @@
+//! What forks cost on this machine: a cluster of three agents with data on the machine's disk, guests that write to theirs,
+//! everything asked by the commands of `fpagent` through a node that neither leads nor holds the VM, beside a bare QEMU doing
+//! the same with the same files, QEMU's own way (its whole state through a file), and the prototypes if they are at hand.
+//!
+//! `deploy/bench.sh` runs it. Figures are worth something beside others of the same run only.
+
+mod draw;
+mod host;
+mod report;
+mod run;
+mod scenario;
+mod yardstick;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+/// Measures forks and draws what was measured.
+#[derive(Debug, Parser)]
+#[command(
+    after_help = "Examples:\n  bench run --quick --json target/bench.json\n  bench draw docs/benchmarks.json docs/benchmarks.svg"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures, prints a table and writes JSON.
+    Run {
+        /// The short way: about five minutes.
+        #[arg(long)]
+        quick: bool,
+        /// Only scenarios whose name has this in it.
+        #[arg(long, default_value = "")]
+        only: String,
+        /// Where the JSON goes.
+        #[arg(long)]
+        json: PathBuf,
+        /// A folder with fork_floor.py and tracked_capture.py, to be run beside.
+        #[arg(long)]
+        prototypes: Option<PathBuf>,
+    },
+    /// Draws a JSON of `run` as SVG.
+    Draw {
+        /// The JSON.
+        from: PathBuf,
+        /// The picture.
+        to: PathBuf,
+    },
+    /// Prints a JSON of `run` as a table.
+    Show {
+        /// The JSON.
+        from: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Run {
+            quick,
+            only,
+            json,
+            prototypes,
+        } => {
+            let report = run::run(quick, &only, prototypes.as_deref())?;
+            fs::write(&json, serde_json::to_vec_pretty(&report)?)
+                .with_context(|| format!("cannot write {}", json.display()))?;
+            print!("{}", report.table());
+            Ok(())
+        }
+        Command::Draw { from, to } => draw::draw(&load(&from)?, &to),
+        Command::Show { from } => {
+            print!("{}", load(&from)?.table());
+            Ok(())
+        }
+    }
+}
+
+fn load(path: &PathBuf) -> anyhow::Result<report::Report> {
+    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is no report", path.display()))
+}

@@ -1,0 +1,365 @@
+//! Carrying the scenarios out on a cluster of real agents.
+
+use std::{path::Path, thread::sleep, time::Duration};
+
+use anyhow::Context as _;
+use harness::{
+    cluster::{Cluster, PATIENCE},
+    wait_for,
+};
+use serde_json::Value;
+
+use crate::{
+    host,
+    report::{Report, Row, Series},
+    scenario::{self, Guest, Scenario},
+    yardstick,
+};
+
+/// Where the VMs live. Requests go through another node, and not the leader where that can be.
+const HOLDER: &str = "node2";
+/// A quiet moment between measurements, so that what was ended is gone.
+const REST: Duration = Duration::from_millis(300);
+
+/// Measures all scenarios with this in their names.
+pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result<Report> {
+    let mut report = Report {
+        quick,
+        ..Report::default()
+    };
+    for scenario in scenario::all(quick) {
+        if !scenario.name().contains(only) {
+            continue;
+        }
+        eprintln!("==> {scenario:?}");
+        // A cluster of its own: what one scenario leaves behind is not in the next one's figures.
+        let bench = Bench::new()?;
+        if report.machine.is_empty() {
+            report.machine = host::describe(bench.cluster.folder())?;
+        }
+        let rows = match &scenario {
+            Scenario::Repeated {
+                guest,
+                parents,
+                rounds,
+            } => bench.repeated(*guest, *parents, *rounds),
+            Scenario::Deep { depths, rounds } => bench.deep(depths, *rounds),
+            Scenario::Ready { rounds } => bench.ready(*rounds),
+            Scenario::Burst { forks, warm } => bench.burst(*forks, *warm),
+            Scenario::Yardsticks { rounds } => yardstick::measure(&bench, *rounds, prototypes),
+        };
+        for mut row in rows.with_context(|| format!("{scenario:?}"))? {
+            row.scenario = scenario.name().to_owned();
+            report.rows.push(row);
+        }
+    }
+    Ok(report)
+}
+
+/// A cluster to measure on.
+pub struct Bench {
+    pub cluster: Cluster,
+    leader: usize,
+    other: usize,
+}
+
+/// What forks cost, one after the other.
+#[derive(Default)]
+struct Costs {
+    pause: Vec<f64>,
+    running: Vec<f64>,
+    stream: Vec<f64>,
+    notes: Vec<String>,
+}
+
+impl Costs {
+    fn add(&mut self, fork: &Value) -> anyhow::Result<()> {
+        let mut last = 0.0_f64;
+        for child in fork["children"].as_array().context("no children")? {
+            anyhow::ensure!(child["error"] == "", "{child}");
+            last = last.max(child["runningMs"].as_f64().context("no runningMs")?);
+        }
+        self.running.push(last);
+        if let Some(capture) = fork["capture"].as_object() {
+            self.pause
+                .push(fork["pauseMs"].as_f64().context("no pause")?);
+            self.notes.extend(
+                capture
+                    .get("note")
+                    .and_then(Value::as_str)
+                    .filter(|note| !note.is_empty())
+                    .map(str::to_owned),
+            );
+        }
+        Ok(())
+    }
+
+    fn row(self, what: impl Into<String>) -> Row {
+        let count = self.stream.len();
+        Row {
+            what: what.into(),
+            forks: 1,
+            pause_ms: Series::of(self.pause),
+            running_ms: Series::of(self.running),
+            stream_kib: (count > 0).then(|| self.stream.iter().sum::<f64>() / count as f64),
+            note: self.notes.into_iter().next().unwrap_or_default(),
+            ..Row::default()
+        }
+    }
+}
+
+impl Bench {
+    fn new() -> anyhow::Result<Self> {
+        let cluster = Cluster::start(3)?;
+        let leader = cluster.leader()?;
+        let other = (1..=3)
+            .find(|node| *node != leader && *node != 2)
+            .context("no third node")?;
+        Ok(Self {
+            cluster,
+            leader,
+            other,
+        })
+    }
+
+    fn fp(&self, args: &[&str]) -> anyhow::Result<()> {
+        self.cluster.node(self.other).fp(args)?.success()
+    }
+
+    fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
+        self.cluster.node(self.other).json(args)
+    }
+
+    /// Boots a VM whose guest does as it should.
+    pub fn boot(&self, name: &str, guest: Guest) -> anyhow::Result<()> {
+        let image = format!("tiny-{}-{}", guest.fill_mib, guest.rate_mib);
+        if self.cluster.node(1).fp(&["image", "show", &image])?.code != 0 {
+            let words = format!(
+                "fp.pulse fp.fill={} fp.rate={}",
+                guest.fill_mib, guest.rate_mib
+            );
+            self.cluster.import(&image, &words)?;
+        }
+        let memory = format!("{}M", guest.memory_mib);
+        self.fp(&[
+            "vm", "create", name, "--image", &image, "--node", HOLDER, "--memory", &memory,
+            "--wait",
+        ])?;
+        if guest.fill_mib > 0 {
+            wait_for("the guest's memory to be filled", 10 * PATIENCE, || {
+                let log = self.cluster.node(1).fp(&["logs", name])?;
+                Ok(log.out.contains("fp.fill done").then_some(()))
+            })?;
+        }
+        self.cluster.wait_pulses(name, 10)
+    }
+
+    pub fn remove(&self, names: &[String]) -> anyhow::Result<()> {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.fp(&[&["vm", "rm", "--force"], &names[..]].concat())?;
+        sleep(REST);
+        Ok(())
+    }
+
+    /// A fork through a node; its children's names.
+    pub fn fork(&self, through: usize, args: &[&str]) -> anyhow::Result<(Value, Vec<String>)> {
+        let fork = self
+            .cluster
+            .node(through)
+            .json(&[&["fork"], args].concat())?;
+        let children = fork["children"].as_array().context("no children")?;
+        let names = children
+            .iter()
+            .filter_map(|child| child["name"].as_str())
+            .map(str::to_owned)
+            .collect();
+        Ok((fork, names))
+    }
+
+    /// One fork that is ended again.
+    fn once(&self, costs: &mut Costs, through: usize, source: &str) -> anyhow::Result<()> {
+        let (fork, names) = self.fork(through, &[source])?;
+        costs.add(&fork)?;
+        let shown = self.cluster.node(through).json(&[
+            "snapshot",
+            "show",
+            fork["snapshot"].as_str().context("no snapshot")?,
+        ])?;
+        costs.stream.extend(
+            shown["streamBytes"]
+                .as_f64()
+                .or_else(|| shown["streamBytes"].as_str()?.parse().ok())
+                .map(|bytes| bytes / 1024.0),
+        );
+        self.remove(&names)
+    }
+
+    fn repeated(&self, guest: Guest, parents: u32, rounds: u32) -> anyhow::Result<Vec<Row>> {
+        let (mut first, mut between, mut last) =
+            (Costs::default(), Costs::default(), Costs::default());
+        for parent in 1..=parents {
+            let name = format!("p{parent}");
+            self.boot(&name, guest)?;
+            for round in 1..=rounds {
+                let costs = match round {
+                    1 => &mut first,
+                    _ if round == rounds => &mut last,
+                    _ => &mut between,
+                };
+                self.once(costs, self.other, &name)?;
+            }
+            self.remove(&[name])?;
+        }
+        let what = format!(
+            "{} MiB guest, {} filled, {} MiB/s",
+            guest.memory_mib, guest.fill_mib, guest.rate_mib
+        );
+        let all = Series::of([&first.pause[..], &between.pause, &last.pause].concat());
+        let mut rows = vec![
+            first.row(format!("{what}: first fork")),
+            between.row(format!("{what}: between")),
+            last.row(format!("{what}: fork {rounds}")),
+        ];
+        rows.push(Row {
+            what: format!("{what}: all"),
+            forks: 1,
+            pause_ms: all,
+            ..Row::default()
+        });
+        Ok(rows)
+    }
+
+    fn deep(&self, depths: &[u32], rounds: u32) -> anyhow::Result<Vec<Row>> {
+        self.boot(
+            "d0",
+            Guest {
+                memory_mib: 256,
+                fill_mib: 0,
+                rate_mib: 0,
+            },
+        )?;
+        let (mut line, mut rows) = (vec!["d0".to_owned()], Vec::new());
+        for depth in 1..=depths.iter().copied().max().unwrap_or_default() {
+            let parent = line[line.len() - 1].clone();
+            // The one that is forked at depth N is itself N - 1 forks away from the guest that was booted.
+            if depths.contains(&depth) {
+                let mut costs = Costs::default();
+                for _ in 0..rounds {
+                    self.once(&mut costs, self.other, &parent)?;
+                }
+                rows.push(costs.row(format!("depth {depth}, forked {rounds} times")));
+            }
+            let child = format!("d{depth}");
+            self.fork(self.other, &[&parent, "--name", &child])?;
+            self.fp(&["vm", "pause", &parent])?;
+            line.push(child);
+            self.cluster.wait_pulses(&line[line.len() - 1], 3)?;
+        }
+        self.remove(&line)?;
+        Ok(rows)
+    }
+
+    /// One fork of a snapshot in a request.
+    fn ready(&self, rounds: u32) -> anyhow::Result<Vec<Row>> {
+        self.boot(
+            "parent",
+            Guest {
+                memory_mib: 256,
+                fill_mib: 0,
+                rate_mib: 0,
+            },
+        )?;
+        self.fp(&["snapshot", "create", "parent", "s"])?;
+        self.fp(&["vm", "pause", "parent"])?;
+        let mut rows = Vec::new();
+        for (what, through) in [
+            ("asked at the leader", self.leader),
+            ("asked at another node", self.other),
+        ] {
+            self.warm("@s", 4)?;
+            let mut costs = Costs::default();
+            for _ in 0..rounds {
+                self.once(&mut costs, through, "@s")?;
+                self.wait_warm("@s", 4)?;
+            }
+            rows.push(costs.row(format!("preloaded, {what}")));
+        }
+        self.warm("@s", 0)?;
+        let mut costs = Costs::default();
+        for _ in 0..rounds {
+            self.once(&mut costs, self.other, "@s")?;
+        }
+        rows.push(costs.row("not preloaded, forked again and again"));
+        Ok(rows)
+    }
+
+    fn warm(&self, snapshot: &str, count: u32) -> anyhow::Result<()> {
+        self.fp(&["snapshot", "warm", snapshot, "-n", &count.to_string()])?;
+        self.wait_warm(snapshot, count)
+    }
+
+    fn wait_warm(&self, snapshot: &str, count: u32) -> anyhow::Result<()> {
+        wait_for("preloaded children", 5 * PATIENCE, || {
+            let shown = self.json(&["snapshot", "show", snapshot])?;
+            Ok((shown["ready"].as_u64().unwrap_or_default() == u64::from(count)).then_some(()))
+        })
+    }
+
+    /// Many at once: first standing still, for their processor time and memory, then running.
+    fn burst(&self, forks: u32, warm: bool) -> anyhow::Result<Vec<Row>> {
+        self.boot(
+            "parent",
+            Guest {
+                memory_mib: 256,
+                fill_mib: 0,
+                rate_mib: 0,
+            },
+        )?;
+        self.fp(&["snapshot", "create", "parent", "s"])?;
+        self.fp(&["vm", "pause", "parent"])?;
+        let count = forks.to_string();
+        let mut rows = Vec::new();
+        for paused in [true, false] {
+            self.warm("@s", if warm { forks } else { 0 })?;
+            sleep(10 * REST);
+            let (free, agents) = (host::available()?, self.agents_cpu());
+            let args: &[&str] = if paused {
+                &["@s", "-n", &count, "--paused"]
+            } else {
+                &["@s", "-n", &count]
+            };
+            let (fork, names) = self.fork(self.other, args)?;
+            let agents = self.agents_cpu() - agents;
+            let children: f64 = self
+                .cluster
+                .processes()?
+                .into_iter()
+                .map(host::cpu_ms)
+                .sum();
+            let mut costs = Costs::default();
+            costs.add(&fork)?;
+            let taken = free.saturating_sub(host::available()?) as f64 / f64::from(1 << 20);
+            rows.push(Row {
+                forks,
+                cpu_ms: paused.then(|| (agents + children) / f64::from(forks)),
+                memory_mib: (!warm).then(|| taken / f64::from(forks)),
+                ..costs.row(format!(
+                    "{}{}",
+                    if warm { "preloaded" } else { "nothing ready" },
+                    if paused { ", left paused" } else { "" }
+                ))
+            });
+            self.remove(&names)?;
+        }
+        Ok(rows)
+    }
+
+    fn agents_cpu(&self) -> f64 {
+        self.cluster
+            .agents
+            .iter()
+            .filter_map(|agent| agent.pid())
+            .map(host::cpu_ms)
+            .sum()
+    }
+}

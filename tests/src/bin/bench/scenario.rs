@@ -1,0 +1,160 @@
+//! What is measured, as data.
+
+/// How a guest keeps busy besides its ten records a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guest {
+    /// Its memory, MiB.
+    pub memory_mib: u32,
+    /// How much of it is filled once after it booted, MiB.
+    pub fill_mib: u32,
+    /// How much it writes on and on, MiB a second.
+    pub rate_mib: u32,
+}
+
+/// One scenario.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scenario {
+    /// Guests forked again and again, one fork each, ended before the next.
+    Repeated {
+        guest: Guest,
+        parents: u32,
+        rounds: u32,
+    },
+    /// A line of forks of forks, and at each of these depths the last of the line forked again and again.
+    Deep { depths: Vec<u32>, rounds: u32 },
+    /// A snapshot forked once in a request, so many times: without anything ready, from processes in waiting, preloaded.
+    Ready { rounds: u32 },
+    /// A snapshot forked many at once.
+    Burst { forks: u32, warm: bool },
+    /// A bare QEMU with the same files, QEMU's own way, and the prototypes.
+    Yardsticks { rounds: u32 },
+}
+
+impl Scenario {
+    /// Its name in the table.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Repeated { .. } => "repeated",
+            Self::Deep { .. } => "deep",
+            Self::Ready { .. } => "ready",
+            Self::Burst { .. } => "burst",
+            Self::Yardsticks { .. } => "yardstick",
+        }
+    }
+}
+
+const fn quiet(memory_mib: u32) -> Guest {
+    Guest {
+        memory_mib,
+        fill_mib: 0,
+        rate_mib: 0,
+    }
+}
+
+/// Everything, or what fits into five minutes.
+pub fn all(quick: bool) -> Vec<Scenario> {
+    let busy = Guest {
+        memory_mib: 2048,
+        fill_mib: 1024,
+        rate_mib: 100,
+    };
+    if quick {
+        return vec![
+            Scenario::Yardsticks { rounds: 5 },
+            Scenario::Repeated {
+                guest: quiet(256),
+                parents: 2,
+                rounds: 10,
+            },
+            Scenario::Repeated {
+                guest: busy,
+                parents: 1,
+                rounds: 4,
+            },
+            Scenario::Deep {
+                depths: vec![1, 8],
+                rounds: 5,
+            },
+            Scenario::Ready { rounds: 10 },
+            Scenario::Burst {
+                forks: 10,
+                warm: false,
+            },
+            Scenario::Burst {
+                forks: 10,
+                warm: true,
+            },
+            Scenario::Burst {
+                forks: 100,
+                warm: false,
+            },
+        ];
+    }
+    vec![
+        Scenario::Yardsticks { rounds: 20 },
+        Scenario::Repeated {
+            guest: quiet(256),
+            parents: 10,
+            rounds: 20,
+        },
+        Scenario::Repeated {
+            guest: quiet(2048),
+            parents: 1,
+            rounds: 20,
+        },
+        Scenario::Repeated {
+            guest: quiet(8192),
+            parents: 1,
+            rounds: 20,
+        },
+        Scenario::Repeated {
+            guest: Guest {
+                memory_mib: 8192,
+                fill_mib: 6144,
+                rate_mib: 0,
+            },
+            parents: 1,
+            rounds: 20,
+        },
+        Scenario::Repeated {
+            guest: busy,
+            parents: 1,
+            rounds: 20,
+        },
+        Scenario::Repeated {
+            guest: Guest {
+                memory_mib: 4096,
+                fill_mib: 2048,
+                rate_mib: 0,
+            },
+            parents: 1,
+            rounds: 5,
+        },
+        Scenario::Deep {
+            depths: vec![1, 8, 32],
+            rounds: 20,
+        },
+        Scenario::Ready { rounds: 30 },
+        Scenario::Burst {
+            forks: 10,
+            warm: false,
+        },
+        Scenario::Burst {
+            forks: 10,
+            warm: true,
+        },
+        Scenario::Burst {
+            forks: 100,
+            warm: false,
+        },
+        Scenario::Burst {
+            forks: 100,
+            warm: true,
+        },
+        Scenario::Burst {
+            forks: 1000,
+            warm: false,
+        },
+        Scenario::Yardsticks { rounds: 20 },
+    ]
+}

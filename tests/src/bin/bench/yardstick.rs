@@ -1,0 +1,320 @@
+//! What the same costs without us: a bare QEMU that loads the same files, QEMU's own way (its whole state through a file,
+//! both ways), and the prototypes.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use harness::cluster::PATIENCE;
+use serde_json::{Value, json};
+
+use crate::{
+    host,
+    report::{Row, Series},
+    run::Bench,
+    scenario::Guest,
+};
+
+/// Measures all of them.
+pub fn measure(bench: &Bench, rounds: u32, prototypes: Option<&Path>) -> anyhow::Result<Vec<Row>> {
+    bench.boot(
+        "parent",
+        Guest {
+            memory_mib: 256,
+            fill_mib: 0,
+            rate_mib: 0,
+        },
+    )?;
+    let (fork, names) = bench.fork(1, &["parent", "--paused"])?;
+    let snapshot = fork["snapshot"].as_str().context("no snapshot")?;
+    let child = &names[0];
+    let shown = bench.cluster.vm(1, child)?;
+    let pid = shown["pid"].as_u64().context("the child has no process")?;
+    bench
+        .cluster
+        .node(1)
+        .fp(&["vm", "pause", "parent"])?
+        .success()?;
+    let data = bench.cluster.data_of(&shown["node"])?;
+    let bare = Bare::like(pid, data, bench.cluster.folder())?;
+    let stream = data.join("streams").join(snapshot);
+
+    let (mut running, mut cpu) = (Vec::new(), 0.0);
+    for _ in 0..rounds {
+        let begun = Instant::now();
+        let mut qemu = bare.start()?;
+        qemu.load(&stream)?;
+        qemu.ask("cont", json!({}))?;
+        running.push(begun.elapsed().as_secs_f64() * 1e3);
+        cpu += host::cpu_ms(qemu.process.id());
+    }
+    let mut rows = vec![Row {
+        what: "floor: a bare QEMU, started and loaded".to_owned(),
+        running_ms: Series::of(running),
+        cpu_ms: Some(cpu / f64::from(rounds)),
+        ..Row::default()
+    }];
+    rows.push(whole_state(&bare, &stream, bench.cluster.folder(), rounds)?);
+    if let Some(folder) = prototypes {
+        rows.extend(floor_prototype(folder)?);
+        rows.extend(tracked_prototype(folder)?);
+    }
+    Ok(rows)
+}
+
+/// The whole state to a file and back: `stop`, `migrate`, and a new process with `-incoming`.
+fn whole_state(bare: &Bare, stream: &Path, folder: &Path, rounds: u32) -> anyhow::Result<Row> {
+    let file = folder.join("whole.state");
+    let (mut pause, mut running) = (Vec::new(), Vec::new());
+    for _ in 0..rounds.min(5) {
+        let mut parent = bare.start()?;
+        parent.load(stream)?;
+        parent.ask("cont", json!({}))?;
+        parent.ask(
+            "migrate-set-parameters",
+            json!({"max-bandwidth": 1_u64 << 40}),
+        )?;
+        let begun = Instant::now();
+        parent.ask("stop", json!({}))?;
+        parent.ask(
+            "migrate",
+            json!({"uri": format!("file:{}", file.display())}),
+        )?;
+        parent.wait_migrated()?;
+        pause.push(begun.elapsed().as_secs_f64() * 1e3);
+        drop(parent);
+        let begun = Instant::now();
+        let mut child = bare.start()?;
+        child.load(&file)?;
+        child.ask("cont", json!({}))?;
+        running.push(begun.elapsed().as_secs_f64() * 1e3);
+    }
+    fs::remove_file(&file)?;
+    Ok(Row {
+        what: "QEMU's own way: its whole state, a file".to_owned(),
+        pause_ms: Series::of(pause),
+        running_ms: Series::of(running),
+        ..Row::default()
+    })
+}
+
+/// A QEMU started as the agent starts a child, by hand.
+struct Bare {
+    arguments: Vec<String>,
+    data: PathBuf,
+    socket: PathBuf,
+}
+
+/// One of its processes, ended with the value.
+struct Qemu {
+    process: Child,
+    input: BufReader<UnixStream>,
+    output: UnixStream,
+}
+
+impl Bare {
+    /// With the arguments of a child that runs, its descriptors replaced by what a shell would give.
+    fn like(pid: u64, data: &Path, folder: &Path) -> anyhow::Result<Self> {
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+        let socket = folder.join("bare.sock");
+        let mut arguments = Vec::new();
+        let all: Vec<&str> = line.trim_end_matches('\0').split('\0').skip(1).collect();
+        let mut rest = all.into_iter();
+        while let Some(option) = rest.next() {
+            match option {
+                "-chardev" => {
+                    let value = rest.next().context("a chardev without a value")?;
+                    let id = value
+                        .split(',')
+                        .find(|part| part.starts_with("id="))
+                        .context("a chardev without an id")?;
+                    arguments.push(option.to_owned());
+                    arguments.push(if id == "id=qmp" {
+                        format!("socket,{id},path={},server=on,wait=off", socket.display())
+                    } else {
+                        format!("null,{id}")
+                    });
+                }
+                // Read-only, all of it: the child that it is a copy of has the overlay open.
+                "-blockdev" => {
+                    let mut disk: Value =
+                        serde_json::from_str(rest.next().context("a disk without a value")?)?;
+                    let top = folder.join("bare.qcow2");
+                    let own = data.join(
+                        disk["file"]["filename"]
+                            .as_str()
+                            .context("a disk without a file")?,
+                    );
+                    fs::copy(own, &top)?;
+                    disk["file"]["filename"] = json!(top);
+                    arguments.extend([option.to_owned(), disk.to_string()]);
+                }
+                other => arguments.push(other.to_owned()),
+            }
+        }
+        Ok(Self {
+            arguments,
+            data: data.to_owned(),
+            socket,
+        })
+    }
+
+    fn start(&self) -> anyhow::Result<Qemu> {
+        if self.socket.exists() {
+            fs::remove_file(&self.socket)?;
+        }
+        let log = File::create(self.socket.with_extension("log"))?;
+        let mut process = Command::new("qemu-system-x86_64")
+            .args(&self.arguments)
+            .current_dir(&self.data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()?;
+        let begun = Instant::now();
+        let output = loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => break stream,
+                Err(error) if begun.elapsed() > PATIENCE || process.try_wait()?.is_some() => {
+                    let log = fs::read_to_string(self.socket.with_extension("log"))?;
+                    return Err(error).context(format!("a bare QEMU does not answer: {log}"));
+                }
+                Err(_) => std::thread::sleep(Duration::from_micros(500)),
+            }
+        };
+        let mut qemu = Qemu {
+            process,
+            input: BufReader::new(output.try_clone()?),
+            output,
+        };
+        qemu.line()?;
+        qemu.ask("qmp_capabilities", json!({}))?;
+        Ok(qemu)
+    }
+}
+
+impl Qemu {
+    fn line(&mut self) -> anyhow::Result<Value> {
+        let mut line = String::new();
+        self.input.read_line(&mut line)?;
+        serde_json::from_str(&line).with_context(|| format!("QMP: {line:?}"))
+    }
+
+    fn ask(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
+        writeln!(
+            self.output,
+            "{}",
+            json!({"execute": command, "arguments": arguments})
+        )?;
+        loop {
+            let mut answer = self.line()?;
+            anyhow::ensure!(answer.get("error").is_none(), "{command}: {answer}");
+            if let Some(value) = answer.get_mut("return") {
+                return Ok(value.take());
+            }
+        }
+    }
+
+    fn load(&mut self, stream: &Path) -> anyhow::Result<()> {
+        self.ask(
+            "migrate-incoming",
+            json!({"uri": format!("file:{}", stream.display())}),
+        )?;
+        self.wait_migrated()
+    }
+
+    fn wait_migrated(&mut self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        loop {
+            let status = self.ask("query-migrate", json!({}))?;
+            match status["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => anyhow::bail!("{status}"),
+                _ => anyhow::ensure!(begun.elapsed() < PATIENCE, "a migration does not end"),
+            }
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _gone = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
+
+fn floor_prototype(folder: &Path) -> anyhow::Result<Vec<Row>> {
+    let output = Command::new("python3")
+        .arg(folder.join("fork_floor.py"))
+        .args(["--depth", "3", "--children", "10", "--json"])
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "fork_floor.py: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    let one = |value: &Value| value.as_f64().and_then(|value| Series::of(vec![value]));
+    let row = |what: &str, pause: &Value, running: &Value| Row {
+        what: format!("prototype: {what}"),
+        pause_ms: one(pause),
+        running_ms: one(running),
+        ..Row::default()
+    };
+    let first = &found["first_capture"];
+    Ok(vec![
+        row("first capture", &first["pause"], &Value::Null),
+        row(
+            "fork without a pool",
+            &Value::Null,
+            &found["fork_without_pool"]["total"],
+        ),
+        row(
+            "fork from a generic pool",
+            &Value::Null,
+            &found["fork_from_generic_pool"]["total"],
+        ),
+        row(
+            "whole state",
+            &found["full_state"]["pause"],
+            &found["full_state"]["restore"],
+        ),
+    ])
+}
+
+fn tracked_prototype(folder: &Path) -> anyhow::Result<Vec<Row>> {
+    let output = Command::new("python3")
+        .arg(folder.join("tracked_capture.py"))
+        .args(["--captures", "10"])
+        .output()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "tracked_capture.py: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let pauses = text
+        .lines()
+        .filter_map(|line| {
+            line.split_once("pause ")?
+                .1
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    Ok(vec![Row {
+        what: "prototype: tracked captures".to_owned(),
+        pause_ms: Some(Series::of(pauses).context("tracked_capture.py printed no pauses")?),
+        ..Row::default()
+    }])
+}
