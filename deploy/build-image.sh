@@ -20,6 +20,9 @@ On the kernel command line the guest understands
   fp.pulse              write a checksummed record to console, disk (/var/lib/pulse) and memory ten times a second
   fp.churn[=MIB]        rewrite MIB (64) of memory as fast as it goes, on every processor
   fp.churn-disk         keep a file on the disk busy as well
+  fp.fill=MIB           fill MIB of memory once, and say "fp.fill done"
+  fp.rate=MIB           write so much of it again each second
+  fp.answer             say each line that the console is given again, after "answer: "
 
 environment: FP_CACHE   where the kernel's package is kept (.local/cache in the repository)
 USAGE

@@ -2,7 +2,9 @@
 //!
 //! It is linked statically and takes no crates for its command line: it lies in every initrd.
 
+mod answer;
 mod churn;
+mod fill;
 mod options;
 mod pulse;
 mod sys;
@@ -12,11 +14,15 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: fpguest pulse --disk FILE [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
+       fpguest fill [--mib 64] [--rate MIB]
+       fpguest answer
 
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
        that it finds what it wrote; with --disk it does the same with a file's blocks
+fill   fills memory once and writes so much of it again each second
+answer says each line of standard input again
 ";
 
 fn main() -> ExitCode {
@@ -32,6 +38,8 @@ fn main() -> ExitCode {
     let outcome = options::parse(command, rest).map(|command| match command {
         options::Command::Pulse(pulse) => pulse::run(&pulse),
         options::Command::Churn(churn) => churn::run(&churn),
+        options::Command::Fill(fill) => fill::run(&fill),
+        options::Command::Answer => answer::run(),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::churn::Churn;
+use crate::fill::Fill;
 use crate::pulse::Pulse;
 
 /// What the program was asked to do.
@@ -13,6 +14,10 @@ pub enum Command {
     Pulse(Pulse),
     /// `fpguest churn`
     Churn(Churn),
+    /// `fpguest fill`
+    Fill(Fill),
+    /// `fpguest answer`
+    Answer,
 }
 
 /// Reads `words`, the command's options.
@@ -20,14 +25,15 @@ pub enum Command {
 /// # Errors
 /// What is wrong with them, for the user.
 pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
-    let (mut disk, mut interval, mut mib) = (None, 100, 64);
+    let (mut disk, mut interval, mut mib, mut rate) = (None, 100, 64, 0);
     let mut words = words.iter();
     while let Some(name) = words.next() {
         let value = words.next().ok_or(format!("{name} needs a value"))?;
         match (command, name.as_str()) {
-            (_, "--disk") => disk = Some(PathBuf::from(value)),
+            ("pulse" | "churn", "--disk") => disk = Some(PathBuf::from(value)),
             ("pulse", "--interval-ms") => interval = number(name, value)?,
-            ("churn", "--mib") => mib = number(name, value)?,
+            ("fill", "--rate") => rate = number(name, value)?,
+            ("churn" | "fill", "--mib") => mib = number(name, value)?,
             _ => return Err(format!("{command} has no option {name}")),
         }
     }
@@ -40,6 +46,11 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             mib: mib as usize,
             disk,
         })),
+        "fill" => Ok(Command::Fill(Fill {
+            mib: mib as usize,
+            rate: rate as usize,
+        })),
+        "answer" => Ok(Command::Answer),
         _ => Err(format!("there is no command {command}")),
     }
 }
@@ -78,6 +89,9 @@ mod tests {
                 disk: None
             }))
         );
+        let fill = Command::Fill(Fill { mib: 3, rate: 2 });
+        assert_eq!(parse_text("fill --mib 3 --rate 2"), Ok(fill));
+        assert_eq!(parse_text("answer"), Ok(Command::Answer));
     }
 
     #[test]
@@ -88,6 +102,7 @@ mod tests {
             ("pulse --disk /p --mib 3", "--mib"),
             ("churn --mib 0", "from 1"),
             ("churn --mib many", "many"),
+            ("fill --disk /p", "--disk"),
             ("frob", "frob"),
         ] {
             assert!(parse_text(text).unwrap_err().contains(word), "{text}");

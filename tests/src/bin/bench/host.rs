@@ -72,7 +72,10 @@ pub fn describe(data: &Path) -> anyhow::Result<Vec<(String, String)>> {
         ("kernel", said("uname", &["-r"])?),
         ("qemu", said("qemu-system-x86_64", &["--version"])?),
         ("accelerator", "tcg (software emulation)".to_owned()),
-        ("data on", said("findmnt", &["-n", "-o", "FSTYPE", "-T", &data])?),
+        (
+            "data on",
+            said("findmnt", &["-n", "-o", "FSTYPE", "-T", &data])?,
+        ),
         ("date", said("date", &["-u", "+%Y-%m-%d"])?),
     ];
     Ok(pairs

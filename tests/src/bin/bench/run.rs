@@ -132,12 +132,14 @@ impl Bench {
 
     /// Boots a VM whose guest does as it should.
     pub fn boot(&self, name: &str, guest: Guest) -> anyhow::Result<()> {
+        let mut words = "fp.pulse".to_owned();
+        for (flag, mib) in [("fp.fill", guest.fill_mib), ("fp.rate", guest.rate_mib)] {
+            if mib > 0 {
+                words.push_str(&format!(" {flag}={mib}"));
+            }
+        }
         let image = format!("tiny-{}-{}", guest.fill_mib, guest.rate_mib);
         if self.cluster.node(1).fp(&["image", "show", &image])?.code != 0 {
-            let words = format!(
-                "fp.pulse fp.fill={} fp.rate={}",
-                guest.fill_mib, guest.rate_mib
-            );
             self.cluster.import(&image, &words)?;
         }
         let memory = format!("{}M", guest.memory_mib);
@@ -206,6 +208,10 @@ impl Bench {
                     _ if round == rounds => &mut last,
                     _ => &mut between,
                 };
+                if let (2.., Some(seconds)) = (round, guest.fill_mib.checked_div(guest.rate_mib)) {
+                    // So much has been written since the capture before.
+                    sleep(Duration::from_secs(u64::from(seconds)));
+                }
                 self.once(costs, self.other, &name)?;
             }
             self.remove(&[name])?;
