@@ -132,9 +132,7 @@ async fn try_tracking(process: &Process) -> io::Result<bool> {
             let heap = heap(pid)?;
             uffd::register(&uffd, heap.clone())?;
             let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-            return Ok(
-                page_scan::scan(&pagemap, heap, page_scan::Which::WrittenThenProtect).is_ok(),
-            );
+            return Ok(page_scan::written_then_protect(&pagemap, heap).is_ok());
         }
         if fs::read_to_string(format!("/proc/{pid}/syscall"))?
             .starts_with(&format!("{} ", libc::SYS_clock_nanosleep))

@@ -19,11 +19,7 @@ use crate::{
     page_set::PageSet,
     process::Process,
     stream::{Block, Pages},
-    sys::{
-        PAGE,
-        page_scan::{self, Which},
-        uffd, vm_read,
-    },
+    sys::{PAGE, page_scan, uffd, vm_read},
 };
 
 /// Bytes that are read from the guest before they are written to a base: a warm buffer takes them three times as fast as a
@@ -97,7 +93,7 @@ impl Memory {
     pub fn scan(&mut self) -> io::Result<Vec<Range<u32>>> {
         let range = self.range();
         let written = if self.tracked {
-            page_scan::scan(&self.pagemap, range.clone(), Which::WrittenThenProtect)?
+            page_scan::written_then_protect(&self.pagemap, range.clone())?
         } else {
             self.own_pages()?
         };
@@ -130,7 +126,7 @@ impl Memory {
     }
 
     fn own_pages(&self) -> io::Result<Vec<Range<u32>>> {
-        match page_scan::scan(&self.pagemap, self.range(), Which::Own) {
+        match page_scan::own(&self.pagemap, self.range()) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
                 page_scan::own_pages_by_pagemap(&self.pagemap, self.range())
             }

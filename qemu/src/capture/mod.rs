@@ -213,7 +213,7 @@ impl Machine {
             },
         };
         if live {
-            prepared = self.copy(prepared, Step::Begin).await?;
+            prepared = self.copy(prepared, Step::Begin)?.await?;
         }
         prepared.report.ahead = begun.elapsed();
         self.prepared = Some(prepared);
@@ -320,7 +320,7 @@ impl Machine {
         let begun = Instant::now();
         self.flush_disk().await?;
         if prepared.report.live {
-            prepared = self.copy(prepared, Step::CatchUp).await?;
+            prepared = self.copy(prepared, Step::CatchUp)?.await?;
         }
         prepared.report.ahead += begun.elapsed();
         while let Ok(event) = self.events.try_recv() {
@@ -355,19 +355,26 @@ impl Machine {
             .await
             .map_err(MachineError::from)?;
         let stopped = Instant::now();
-        let (layers, layer_moved) = self.move_disk_on(disk_bytes).await?;
-        let moved = Instant::now();
-        let state = self.dir.device_state();
-        self.qmp
-            .run(qmp::xen_save_devices_state {
-                live: Some(false),
-                filename: state.clone(),
-            })
-            .await
-            .map_err(MachineError::from)?;
-        let saved = Instant::now();
+        // Nothing writes main memory any more, so it is looked at beside the rest.
+        let copying = self.copy(prepared, Step::Last)?;
+        let saving = async {
+            let moved_on = self.move_disk_on(disk_bytes).await?;
+            let moved = Instant::now();
+            let state = self.dir.device_state();
+            self.qmp
+                .run(qmp::xen_save_devices_state {
+                    live: Some(false),
+                    filename: state.clone(),
+                })
+                .await
+                .map_err(MachineError::from)?;
+            Ok::<_, CaptureError>((moved_on, moved, Instant::now(), state))
+        };
+        // Both to their ends, also when one fails: the guest must not go on while it is read.
+        let (copied, saved) = tokio::join!(copying, saving);
+        prepared = copied?;
+        let ((layers, layer_moved), moved, saved, state) = saved?;
         let state = self.engine.layout.root().join(state);
-        prepared = self.copy(prepared, Step::Last).await?;
         let memory_ref = self.memory_ref()?;
         let (others, devices) = blocking(move || {
             let others = lock(&memory_ref)
@@ -513,11 +520,15 @@ impl Machine {
     }
 
     /// Copies memory, away from the runtime's threads.
-    async fn copy(&self, prepared: Prepared, step: Step) -> Result<Prepared, CaptureError> {
+    fn copy(
+        &self,
+        prepared: Prepared,
+        step: Step,
+    ) -> Result<impl Future<Output = Result<Prepared, CaptureError>> + use<>, CaptureError> {
         let guest = self.memory_ref()?;
         let layout = self.engine.layout.clone();
         let old_base = self.record.delta_base.clone();
-        blocking(move || {
+        Ok(blocking(move || {
             let mut guest = lock(&guest);
             let mut copier = Copier {
                 guest: &mut guest,
@@ -531,8 +542,7 @@ impl Machine {
                 Step::Last => copier.last()?,
             }
             Ok(copier.prepared)
-        })
-        .await
+        }))
     }
 
     /// Writes the stream, and lets others read what will not change any more.

@@ -11,7 +11,7 @@ pub struct Report {
     pub agent_pause: Duration,
     /// Work before the stop.
     pub ahead: Duration,
-    /// Parts of the pause: `stop`, the disk, the devices, the scan and the copying, `cont`.
+    /// Parts of the pause: `stop`; then the disk and the devices, and beside them the scan and the copying; `cont`.
     pub stop: Duration,
     /// See `stop`.
     pub disk: Duration,

@@ -24,7 +24,7 @@ struct ScanArg {
 
 /// One row of the answer: `struct page_region` of linux/fs.h.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Region {
     start: u64,
     end: u64,
@@ -46,73 +46,145 @@ const IS_PRESENT: u64 = 1 << 3;
 const IS_SWAPPED: u64 = 1 << 4;
 const IS_PFNZERO: u64 = 1 << 5;
 
-/// Which pages a scan lists. Only pages that belong to the process itself are ever listed: those that a write made, not
-/// those of a mapped file and not the shared page of zeros.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Which {
-    /// All of them.
-    Own,
-    /// Those that are not protected, that is, were written since they were protected last, or never were. They are
-    /// protected in the same step: a write that comes later is seen by the next scan.
-    WrittenThenProtect,
+/// Lists the pages of `range` (addresses in the other process, page-aligned) that a write made the process's own: not those
+/// of a mapped file, not the shared page of zeros. As runs of page numbers counted from the range's start, in order.
+/// `pagemap` is the other process's `/proc/PID/pagemap`.
+///
+/// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`.
+pub fn own(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
+    let request = Request {
+        flags: 0,
+        // Inverted categories must be absent.
+        inverted: IS_FILE | IS_PFNZERO,
+        mask: IS_FILE | IS_PFNZERO,
+        any_of: IS_PRESENT | IS_SWAPPED,
+        answer: IS_PRESENT,
+    };
+    let mut runs = Vec::new();
+    request.walk(pagemap, range.clone(), |row| {
+        push(
+            &mut runs,
+            page_number(row.start, range.start)..page_number(row.end, range.start),
+        );
+    })?;
+    Ok(runs)
 }
 
-/// Lists the pages of `range` (addresses in the other process, page-aligned) as runs of page numbers counted from the
-/// range's start, in order. `pagemap` is the other process's `/proc/PID/pagemap`.
+/// Of these, lists those that are not protected, that is, were written since they were protected last, or never were. They
+/// are protected in the same step: a write that comes later is seen by the next call.
 ///
-/// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`, and with `EPERM` when `WrittenThenProtect` is asked for and
-/// the range is not registered with a userfaultfd in asynchronous mode.
-pub fn scan(pagemap: &File, range: Range<u64>, which: Which) -> io::Result<Vec<Range<u32>>> {
-    let mut rows = vec![
-        Region {
-            start: 0,
-            end: 0,
-            categories: 0
+/// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`, and with `EPERM` when the range is not registered with a
+/// userfaultfd in asynchronous mode.
+pub fn written_then_protect(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
+    let mut runs = Vec::new();
+    let whole = range.clone();
+    for part in candidates(pagemap, range)? {
+        let request = Request {
+            flags: WP_MATCHING | CHECK_WPASYNC,
+            inverted: 0,
+            mask: IS_WRITTEN,
+            any_of: IS_PRESENT | IS_SWAPPED,
+            answer: IS_FILE | IS_PFNZERO,
         };
-        16 * 1024
-    ];
-    let mut runs: Vec<Range<u32>> = Vec::new();
-    let mut from = range.start;
-    while from < range.end {
-        let mut arg = ScanArg {
-            size: size_of::<ScanArg>() as u64,
-            flags: match which {
-                Which::Own => 0,
-                Which::WrittenThenProtect => WP_MATCHING | CHECK_WPASYNC,
-            },
-            start: from,
-            end: range.end,
-            walk_end: 0,
-            vec: rows.as_mut_ptr() as u64,
-            vec_len: rows.len() as u64,
-            max_pages: 0,
-            // Inverted categories must be absent.
-            category_inverted: IS_FILE | IS_PFNZERO,
-            category_mask: match which {
-                Which::Own => IS_FILE | IS_PFNZERO,
-                Which::WrittenThenProtect => IS_FILE | IS_PFNZERO | IS_WRITTEN,
-            },
-            category_anyof_mask: IS_PRESENT | IS_SWAPPED,
-            return_mask: IS_PRESENT,
-        };
-        // SAFETY: `arg` is a valid pm_scan_arg for the length of the call, and `vec`/`vec_len` describe `rows`, which is
-        // neither moved nor read meanwhile.
-        let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &mut arg) };
-        if found < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        for row in rows.iter().take(found as usize) {
-            push(
-                &mut runs,
-                page_number(row.start, range.start)..page_number(row.end, range.start),
-            );
-        }
-        if arg.walk_end <= from {
-            return Err(io::Error::other("PAGEMAP_SCAN does not advance"));
-        }
-        from = arg.walk_end;
+        // Pages that are not the process's own are protected with the others and left out of the list: the next call does
+        // not have to look at them again.
+        request.walk(pagemap, part, |row| {
+            if row.categories & (IS_FILE | IS_PFNZERO) == 0 {
+                push(
+                    &mut runs,
+                    page_number(row.start, whole.start)..page_number(row.end, whole.start),
+                );
+            }
+        })?;
     }
     Ok(runs)
+}
+
+/// Candidates that are no further apart than this are looked at in one go.
+const NEAR: u64 = 32 * PAGE as u64;
+
+/// The parts of a range in which pages may have been written: everything else is protected. The kernel answers this one
+/// question twenty times faster than any other (3 GiB in 1.4 ms rather than 27), from the bare page table entry, and counts
+/// what is not populated as written. An entry of a page that was swapped out means something else by the same bit: while
+/// the host has anything swapped out, everything is a candidate.
+fn candidates(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    if swap_in_use() {
+        return Ok(vec![range]);
+    }
+    let request = Request {
+        flags: 0,
+        inverted: 0,
+        mask: IS_WRITTEN,
+        any_of: 0,
+        answer: IS_WRITTEN,
+    };
+    let mut parts: Vec<Range<u64>> = Vec::new();
+    request.walk(pagemap, range.clone(), |row| match parts.last_mut() {
+        Some(last) if row.start - last.end <= NEAR => last.end = row.end,
+        _ => parts.push(row.start..row.end),
+    })?;
+    if swap_in_use() {
+        return Ok(vec![range]);
+    }
+    Ok(parts)
+}
+
+fn swap_in_use() -> bool {
+    let info = rustix::system::sysinfo();
+    info.freeswap != info.totalswap
+}
+
+/// What is asked of the kernel.
+struct Request {
+    flags: u64,
+    inverted: u64,
+    mask: u64,
+    any_of: u64,
+    answer: u64,
+}
+
+impl Request {
+    /// Asks, and hands over the rows of the answer in order.
+    fn walk(
+        &self,
+        pagemap: &File,
+        range: Range<u64>,
+        mut take: impl FnMut(Region),
+    ) -> io::Result<()> {
+        let mut rows = [Region::default(); 1024];
+        let mut from = range.start;
+        while from < range.end {
+            let mut arg = ScanArg {
+                size: size_of::<ScanArg>() as u64,
+                flags: self.flags,
+                start: from,
+                end: range.end,
+                walk_end: 0,
+                vec: rows.as_mut_ptr() as u64,
+                vec_len: rows.len() as u64,
+                max_pages: 0,
+                category_inverted: self.inverted,
+                category_mask: self.mask,
+                category_anyof_mask: self.any_of,
+                return_mask: self.answer,
+            };
+            // SAFETY: `arg` is a valid pm_scan_arg for the length of the call, and `vec`/`vec_len` describe `rows`, which is
+            // neither moved nor read meanwhile.
+            let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &mut arg) };
+            if found < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            rows.iter()
+                .take(found as usize)
+                .copied()
+                .for_each(&mut take);
+            if arg.walk_end <= from {
+                return Err(io::Error::other("PAGEMAP_SCAN does not advance"));
+            }
+            from = arg.walk_end;
+        }
+        Ok(())
+    }
 }
 
 /// The rule of kernels without `PAGEMAP_SCAN`: pages that are present (or swapped out) and not a file's, from

@@ -33,7 +33,7 @@ enum Command {
         /// The short way: about five minutes.
         #[arg(long)]
         quick: bool,
-        /// Only scenarios whose name has this in it.
+        /// Only scenarios that have this in their name or settings, such as `deep` or `memory_mib: 8192`.
         #[arg(long, default_value = "")]
         only: String,
         /// Where the JSON goes.

@@ -28,10 +28,11 @@ pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result
         ..Report::default()
     };
     for scenario in scenario::all(quick) {
-        if !scenario.name().contains(only) {
+        let said = format!("{scenario:?}").to_lowercase();
+        if !said.contains(&only.to_lowercase()) {
             continue;
         }
-        eprintln!("==> {scenario:?}");
+        eprintln!("==> {said}");
         // A cluster of its own: what one scenario leaves behind is not in the next one's figures.
         let bench = Bench::new()?;
         if report.machine.is_empty() {
