@@ -117,6 +117,7 @@ pub async fn write_tracking(library: &Path) -> io::Result<bool> {
         output: File::options().write(true).open("/dev/null")?,
         user: None,
         nice: 0,
+        huge_pages: false,
     })?;
     let result = try_tracking(&process).await;
     process.kill()?;
@@ -166,13 +167,6 @@ pub fn memory_bytes() -> u64 {
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;
     Ok(stat.f_bavail * stat.f_frsize)
-}
-
-/// Whether a folder is on tmpfs.
-pub fn is_in_memory(path: &Path) -> io::Result<bool> {
-    /// `TMPFS_MAGIC` of linux/magic.h.
-    const TMPFS: i64 = 0x0102_1994;
-    Ok(rustix::fs::statfs(path)?.f_type as i64 == TMPFS)
 }
 
 /// The rate of this processor's time stamp counter, kHz; `None` where it could not be measured. Takes 50 ms.

@@ -540,7 +540,7 @@ fn start_process(
     let memory = match &launch.base {
         None => spec::Memory::Anonymous,
         Some(base) => spec::Memory::Base {
-            path: engine.layout.base(base).display().to_string(),
+            path: layout::base(base),
         },
     };
     let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());
@@ -578,6 +578,9 @@ fn start_process(
         output,
         user: launch.user,
         nice: STARTING_NICE,
+        // A guest that was booted runs faster on them, and its memory is looked at faster. A fork's memory is a file's, which has
+        // none in a private mapping; in the rest of the process they undo what copy-on-write saves.
+        huge_pages: launch.base.is_none(),
     })
     .map_err(system("cannot start QEMU"))
 }

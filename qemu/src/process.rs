@@ -186,6 +186,7 @@ mod tests {
             output: fs::File::open("/dev/null").unwrap(),
             user: None,
             nice: 0,
+            huge_pages: false,
         })
         .unwrap()
     }

@@ -4,7 +4,7 @@ pub mod options;
 
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -125,7 +125,7 @@ impl TokenLookup for Tokens {
 
 impl Agent {
     async fn start(options: &RunOptions, data: &DataDir, local: LocalNode) -> anyhow::Result<Self> {
-        let (fitness, write_tracking, engine) = look_at_host(options, &local).await?;
+        let (fitness, write_tracking, engine) = look_at_host(options).await?;
         let peers = Arc::new(Peers::new(
             client::for_node(&local)?,
             &local.identity.members,
@@ -252,7 +252,6 @@ impl Agent {
             tracing::debug!("calls were cut off");
         }
         self.node.raft.shutdown().await;
-        self.node.vms.engine().layout.remove_empty_memory();
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(%error, "the socket could not be removed");
         }
@@ -276,15 +275,8 @@ fn spawn_server(
 /// What this host can do, and where its VMs are kept.
 async fn look_at_host(
     options: &RunOptions,
-    local: &LocalNode,
 ) -> anyhow::Result<(Fitness, Result<(), String>, Engine)> {
-    let memory = options.memory_dir.clone().unwrap_or_else(|| {
-        Path::new("/dev/shm").join(format!(
-            "fpagent-{}-{}",
-            local.identity.cluster, local.identity.node
-        ))
-    });
-    let layout = Layout::create(&options.data_dir, &memory, Some(options.vm_uid_base))
+    let layout = Layout::create(&options.data_dir, Some(options.vm_uid_base))
         .context("the data directory's folders cannot be made")?;
     layout
         .install_tracking_library(qemu::TRACKING_LIBRARY)

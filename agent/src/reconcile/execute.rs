@@ -251,7 +251,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     let id = node.id();
     let sweep = move || {
         let there = Files {
-            bases: names(layout.bases(), "")?,
+            bases: names(&layout.bases(), "")?,
             streams: names(&layout.streams(), "")?,
             layers: names(&layout.layers(), ".qcow2")?,
             images: names(&layout.images(), "")?
@@ -265,7 +265,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
         }
         let free = unreferenced(&there, &referenced(&state, id, &records), &in_flight);
         let all = [
-            (layout.bases().to_owned(), free.bases, ""),
+            (layout.bases(), free.bases, ""),
             (layout.streams(), free.streams, ""),
         ]
         .into_iter()

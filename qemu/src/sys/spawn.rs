@@ -31,13 +31,14 @@ pub struct Spawn {
     pub user: Option<(u32, u32)>,
     /// How much it gives way to others while it starts, 0 to 19.
     pub nice: i32,
+    /// Whether it may use transparent huge pages.
+    pub huge_pages: bool,
 }
 
 /// The number of the first descriptor that a process is given.
 pub const FIRST_FD: RawFd = 3;
 
-/// Starts it. It has no supplementary groups, can gain no privileges, and uses no transparent huge pages (they undo what
-/// copy-on-write saves).
+/// Starts it. It has no supplementary groups and can gain no privileges.
 pub fn spawn(what: Spawn) -> io::Result<Child> {
     let Spawn {
         program,
@@ -48,6 +49,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
         output,
         user,
         nice,
+        huge_pages,
     } = what;
     let mut command = Command::new(program);
     command
@@ -75,7 +77,9 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
                 check(libc::dup2(*from, FIRST_FD + i as RawFd))?;
             }
             check(libc::setsid())?;
-            check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))?;
+            if !huge_pages {
+                check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))?;
+            }
             if nice > 0 {
                 check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
             }

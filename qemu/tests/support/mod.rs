@@ -26,7 +26,7 @@ const GID: u32 = 1_879_048_192;
 pub struct Host {
     pub engine: Arc<Engine>,
     cmdline: String,
-    _dirs: [tempfile::TempDir; 2],
+    _data: tempfile::TempDir,
 }
 
 fn image_dir() -> PathBuf {
@@ -41,14 +41,11 @@ impl Host {
     }
 
     pub fn with_tracking(track_writes: bool) -> anyhow::Result<Self> {
-        // On the disk, as a node's data directory is; bases on tmpfs.
+        // On the disk, as a node's data directory is.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
         fs::create_dir_all(target)?;
-        let (data, memory) = (
-            tempfile::tempdir_in(target)?,
-            tempfile::tempdir_in("/dev/shm")?,
-        );
-        let layout = Layout::create(data.path(), memory.path(), Some(GID))?;
+        let data = tempfile::tempdir_in(target)?;
+        let layout = Layout::create(data.path(), Some(GID))?;
         layout.install_tracking_library(TRACKING_LIBRARY)?;
         let image = image_dir();
         for name in ["vmlinuz", "initrd", "disk.qcow2"] {
@@ -77,7 +74,7 @@ impl Host {
         Ok(Self {
             engine: Arc::new(engine),
             cmdline,
-            _dirs: [data, memory],
+            _data: data,
         })
     }
 
