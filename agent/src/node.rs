@@ -27,7 +27,7 @@ use crate::{
     leases::Leases,
     peers::Peers,
     trust::{authority::Authority, identity::Identity},
-    vms::{Vms, fork::Forks, launch::Fitness},
+    vms::{Vms, fork::Forks, launch::Fitness, pool::Pool},
 };
 
 /// How long a node tries at once to tell the cluster something before it waits and tries again.
@@ -50,6 +50,8 @@ pub struct Node {
     pub vms: Arc<Vms>,
     /// Its forks.
     pub forks: Forks,
+    /// Its forks that are ready before anybody asks.
+    pub pool: Pool,
     /// What it can run.
     pub fitness: Fitness,
     /// Whether its kernel tracks writes, and if not, why.

@@ -163,6 +163,21 @@ pub fn memory_bytes() -> u64 {
     info.totalram as u64 * u64::from(info.mem_unit)
 }
 
+/// Memory that can be had without pushing anything out that is in use, bytes: `MemAvailable` of /proc/meminfo.
+pub fn available_memory() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let kib = text.lines().find_map(|line| {
+        let rest = line.strip_prefix("MemAvailable:")?;
+        rest.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    kib.map(|kib| kib << 10).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "/proc/meminfo has no MemAvailable",
+        )
+    })
+}
+
 /// Free bytes of the file system that a path is on, as far as we may use them.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(path)?;

@@ -3,15 +3,17 @@
 
 use std::{
     ffi::OsString,
-    fs, io,
-    path::PathBuf,
-    sync::{Arc, Mutex},
+    fs,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
 use qapi::qmp::{self, Event, MigrationStatus, RunState, ShutdownCause};
 use tokio::{
     sync::{broadcast, mpsc, watch},
+    task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
 };
 
@@ -24,7 +26,7 @@ use crate::{
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
     record::{
-        BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamName, VmName, VmRecord,
+        BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamRef, VmName, VmRecord,
     },
     spec::{self, CommandLine, Descriptors, Hardware, Start},
     sys::spawn::{FIRST_FD, Spawn, set_nice},
@@ -56,6 +58,18 @@ pub enum MachineError {
     /// The stream did not load.
     #[error("the snapshot did not load: {0}")]
     Load(String),
+    /// The stream is not what was written. Loading it would give a guest with wrong memory.
+    #[error(
+        "the snapshot's file {path} is damaged: its checksum is {found:08x} and should be {wanted:08x}"
+    )]
+    Damaged {
+        /// Which file, below the data directory.
+        path: String,
+        /// What it holds.
+        found: u32,
+        /// What was written.
+        wanted: u32,
+    },
     /// The machine's process ended in the middle of something.
     #[error("QEMU ended ({exit}) while it was asked for {what}: {log}")]
     Ended {
@@ -109,6 +123,8 @@ pub struct Engine {
     pub track_writes: bool,
     /// The host's boot.
     pub host_boot: String,
+    /// Held for writing while a VM's folder gets another name, for reading by who looks at all of them.
+    pub naming: RwLock<()>,
 }
 
 /// How a machine is to be started.
@@ -333,8 +349,24 @@ impl Machine {
         self.console.follow()
     }
 
-    /// Loads a stream into a machine that was started for one.
-    pub async fn load(&mut self, stream: &StreamName) -> Result<(), MachineError> {
+    /// Loads a stream into a machine that was started for one, after a look at its checksum.
+    pub async fn load(&mut self, stream: &StreamRef) -> Result<(), MachineError> {
+        let path = layout::stream(&stream.name);
+        let found = spawn_blocking({
+            let file = self.engine.layout.root().join(&path);
+            move || checksum(&file)
+        })
+        .await
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(system("cannot read the snapshot's stream"))?;
+        if found != stream.crc {
+            return Err(MachineError::Damaged {
+                path,
+                found,
+                wanted: stream.crc,
+            });
+        }
         let events = qmp::MigrationCapabilityStatus {
             capability: qmp::MigrationCapability::events,
             state: true,
@@ -344,7 +376,7 @@ impl Machine {
                 capabilities: vec![events],
             })
             .await?;
-        let uri = format!("file:{}", layout::stream(stream));
+        let uri = format!("file:{path}");
         self.qmp
             .run(qmp::migrate_incoming {
                 channels: None,
@@ -374,6 +406,20 @@ impl Machine {
         };
         said.filter(|text| !text.is_empty())
             .unwrap_or_else(|| log_tail(&self.dir))
+    }
+
+    /// Has the machine go by another name from now on: a process that waited becomes a VM. Its folder moves; QEMU was given its
+    /// sockets open, and nothing else by that path.
+    pub fn rename(&mut self, vm: &VmName) -> Result<(), MachineError> {
+        let dir = self.engine.layout.vm(vm);
+        let _nobody_looks = self
+            .engine
+            .naming
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        fs::rename(self.dir.path(), dir.path()).map_err(system("cannot name a VM's folder"))?;
+        self.dir = dir;
+        Ok(())
     }
 
     /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
@@ -510,6 +556,18 @@ impl Machine {
     pub(crate) fn note(&mut self, event: &Event) {
         if let Event::SHUTDOWN { data, .. } = event {
             self.cause = Some(data.reason);
+        }
+    }
+}
+
+fn checksum(file: &Path) -> io::Result<u32> {
+    let mut file = fs::File::open(file)?;
+    let mut crc = crc32fast::Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(crc.finalize()),
+            count => crc.update(&buffer[..count]),
         }
     }
 }

@@ -37,6 +37,15 @@ names! {
     StreamName,
 }
 
+/// A stream and what it should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamRef {
+    /// Its name.
+    pub name: StreamName,
+    /// CRC-32 (IEEE 802.3) of its bytes.
+    pub crc: u32,
+}
+
 /// How far a VM's process has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "stage")]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use qemu::{
     capture::{Afterwards, Mode},
-    record::{LayerName, StreamName},
+    record::{LayerName, StreamName, StreamRef},
 };
 use support::{DISK, Host, compare};
 
@@ -117,7 +117,11 @@ async fn a_child_that_waits_maps_the_base_of_its_capture() -> anyhow::Result<()>
         (&captured.base, &captured.layers),
         (&expected.base, &expected.layers)
     );
-    child.load(&one).await?;
+    let stream = StreamRef {
+        name: one,
+        crc: captured.stream_crc,
+    };
+    child.load(&stream).await?;
     assert_eq!(
         compare(&mut parent, &mut child).await?,
         Vec::<u32>::new(),

@@ -5,8 +5,8 @@ use std::{fs::File, io::Read as _, io::Seek as _, pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use proto::peer::{
-    FetchFileRequest, FetchFileResponse, NodeAge, ObserveRequest, ObserveResponse, ObservedVm,
-    PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse,
+    FetchFileRequest, FetchFileResponse, NodeAge, ObserveRequest, ObserveResponse, ObservedPool,
+    ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse,
     RenewLeaseRequest, RenewLeaseResponse, peer_service_server::PeerService,
 };
 use raft::state::VmId;
@@ -55,11 +55,11 @@ impl PeerService for Api {
         request: Request<ObserveRequest>,
     ) -> Result<Response<ObserveResponse>, Status> {
         let wanted = request.into_inner().vms;
-        let mut vms = observed(&self.node);
+        let mut seen = observed(&self.node);
         if !wanted.is_empty() {
-            vms.retain(|vm| wanted.contains(&vm.id));
+            seen.vms.retain(|vm| wanted.contains(&vm.id));
         }
-        Ok(Response::new(ObserveResponse { vms }))
+        Ok(Response::new(seen))
     }
 
     async fn prepare_fork(
@@ -141,14 +141,23 @@ impl PeerService for Api {
 }
 
 /// What this node sees of its VMs.
-pub fn observed(node: &Node) -> Vec<ObservedVm> {
+pub fn observed(node: &Node) -> ObserveResponse {
     let one = |(id, handle): (VmId, crate::vms::VmHandle)| ObservedVm {
         id: id.to_string(),
         pid: handle.pid(),
         state: convert::seen_state(&handle.seen().is).into(),
         warnings: vec![],
     };
-    node.vms.all().into_iter().map(one).collect()
+    let pools = node.pool.ready().into_iter();
+    ObserveResponse {
+        vms: node.vms.all().into_iter().map(one).collect(),
+        pools: pools
+            .map(|(snapshot, ready)| ObservedPool {
+                snapshot: snapshot.to_string(),
+                ready,
+            })
+            .collect(),
+    }
 }
 
 /// A VM's console: what is kept of it, and with `follow` what comes, until the VM or the node ends.

@@ -3,7 +3,7 @@
 use proto::v1::{
     CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
     ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotState, TagSnapshotRequest,
-    snapshot_service_server::SnapshotService,
+    WarmSnapshotRequest, snapshot_service_server::SnapshotService,
 };
 use raft::state::{
     Command, Kind, ObjectId, OperationId, Rejection, Response as Outcome, SnapshotId, names,
@@ -69,13 +69,30 @@ impl SnapshotService for Api {
     ) -> Result<Response<Snapshot>, Status> {
         let state = self.read(deadline(&request)).await?;
         let text = request.into_inner().snapshot;
-        let (vm, name) = match text.split_once('@') {
-            None => (None, text.as_str()),
-            Some(("", name)) => (None, name),
-            Some((vm, name)) => (Some(vm), name),
+        let (vm, name) = vm_and_name(&text);
+        let id = names::snapshot_of(&state, name, vm)
+            .map_err(ApiError::from)?
+            .id;
+        Ok(Response::new(self.snapshot_with_ready(id).await?))
+    }
+
+    async fn warm_snapshot(
+        &self,
+        request: Request<WarmSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let (vm, name) = vm_and_name(&request.snapshot);
+        let command = Command::WarmSnapshot {
+            snapshot: name.to_owned(),
+            vm: vm.map(str::to_owned),
+            count: request.count,
         };
-        let snapshot = names::snapshot_of(&state, name, vm).map_err(ApiError::from)?;
-        Ok(Response::new(convert::snapshot(&state, snapshot)))
+        match self.change(key, command, deadline).await? {
+            Outcome::Snapshot(id) => Ok(Response::new(self.snapshot_with_ready(id).await?)),
+            other => Err(unexpected(other).into()),
+        }
     }
 
     async fn tag_snapshot(
@@ -115,7 +132,38 @@ impl SnapshotService for Api {
     }
 }
 
+/// Takes `VM@NAME`, `@NAME` and `NAME` apart.
+fn vm_and_name(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('@') {
+        None => (None, text),
+        Some(("", name)) => (None, name),
+        Some((vm, name)) => (Some(vm), name),
+    }
+}
+
 impl Api {
+    /// A snapshot with the number of its forks that are ready, as far as its nodes answer.
+    async fn snapshot_with_ready(&self, id: SnapshotId) -> Result<Snapshot, ApiError> {
+        let mut message = self.snapshot_message(id)?;
+        let nodes = self
+            .node
+            .state()
+            .snapshots
+            .get(&id)
+            .map(|snapshot| snapshot.nodes.clone())
+            .unwrap_or_default();
+        let name = id.to_string();
+        message.ready = self
+            .ask_nodes(nodes, vec![])
+            .await
+            .into_iter()
+            .flat_map(|answer| answer.pools)
+            .filter(|pool| pool.snapshot == name)
+            .map(|pool| pool.ready)
+            .sum();
+        Ok(message)
+    }
+
     fn snapshot_message(&self, id: SnapshotId) -> Result<Snapshot, ApiError> {
         let state = self.node.state();
         let snapshot = state

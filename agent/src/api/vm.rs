@@ -1,10 +1,14 @@
 //! VMs and their forks.
 
-use std::{collections::BTreeMap, pin::Pin, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt as _, future::join_all};
 use proto::{
-    peer::{ObserveRequest, ReadConsoleRequest},
+    peer::{ObserveRequest, ObserveResponse, ReadConsoleRequest},
     v1::{
         CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest, ForkResponse,
         GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action, ReadLogsRequest,
@@ -301,29 +305,13 @@ impl Api {
 
     /// Asks the nodes what they see of their VMs now; `only` one of them, or all.
     async fn observe(&self, state: &State, only: Option<&model::Vm>) -> BTreeMap<VmId, Fresh> {
-        let nodes: std::collections::BTreeSet<NodeId> = match only {
+        let nodes: BTreeSet<NodeId> = match only {
             Some(vm) => [vm.node].into(),
             None => state.vms.values().map(|vm| vm.node).collect(),
         };
-        let online = self.node.leases.online().unwrap_or_default();
-        let asked = nodes
-            .into_iter()
-            .filter(|node| *node == self.node.id() || online.contains(node));
-        let answers = asked.map(|node| async move {
-            if node == self.node.id() {
-                return super::peer::observed(&self.node);
-            }
-            let vms = only.map(|vm| vm.id.to_string()).into_iter().collect();
-            let Ok(mut client) = self.node.peers.client(node).await else {
-                return Vec::new();
-            };
-            match timeout(OBSERVE_PATIENCE, client.observe(ObserveRequest { vms })).await {
-                Ok(Ok(answer)) => answer.into_inner().vms,
-                // Then less is shown: what only the node itself knows.
-                Ok(Err(_)) | Err(_) => Vec::new(),
-            }
-        });
-        let all = join_all(answers).await.into_iter().flatten();
+        let vms = only.map(|vm| vm.id.to_string()).into_iter().collect();
+        let answers = self.ask_nodes(nodes, vms).await;
+        let all = answers.into_iter().flat_map(|answer| answer.vms);
         all.filter_map(|seen| {
             let fresh = Fresh {
                 pid: seen.pid,
@@ -332,6 +320,31 @@ impl Api {
             Some((seen.id.parse().ok()?, fresh))
         })
         .collect()
+    }
+
+    /// Asks nodes what they see now, of these VMs or of all. Those that are offline or do not answer are left out: then less is
+    /// shown, what only the node itself knows.
+    pub(super) async fn ask_nodes(
+        &self,
+        nodes: BTreeSet<NodeId>,
+        vms: Vec<String>,
+    ) -> Vec<ObserveResponse> {
+        let online = self.node.leases.online().unwrap_or_default();
+        let asked = nodes
+            .into_iter()
+            .filter(|node| *node == self.node.id() || online.contains(node));
+        let answers = asked.map(|node| {
+            let vms = vms.clone();
+            async move {
+                if node == self.node.id() {
+                    return Some(super::peer::observed(&self.node));
+                }
+                let mut client = self.node.peers.client(node).await.ok()?;
+                let answer = timeout(OBSERVE_PATIENCE, client.observe(ObserveRequest { vms }));
+                Some(answer.await.ok()?.ok()?.into_inner())
+            }
+        });
+        join_all(answers).await.into_iter().flatten().collect()
     }
 
     async fn client(

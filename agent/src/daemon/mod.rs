@@ -5,7 +5,7 @@ pub mod options;
 use std::{
     collections::BTreeSet,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -40,7 +40,12 @@ use crate::{
             server::{ServerTls, TokenLookup},
         },
     },
-    vms::{Vms, fork::Forks, launch::Fitness},
+    vms::{
+        Vms,
+        fork::Forks,
+        launch::Fitness,
+        pool::{self, Pool},
+    },
 };
 
 /// Says that the node has had a log.
@@ -164,6 +169,10 @@ impl Agent {
                 Arc::clone(&wake),
             )),
             forks: Forks::default(),
+            pool: Pool::new(pool::Bounds {
+                unasked: options.ready_forks,
+                reserve: options.memory_reserve << 20,
+            }),
             fitness,
             write_tracking,
             peers,
@@ -210,6 +219,7 @@ impl Agent {
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));
         node.tasks
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
+        node.tasks.spawn(pool::run(Arc::clone(&node)));
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
         Ok(Self {
             node,
@@ -305,6 +315,7 @@ async fn look_at_host(
         qemu: options.qemu.clone(),
         track_writes: write_tracking.is_ok(),
         host_boot: host_boot().context("the host's boot id cannot be read")?,
+        naming: RwLock::default(),
         layout,
     };
     Ok((fitness, write_tracking, engine))

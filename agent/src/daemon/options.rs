@@ -48,6 +48,13 @@ pub struct RunOptions {
     /// Whether the kernel tracks the memory that guests write.
     #[arg(long, value_enum, default_value_t)]
     pub write_tracking: WriteTracking,
+    /// How many forks are kept ready of snapshots that are forked again and again, in all; 0 for none. Those that `snapshot warm`
+    /// asks for are not counted.
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub ready_forks: u32,
+    /// Free memory, MiB, below which no fork is kept ready.
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    pub memory_reserve: u64,
     /// First of the 65,536 user ids that VMs run under, one each, where the agent is root.
     // Above what systems give to people and containers, below 2^31, where some tools take a uid for negative.
     #[arg(long, value_name = "UID", default_value_t = 1_879_048_192, value_parser = clap::value_parser!(u32).range(65_536..=2_147_418_112))]

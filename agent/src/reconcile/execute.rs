@@ -1,6 +1,12 @@
 //! Doing what was planned. Nothing here waits: VMs have their tasks, everything else becomes one.
 
-use std::{collections::BTreeSet, fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::Path,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 use qemu::record::VmRecord;
 use raft::state::{Command as Change, ObjectId, SnapshotId, State, VmId};
@@ -185,7 +191,7 @@ fn restore_command(
         .and_then(|hardware| {
             launch::restore(
                 state,
-                spec,
+                &launch::Child::of(spec),
                 hardware,
                 handle.place(),
                 launch::base_name(content.base),
@@ -195,7 +201,7 @@ fn restore_command(
         .map_err(|error| error.to_string())?;
     Ok(Command::Restore {
         launch: Box::new(launch),
-        stream: launch::stream_name(snapshot),
+        stream: launch::stream(snapshot, content),
         paused,
     })
 }
@@ -247,7 +253,8 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
         .read_barrier(Instant::now() + Duration::from_secs(5))
         .await?;
     let state = node.state();
-    let layout = node.vms.engine().layout.clone();
+    let engine = Arc::clone(node.vms.engine());
+    let layout = engine.layout.clone();
     let id = node.id();
     let sweep = move || {
         let there = Files {
@@ -260,8 +267,12 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
                 .collect(),
         };
         let mut records = Vec::new();
-        for name in names(&layout.vms(), "")? {
-            records.extend(VmRecord::load(&layout.vm(&qemu::record::VmName(name)))?);
+        {
+            // A folder that got another name between the two would be overlooked.
+            let _names_stay = engine.naming.read().unwrap_or_else(PoisonError::into_inner);
+            for name in names(&layout.vms(), "")? {
+                records.extend(VmRecord::load(&layout.vm(&qemu::record::VmName(name)))?);
+            }
         }
         let free = unreferenced(&there, &referenced(&state, id, &records), &in_flight);
         let all = [

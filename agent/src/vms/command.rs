@@ -5,7 +5,7 @@ use std::time::Duration;
 use qemu::{
     capture::{CaptureError, Captured, Expected, Mode},
     machine::Launch,
-    record::{LayerName, StreamName},
+    record::{LayerName, StreamName, StreamRef, VmName},
 };
 use tokio::{sync::oneshot, time::Instant};
 
@@ -24,7 +24,7 @@ pub enum Command {
         /// How.
         launch: Box<Launch>,
         /// The snapshot's stream.
-        stream: StreamName,
+        stream: StreamRef,
         /// Whether it stands still afterwards.
         paused: bool,
     },
@@ -48,12 +48,14 @@ pub enum Command {
     /// Load a stream into it.
     Load {
         /// Which.
-        stream: StreamName,
+        stream: StreamRef,
         /// Answered when it is loaded.
         done: oneshot::Sender<Result<(), String>>,
     },
-    /// Make a loaded process the VM, and let it go on unless it is to stand still.
+    /// Make a loaded process the VM of this name, and let it go on unless it is to stand still.
     Go {
+        /// What it goes by from now on.
+        name: VmName,
         /// Whether it stands still.
         paused: bool,
         /// Answered with the time at which it went on.

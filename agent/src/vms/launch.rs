@@ -6,11 +6,11 @@ use crate::blobs::hex;
 use qemu::{
     layout,
     machine::Launch,
-    record::{BaseName, LayerName, StreamName},
+    record::{BaseName, LayerName, StreamName, StreamRef},
     spec::{self, Device, Hardware, MachineType, Start},
 };
 use raft::state::{
-    Accelerator, Content, Image, ImageId, LayerId, Machine, SnapshotId, State, Vm, VmSpec,
+    Accelerator, Content, Image, ImageId, LayerId, Machine, SnapshotId, State, Vm, VmId, VmSpec,
 };
 use tokio::sync::broadcast;
 
@@ -152,6 +152,28 @@ pub fn snapshot_hardware(
     })
 }
 
+/// What a process is started for: a VM, or one that is yet to be.
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// Its id, which also names its first overlay.
+    pub id: VmId,
+    /// Which boot of it this is.
+    pub boot: u64,
+    /// What it is made of.
+    pub spec: VmSpec,
+}
+
+impl Child {
+    /// For a VM.
+    pub fn of(vm: &Vm) -> Self {
+        Self {
+            id: vm.id,
+            boot: vm.boot,
+            spec: vm.spec.clone(),
+        }
+    }
+}
+
 /// What is the same in every start of a VM.
 #[derive(Debug, Clone)]
 pub struct Place {
@@ -200,29 +222,29 @@ pub fn boot(
         base: None,
         layers: layers.unwrap_or_else(|| {
             if vm.spec.disk_bytes > 0 {
-                vec![first_layer(vm)]
+                vec![layer_name(vm.id.0)]
             } else {
                 vec![]
             }
         }),
         new_layer,
         ready_line: image.ready_line.clone(),
-        ..skeleton(vm, hardware, image, place)
+        ..skeleton(&Child::of(vm), hardware, image, place)
     })
 }
 
 /// How a fork is started from what a capture will be, or is, made of.
 pub fn restore(
     state: &State,
-    vm: &Vm,
+    child: &Child,
     hardware: Hardware,
     place: Place,
     base: BaseName,
     below: &[LayerName],
 ) -> Result<Launch, Unfit> {
-    let image = image(state, &vm.spec)?;
-    let layers = if vm.spec.disk_bytes > 0 {
-        std::iter::once(first_layer(vm))
+    let image = image(state, &child.spec)?;
+    let layers = if child.spec.disk_bytes > 0 {
+        std::iter::once(layer_name(child.id.0))
             .chain(below.iter().cloned())
             .collect()
     } else {
@@ -231,11 +253,11 @@ pub fn restore(
     Ok(Launch {
         base: Some(base),
         layers,
-        ..skeleton(vm, hardware, image, place)
+        ..skeleton(child, hardware, image, place)
     })
 }
 
-fn skeleton(vm: &Vm, hardware: Hardware, image: &Image, place: Place) -> Launch {
+fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Launch {
     Launch {
         vm: super::vm_name(vm.id),
         boot: vm.boot,
@@ -253,19 +275,22 @@ fn skeleton(vm: &Vm, hardware: Hardware, image: &Image, place: Place) -> Launch 
     }
 }
 
-/// The name of a VM's first overlay.
-fn first_layer(vm: &Vm) -> LayerName {
-    layer_name(vm.id.0)
-}
-
 /// A layer's name in the engine's folders.
 pub fn layer_name(layer: LayerId) -> LayerName {
-    LayerName(raft::state::VmId(layer).to_string())
+    LayerName(VmId(layer).to_string())
 }
 
 /// A base's name in the engine's folders.
 pub fn base_name(snapshot: SnapshotId) -> BaseName {
     BaseName(snapshot.to_string())
+}
+
+/// A snapshot's stream.
+pub fn stream(snapshot: SnapshotId, content: &Content) -> StreamRef {
+    StreamRef {
+        name: stream_name(snapshot),
+        crc: content.stream_crc,
+    }
 }
 
 /// A stream's name in the engine's folders.

@@ -3,6 +3,7 @@
 pub mod command;
 pub mod fork;
 pub mod launch;
+pub mod pool;
 pub mod task;
 
 use std::{
@@ -21,7 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::reconcile::plan::{Is, Seen};
 use command::Command;
-use task::VmTask;
+use task::{Next, VmTask};
 
 /// Commands that wait for a VM. The reconciler sends one at a time; an operation adds a few.
 const COMMANDS: usize = 8;
@@ -173,6 +174,19 @@ impl Vms {
         Ok(handle)
     }
 
+    /// Has a VM go by another id from now on: a process that waited becomes a fork. `false` when there is something of the other
+    /// id already. The task itself is told with [`Command::Go`].
+    pub fn rename(&self, from: VmId, to: VmId) -> bool {
+        let mut handles = self.handles();
+        if handles.contains_key(&to) {
+            return false;
+        }
+        match handles.remove(&from) {
+            Some(handle) => handles.insert(to, handle).is_none(),
+            None => false,
+        }
+    }
+
     /// Finds the VMs that an earlier agent left, and their processes. Returns when all were asked.
     pub async fn adopt(self: &Arc<Self>) -> std::io::Result<()> {
         let mut asked = Vec::new();
@@ -218,6 +232,7 @@ impl Vms {
             user,
         };
         handles.insert(vm, handle.clone());
+        let own = handle.commands.downgrade();
         let mut task = VmTask::new(Arc::clone(&self.engine), vm_name(vm), seen, pid, console);
         let (adopted, done) = oneshot::channel();
         let vms = Arc::clone(self);
@@ -225,12 +240,16 @@ impl Vms {
         let changed = Arc::clone(&self.changed);
         self.tasks.spawn(async move {
             let work = async {
-                if adopt {
-                    task.adopt().await;
-                }
+                let next = if adopt {
+                    task.adopt().await
+                } else {
+                    Next::Stay
+                };
                 // Whoever started the task may not wait for it.
                 let _nobody_waits = adopted.send(());
-                task.run(receiver).await;
+                if next == Next::Stay {
+                    task.run(receiver).await;
+                }
             };
             let ring = async {
                 while watcher.changed().await.is_ok() {
@@ -241,7 +260,11 @@ impl Vms {
                 () = work => {}
                 () = ring => {}
             }
-            vms.handles().remove(&vm);
+            // By its channel: it may go by another id than it began with.
+            if let Some(own) = own.upgrade() {
+                vms.handles()
+                    .retain(|_, other| !other.commands.same_channel(&own));
+            }
             vms.changed.notify_one();
         });
         (handle, done)

@@ -7,7 +7,7 @@ use qapi::qmp::ShutdownCause;
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     machine::{Ending, Engine, Launch, Machine, MachineError},
-    record::{LayerName, Stage, StreamName, VmName, VmRecord},
+    record::{LayerName, Stage, StreamName, StreamRef, VmName, VmRecord},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
@@ -53,8 +53,10 @@ pub struct VmTask {
 
 /// What goes on after a command.
 #[derive(Debug, PartialEq, Eq)]
-enum Next {
+pub enum Next {
+    /// There is still a VM to own.
     Stay,
+    /// Nothing is left of it.
     Leave,
 }
 
@@ -108,10 +110,7 @@ impl VmTask {
                     self.kill("its guest did not end within 30 s after its power button was pressed").await;
                     Next::Stay
                 }
-                () = at(silent) => {
-                    self.adopt().await;
-                    Next::Stay
-                }
+                () = at(silent) => self.adopt().await,
             };
             if next == Next::Leave {
                 return;
@@ -152,8 +151,8 @@ impl VmTask {
                 answer(done, result);
                 return Next::Stay;
             }
-            Command::Go { paused, done } => {
-                answer(done, self.go(paused).await);
+            Command::Go { name, paused, done } => {
+                answer(done, self.go(name, paused).await);
                 return Next::Stay;
             }
             Command::Expect {
@@ -264,7 +263,7 @@ impl VmTask {
         );
     }
 
-    async fn restore(&mut self, launch: Launch, stream: &StreamName, paused: bool) {
+    async fn restore(&mut self, launch: Launch, stream: &StreamRef, paused: bool) {
         let boot = launch.boot;
         let started = async {
             let mut machine = Machine::launch(&self.engine, launch).await?;
@@ -309,7 +308,12 @@ impl VmTask {
         }
     }
 
-    async fn go(&mut self, paused: bool) -> Result<Instant, String> {
+    async fn go(&mut self, name: VmName, paused: bool) -> Result<Instant, String> {
+        if name != self.name {
+            self.with_machine(async |machine| machine.rename(&name))
+                .await?;
+            self.name = name;
+        }
         let result = self
             .with_machine(async |machine| {
                 if paused {
@@ -344,31 +348,32 @@ impl VmTask {
 
     /// Connects to the process that the VM's record names, if it is still there. Called at the agent's start, and again for a
     /// process that does not answer.
-    pub async fn adopt(&mut self) {
+    pub async fn adopt(&mut self) -> Next {
         self.silent = None;
         let dir = self.engine.layout.vm(&self.name);
         let record = match VmRecord::load(&dir) {
             Ok(Some(record)) => record,
-            Ok(None) => return self.publish(Is::Absent),
+            Ok(None) => return self.stay(Is::Absent),
             Err(error) => {
                 // Whatever it says, its process (if there is one) is not touched.
                 tracing::error!(vm = %self.name, error = %chain(&error), "a VM's record cannot be read");
-                return self.publish(Is::Unknown);
+                return self.stay(Is::Unknown);
             }
         };
         self.seen.send_modify(|seen| seen.has_run = record.has_run);
         if let Stage::Ended { reason, by_guest } = &record.stage {
             let (reason, orderly) = (reason.clone(), *by_guest);
-            return self.publish(Is::Ended {
+            return self.stay(Is::Ended {
                 boot: record.boot,
                 reason,
                 orderly,
             });
         }
         let (boot, preparing) = (record.boot, record.stage == Stage::Preparing);
+        let never_ran = preparing && !record.has_run;
         match Machine::adopt(&self.engine, &self.name, record, None, self.console.clone()).await {
             Ok(Some(mut machine)) if preparing => {
-                // It never ran: nothing is lost by starting it afresh.
+                // Nothing is lost by starting it afresh.
                 if let Err(error) = machine.kill().await {
                     tracing::warn!(vm = %self.name, error = %chain(&error), "a process that was being started cannot be ended");
                 }
@@ -392,8 +397,19 @@ impl VmTask {
                 tracing::warn!(vm = %self.name, error = %chain(&error), "a VM's process does not answer");
                 self.publish(Is::Unknown);
                 self.silent = Some(Instant::now() + ASK_AGAIN);
+                return Next::Stay;
             }
         }
+        if never_ran {
+            // It may never have been anybody's: a process that waited for a fork. A VM that is wanted is begun again.
+            return self.destroy().await;
+        }
+        Next::Stay
+    }
+
+    fn stay(&self, is: Is) -> Next {
+        self.publish(is);
+        Next::Stay
     }
 
     // -- Running -----------------------------------------------------------------------------------------------------
@@ -447,10 +463,9 @@ impl VmTask {
     // -- Ending ------------------------------------------------------------------------------------------------------
 
     async fn ended(&mut self, ending: Result<Ending, MachineError>) {
-        let boot = self
-            .machine
-            .as_ref()
-            .map_or(0, |machine| machine.record().boot);
+        let record = self.machine.as_ref().map(Machine::record);
+        let boot = record.map_or(0, |record| record.boot);
+        let preparing = record.is_some_and(|record| record.stage == Stage::Preparing);
         self.drop_machine();
         let ending = match ending {
             Ok(ending) => ending,
@@ -470,7 +485,12 @@ impl VmTask {
         }
         let orderly = stopping || ending.cause == Some(ShutdownCause::guest_shutdown);
         let reason = describe(&ending);
-        self.keep_end(&reason, orderly);
+        if preparing {
+            // It was no VM yet: there is nothing to keep.
+            self.keep(Stage::Preparing);
+        } else {
+            self.keep_end(&reason, orderly);
+        }
         self.publish(Is::Ended {
             boot,
             reason,
@@ -495,7 +515,13 @@ impl VmTask {
 
     async fn destroy(&mut self) -> Next {
         self.boot = None;
+        let scrap = self.unused_layer();
         self.end_process().await;
+        if let Some(layer) = scrap
+            && let Err(error) = std::fs::remove_file(self.engine.layout.layer(&layer))
+        {
+            tracing::debug!(vm = %self.name, %error, "an overlay that was never used stays until files are collected");
+        }
         match std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(vm = %self.name, %error, "a VM's folder could not be deleted; trying again later");
@@ -504,6 +530,14 @@ impl VmTask {
             }
             _ => Next::Leave,
         }
+    }
+
+    /// The overlay of a process whose guest never ran: nothing can refer to it.
+    fn unused_layer(&self) -> Option<LayerName> {
+        let record = self.machine.as_ref()?.record();
+        (!record.has_run)
+            .then(|| record.layers.first().cloned())
+            .flatten()
     }
 
     async fn end_process(&mut self) {

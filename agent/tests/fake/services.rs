@@ -180,6 +180,10 @@ impl snapshot_service_server::SnapshotService for Shared {
         unused()
     }
 
+    async fn warm_snapshot(&self, _request: Request<WarmSnapshotRequest>) -> Answer<Snapshot> {
+        unused()
+    }
+
     async fn delete_snapshot(
         &self,
         _request: Request<DeleteSnapshotRequest>,

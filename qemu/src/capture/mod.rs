@@ -140,6 +140,8 @@ pub struct Captured {
     pub base_bytes: u64,
     /// Bytes of the stream.
     pub stream_bytes: u64,
+    /// The stream's checksum, to be given when it is loaded.
+    pub stream_crc: u32,
     /// Bytes of the newest layer; 0 when nothing was written to the disk since the capture before.
     pub layer_bytes: u64,
     /// How it went.
@@ -565,7 +567,7 @@ impl Machine {
         let (stream_name, base_name) = (stream.clone(), base.clone());
         let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
         let layer_moved = moment.layer_moved;
-        let (stream_bytes, base_bytes, layer_bytes) = blocking(move || {
+        let (stream_bytes, stream_crc, base_bytes, layer_bytes) = blocking(move || {
             let main = lock(&guest).main().clone();
             let stream = stream::assemble(
                 hardware.machine.name(),
@@ -575,9 +577,8 @@ impl Machine {
                 &moment.devices,
             )?;
             let path = layout.stream(&stream_name);
-            write_stream(&path, &stream)
-                .and_then(|()| layout.share(&path))
-                .map_err(write("stream"))?;
+            let crc = write_stream(&path, &stream).map_err(write("stream"))?;
+            layout.share(&path).map_err(write("stream"))?;
             let layer_bytes = match (layer_moved, &frozen) {
                 (true, Some(layer)) => {
                     overlays.freeze(layer).map_err(write("disk layer"))?;
@@ -589,7 +590,7 @@ impl Machine {
             };
             let base_bytes =
                 allocated_bytes(&fs::metadata(layout.base(&base_name)).map_err(write("base"))?);
-            Ok((stream.len(), base_bytes, layer_bytes))
+            Ok((stream.len(), crc, base_bytes, layer_bytes))
         })
         .await?;
 
@@ -607,18 +608,22 @@ impl Machine {
             qemu_version: self.qemu_version().to_owned(),
             base_bytes,
             stream_bytes,
+            stream_crc,
             layer_bytes,
             report,
         })
     }
 }
 
-fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<()> {
+/// Gives the checksum of what was written.
+fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<u32> {
     let mut file = File::create(path)?;
+    let mut crc = crc32fast::Hasher::new();
     for part in stream.parts() {
+        crc.update(&part);
         file.write_all(&part)?;
     }
-    Ok(())
+    Ok(crc.finalize())
 }
 
 /// QEMU's timestamps are seconds and microseconds since the epoch; the type keeps its fields to itself.

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, RwLock},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use qemu::{
     disk::Overlays,
     layout::Layout,
     machine::{Engine, Launch, Machine},
-    record::{LayerName, StreamName, VmName, VmRecord, host_boot},
+    record::{LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start},
 };
 
@@ -70,6 +70,7 @@ impl Host {
             qemu: "qemu-system-x86_64".into(),
             track_writes,
             host_boot: host_boot()?,
+            naming: RwLock::new(()),
         };
         Ok(Self {
             engine: Arc::new(engine),
@@ -165,7 +166,12 @@ impl Host {
             layers: captured.layers.clone(),
         };
         let mut child = self.wait(name, &expected, captured.hardware.cpus).await?;
-        child.load(&StreamName(stream.into())).await?;
+        child
+            .load(&StreamRef {
+                name: StreamName(stream.into()),
+                crc: captured.stream_crc,
+            })
+            .await?;
         Ok(child)
     }
 

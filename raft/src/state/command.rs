@@ -3,8 +3,8 @@
 
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
-    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, DiskBlob, Labels, Millis,
-    ObjectId, Phase,
+    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, Digests, DiskBlob, Labels,
+    Millis, ObjectId, Phase,
 };
 
 /// A command and what goes with it.
@@ -156,6 +156,18 @@ pub enum Command {
     CancelOperation { operation: String },
     /// Names a snapshot.
     TagSnapshot { snapshot: String, name: String },
+    /// Says how many forks of a snapshot are to be kept ready; with the VM's name or id when the user gave it.
+    WarmSnapshot {
+        snapshot: String,
+        vm: Option<String>,
+        count: u32,
+    },
+    /// A node has put a snapshot's files on its disk.
+    SecureSnapshot {
+        snapshot: SnapshotId,
+        node: NodeId,
+        digests: Digests,
+    },
     /// Deletes a snapshot.
     DeleteSnapshot { snapshot: String },
     /// A node found that it no longer has what a snapshot is made of (its host was restarted). The snapshot stays listed
@@ -183,6 +195,7 @@ impl Command {
             | Self::SnapshotReady { .. }
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
+            | Self::SecureSnapshot { .. }
             | Self::LostSnapshot { .. }
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
@@ -199,6 +212,7 @@ impl Command {
             | Self::Fork { .. }
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }
+            | Self::WarmSnapshot { .. }
             | Self::DeleteSnapshot { .. } => false,
         }
     }

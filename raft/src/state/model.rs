@@ -265,6 +265,10 @@ pub struct Snapshot {
     pub operation: OperationId,
     /// What is in it; `None` while it is being captured.
     pub content: Option<Content>,
+    /// What its files hold, once they are on disk: then it survives a reboot of the host.
+    pub digests: Option<Digests>,
+    /// How many of its forks are to be kept ready on each node that holds it.
+    pub warm: u32,
     /// When it was asked for.
     pub created_at: Millis,
 }
@@ -290,10 +294,10 @@ pub struct Content {
     pub base_bytes: u64,
     /// Bytes of the stream.
     pub stream_bytes: u64,
+    /// CRC-32 (IEEE 802.3) of the stream: checked whenever it is loaded.
+    pub stream_crc: u32,
     /// Bytes of the newest layer.
     pub layer_bytes: u64,
-    /// What it would survive.
-    pub safety: Safety,
     /// How the capture went.
     pub report: CaptureReport,
 }
@@ -301,13 +305,15 @@ pub struct Content {
 /// A disk layer's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for.
 pub type LayerId = u128;
 
-/// What a snapshot would survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Safety {
-    /// The agent's end.
-    Memory,
-    /// A reboot of the host.
-    Disk,
+/// SHA-256 digests of a snapshot's files. A sparse file's is that of its pages that are not all zeros, each after its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digests {
+    /// Of the base.
+    pub base: [u8; 32],
+    /// Of the stream, as it is.
+    pub stream: [u8; 32],
+    /// Of the layers, in their order, as they are.
+    pub layers: Vec<[u8; 32]>,
 }
 
 /// How a running VM is captured.
@@ -322,7 +328,7 @@ pub enum CaptureMode {
 }
 
 /// How a capture went. Times in microseconds.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CaptureReport {
     /// From QEMU's STOP event to its RESUME event.
     pub pause_us: u64,

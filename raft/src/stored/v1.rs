@@ -79,6 +79,8 @@ mirrors! {
         FailOperation { operation: Id, reason: String, cancelled: bool },
         CancelOperation { operation: String },
         TagSnapshot { snapshot: String, name: String },
+        WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
+        SecureSnapshot { snapshot: Id, node: NodeId, digests: Digests },
         DeleteSnapshot { snapshot: String },
         LostSnapshot { snapshot: Id, node: NodeId },
         Purged { node: NodeId, objects: Vec<ObjectId> },
@@ -184,6 +186,8 @@ mirrors! {
         spec: VmSpec,
         operation: Id,
         content: Option<Content>,
+        digests: Option<Digests>,
+        warm: u32,
         created_at: Millis,
     }
     struct Content {
@@ -196,11 +200,11 @@ mirrors! {
         devices: Vec<String>,
         base_bytes: u64,
         stream_bytes: u64,
+        stream_crc: u32,
         layer_bytes: u64,
-        safety: Safety,
         report: CaptureReport,
     }
-    enum Safety { Memory, Disk }
+    struct Digests { base: [u8; 32], stream: [u8; 32], layers: Vec<[u8; 32]> }
     enum CaptureMode { Auto, Paused, Live }
     struct CaptureReport {
         pause_us: u64,

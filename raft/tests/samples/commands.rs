@@ -98,6 +98,26 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "warm",
+            Command::WarmSnapshot {
+                snapshot: "gold".into(),
+                vm: Some("a".into()),
+                count: 10,
+            },
+        ),
+        (
+            "secure",
+            Command::SecureSnapshot {
+                snapshot: SnapshotId(0x51),
+                node: 2,
+                digests: Digests {
+                    base: [1; 32],
+                    stream: [2; 32],
+                    layers: vec![[3; 32]],
+                },
+            },
+        ),
+        (
             "delete-snapshot",
             Command::DeleteSnapshot {
                 snapshot: "a@gold".into(),

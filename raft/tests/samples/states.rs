@@ -179,6 +179,12 @@ fn add_operations(state: &mut State) {
             nodes: content.iter().map(|_| 1).collect(),
             spec: spec(),
             operation,
+            digests: (number == 1).then(|| Digests {
+                base: [1; 32],
+                stream: [2; 32],
+                layers: vec![[3; 32]; 3],
+            }),
+            warm: number as u32,
             content,
             created_at: 60,
         };

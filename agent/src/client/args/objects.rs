@@ -317,6 +317,20 @@ pub enum SnapshotCommand {
         #[command(flatten)]
         change: Change,
     },
+    /// Keeps forks of a snapshot ready: started, loaded, standing still. A fork takes one within a few milliseconds.
+    #[command(
+        after_help = "Examples:\n  fpagent snapshot warm web@golden -n 10\n  fpagent snapshot warm golden -n 0      # none any more\n  fpagent snapshot show golden           # how many are ready"
+    )]
+    Warm {
+        /// Its name or id, or VM@NAME.
+        snapshot: String,
+        /// How many, 0 to 1000.
+        #[arg(short = 'n', long, value_name = "N")]
+        count: u32,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
     /// Deletes a snapshot that nothing depends on.
     #[command(after_help = "Examples:\n  fpagent snapshot rm before-test")]
     Rm {

@@ -2,7 +2,7 @@
 
 use proto::v1::{
     CaptureMode, CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest,
-    ListSnapshotsRequest, TagSnapshotRequest,
+    ListSnapshotsRequest, TagSnapshotRequest, WarmSnapshotRequest,
 };
 
 use crate::client::{
@@ -77,6 +77,24 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
                     .await
             });
             context.one(SnapshotView::from(tagged.await?))
+        }
+        SnapshotCommand::Warm {
+            snapshot,
+            count,
+            change,
+        } => {
+            let request = WarmSnapshotRequest {
+                snapshot,
+                count,
+                request_id: change.id(),
+            };
+            let warmed = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .snapshots()
+                    .warm_snapshot(attempt.request(request.clone()))
+                    .await
+            });
+            context.one(SnapshotView::from(warmed.await?))
         }
         SnapshotCommand::Rm { snapshot, change } => {
             let _progress = Progress::spinner(format!("deleting {snapshot}"));

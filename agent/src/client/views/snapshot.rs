@@ -27,6 +27,8 @@ pub struct SnapshotView {
     pub image: String,
     pub qemu_version: String,
     pub capture: Option<CaptureView>,
+    pub warm: u32,
+    pub ready: u32,
 }
 
 /// How a capture went.
@@ -74,6 +76,8 @@ impl From<v1::Snapshot> for SnapshotView {
             image: snapshot.image,
             qemu_version: snapshot.qemu_version,
             capture: snapshot.capture.map(CaptureView::from),
+            warm: snapshot.warm,
+            ready: snapshot.ready,
         }
     }
 }
@@ -116,7 +120,7 @@ impl Row for SnapshotView {
         ];
         if wide {
             header.extend([
-                "BASE", "STREAM", "LAYER", "PAUSE", "PARENT", "IMAGE", "QEMU",
+                "BASE", "STREAM", "LAYER", "PAUSE", "PARENT", "IMAGE", "QEMU", "WARM",
             ]);
         }
         header
@@ -143,6 +147,7 @@ impl Row for SnapshotView {
                 self.parent.clone(),
                 self.image.clone(),
                 self.qemu_version.clone(),
+                self.warm.to_string(),
             ]);
         }
         cells

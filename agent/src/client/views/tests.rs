@@ -148,6 +148,8 @@ fn a_snapshot() {
         image: "tiny".into(),
         qemu_version: "10.0.2".into(),
         capture: Some(capture),
+        warm: 2,
+        ready: 1,
     });
     check(
         &snapshot,
@@ -158,6 +160,7 @@ fn a_snapshot() {
             "capture": {"pauseMs": 4.5, "agentPauseMs": 0.0, "aheadMs": 0.0, "stopMs": 0.0, "diskMs": 0.0, "devicesMs": 0.0,
                         "scanMs": 0.0, "copyMs": 0.0, "contMs": 0.0, "writeMs": 0.0, "rounds": 2, "aheadBytes": 0,
                         "pausedBytes": 0, "newBase": false, "mode": "live", "note": ""},
+            "warm": 2, "ready": 1,
         }),
     );
     rows(&snapshot);

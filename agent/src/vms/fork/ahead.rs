@@ -1,14 +1,17 @@
 //! What may be done ahead of an operation: preparing the capture, and starting children's processes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use raft::state::{CaptureMode, OperationId, Snapshot, State, Vm, VmId};
+use raft::state::{CaptureMode, OperationId, State};
 
-use super::{Parts, Prepared, Source, Starting, content_parts, engine_mode, next_layer};
+use super::{Parts, Prepared, Source, Starting, engine_mode, next_layer};
 use crate::{
     errors::chain,
     node::Node,
-    vms::{command::Command, launch},
+    vms::{
+        command::Command,
+        launch::{self, Child},
+    },
 };
 
 /// What may be done ahead: prepare the capture, and start the children's processes with what it will refer to.
@@ -20,7 +23,8 @@ pub(super) async fn prepare(
     count: u32,
     mode: CaptureMode,
 ) -> Result<Prepared, String> {
-    let (parts, hardware, template) = match source {
+    let mut ready = None;
+    let (parts, hardware, spec) = match source {
         Source::Vm(id) => {
             let vm = state.vms.get(&id).ok_or("the VM is not known here yet")?;
             let handle = node.vms.get(id).ok_or("the VM is not here")?;
@@ -51,7 +55,7 @@ pub(super) async fn prepare(
                 base: expected.base,
                 layers: expected.layers,
             };
-            (parts, hardware, Arc::clone(vm))
+            (parts, hardware, vm.spec.clone())
         }
         Source::Snapshot(id) => {
             let snapshot = state
@@ -63,18 +67,17 @@ pub(super) async fn prepare(
                 .as_ref()
                 .ok_or("the snapshot is not ready")?;
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
-            (
-                content_parts(content),
-                hardware,
-                Arc::new(pseudo_vm(snapshot)),
-            )
+            ready = Some((id, node.pool.take(id, count)));
+            (Parts::of(content), hardware, snapshot.spec.clone())
         }
     };
     let hardware = hardware.map_err(|error| error.to_string())?;
     let start = |number| {
-        let mut child = Vm::clone(&template);
-        child.id = operation.child(number);
-        child.boot = 1;
+        let child = Child {
+            id: operation.child(number),
+            boot: 1,
+            spec: spec.clone(),
+        };
         let (context, parts, hardware) = (Arc::clone(node), parts.clone(), hardware.clone());
         let with = parts.clone();
         let started = node
@@ -82,37 +85,19 @@ pub(super) async fn prepare(
             .spawn(async move { start_child(&context, &child, hardware, &with).await });
         (number, Starting { parts, started })
     };
+    let there = ready
+        .as_ref()
+        .map_or(0, |(_, members)| members.len() as u32);
     Ok(Prepared {
-        starting: (0..count).map(start).collect(),
+        ready,
+        starting: (0..count - there).map(start).collect(),
     })
 }
 
-/// A VM to start children of a snapshot by: only what it is made of matters.
-fn pseudo_vm(snapshot: &Snapshot) -> Vm {
-    use raft::state::{Phase, Power, Source};
-    Vm {
-        id: VmId(0),
-        name: String::new(),
-        node: 0,
-        spec: snapshot.spec.clone(),
-        source: Source::Snapshot(snapshot.id),
-        parent: None,
-        labels: BTreeMap::new(),
-        power: Power::Running,
-        generation: 1,
-        boot: 1,
-        phase: Phase::Pending,
-        reason: String::new(),
-        reported_boot: 0,
-        operation: None,
-        created_at: 0,
-    }
-}
-
 /// Starts a child's process, which then waits for its stream.
-pub(super) async fn start_child(
+pub async fn start_child(
     node: &Arc<Node>,
-    child: &Vm,
+    child: &Child,
     hardware: qemu::spec::Hardware,
     parts: &Parts,
 ) -> Result<(), String> {

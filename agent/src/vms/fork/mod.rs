@@ -25,8 +25,9 @@ use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
+pub use self::ahead::start_child;
 use self::{ahead::prepare, run::Run};
-use super::{command::Command, launch};
+use super::{command::Command, launch, pool::Member};
 use crate::node::Node;
 
 /// How long something that was begun ahead waits for its intent.
@@ -51,6 +52,8 @@ struct Ahead {
 /// What was begun ahead.
 #[derive(Debug, Default)]
 struct Prepared {
+    /// Children that were ready, of this snapshot.
+    ready: Option<(SnapshotId, Vec<Member>)>,
     /// Children whose processes are being started, by number.
     starting: BTreeMap<u32, Starting>,
 }
@@ -64,9 +67,24 @@ struct Starting {
 
 /// What a child's process is started with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Parts {
+pub struct Parts {
     base: BaseName,
     layers: Vec<LayerName>,
+}
+
+impl Parts {
+    /// Of a snapshot.
+    pub fn of(content: &Content) -> Self {
+        Self {
+            base: launch::base_name(content.base),
+            layers: content
+                .layers
+                .iter()
+                .copied()
+                .map(launch::layer_name)
+                .collect(),
+        }
+    }
 }
 
 /// What is forked, as far as preparing for it goes.
@@ -101,6 +119,11 @@ impl Forks {
     /// The operations that are being carried out.
     pub fn observe(&self) -> BTreeSet<OperationId> {
         self.running().keys().copied().collect()
+    }
+
+    /// Whether nothing is under way and nothing prepared.
+    pub fn is_idle(&self) -> bool {
+        self.ahead().is_empty() && self.running().is_empty()
     }
 
     /// Operations whose files must be left alone: those that are under way, and those that may come.
@@ -216,6 +239,7 @@ impl Forks {
                     .await;
             }
             context.forks.running().remove(&operation);
+            context.pool.look_again();
             context.wake.notify_one();
         });
     }
@@ -228,8 +252,11 @@ impl Forks {
     }
 }
 
-/// Ends the processes that were started ahead for children that will not be, also those that are still being started.
+/// Gives back the children that were ready, and ends the processes that were started ahead for children that will not be, also those that are still being started.
 async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
+    if let Some((snapshot, unused)) = prepared.ready {
+        node.pool.give_back(snapshot, unused);
+    }
     for (number, starting) in prepared.starting {
         starting.started.abort();
         let _however_it_went = starting.started.await;
@@ -256,17 +283,5 @@ fn engine_mode(mode: CaptureMode) -> Mode {
         CaptureMode::Auto => Mode::Auto,
         CaptureMode::Paused => Mode::Paused,
         CaptureMode::Live => Mode::Live,
-    }
-}
-
-fn content_parts(content: &Content) -> Parts {
-    Parts {
-        base: launch::base_name(content.base),
-        layers: content
-            .layers
-            .iter()
-            .copied()
-            .map(launch::layer_name)
-            .collect(),
     }
 }

@@ -2,23 +2,27 @@
 
 use std::sync::Arc;
 
-use qemu::{capture::Captured, record::StreamName};
+use futures::future::join_all;
+use qemu::{capture::Captured, record::StreamRef};
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
-    OperationState, Safety, Snapshot, State, Vm, VmId,
+    OperationState, Power, Snapshot, State, VmId,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Parts, Prepared, Starting, ahead::start_child, content_parts, engine_mode, next_layer,
-};
+use super::{Parts, Prepared, Starting, engine_mode, next_layer, start_child};
 use crate::{
     convert::capture_report,
     errors::chain,
     node::Node,
     reconcile::plan::Is,
-    vms::{VmHandle, command::Command, launch},
+    vms::{
+        VmHandle,
+        command::Command,
+        launch::{self, Child},
+        vm_name,
+    },
 };
 
 /// One operation that is being carried out.
@@ -68,6 +72,14 @@ impl Run {
                 content
             }
         };
+        if operation.vm.is_none() && self.prepared.ready.is_none() {
+            // Nobody told this node ahead.
+            let missing = operation
+                .count
+                .saturating_sub(self.prepared.starting.len() as u32);
+            let ready = self.node.pool.take(snapshot.id, missing);
+            self.prepared.ready = Some((snapshot.id, ready));
+        }
         self.note("captured");
         self.check_cancelled()?;
         let results = self
@@ -130,8 +142,8 @@ impl Run {
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
 
-    /// Starts what is not started, loads all, and lets them go on together: children that run compete with those that are
-    /// still loading.
+    /// Takes what is ready, starts what is not started, loads all, and lets them go on together: children that run compete with
+    /// those that are still loading.
     async fn children(
         &mut self,
         state: &Arc<State>,
@@ -139,18 +151,22 @@ impl Run {
         snapshot: &Snapshot,
         content: &Content,
     ) -> Result<Vec<(u32, ChildResult)>, String> {
-        let parts = content_parts(content);
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
+        let source = (snapshot.id, content);
         let mut loading = JoinSet::new();
-        let mut results = Vec::new();
-        for number in 0..operation.count {
-            let Some(child) = state.vms.get(&operation.id.child(number)).cloned() else {
-                results.push((
-                    number,
-                    failed("it was deleted while it was being made".to_owned()),
-                ));
+        let (mut loaded, mut results) = (Vec::new(), Vec::new());
+        // From the last on: processes are started ahead for the first, as many as there are not ready.
+        for number in (0..operation.count).rev() {
+            let Some(child) = state.vms.get(&operation.id.child(number)) else {
+                let deleted = "it was deleted while it was being made".to_owned();
+                results.push((number, failed(deleted)));
                 continue;
             };
+            let paused = child.power == Power::Paused;
+            if let Some(handle) = self.take_ready(child.id) {
+                loaded.push((number, child.id, paused, handle));
+                continue;
+            }
             let hardware = match &hardware {
                 Ok(hardware) => hardware.clone(),
                 Err(problem) => {
@@ -159,59 +175,74 @@ impl Run {
                 }
             };
             let starting = self.prepared.starting.remove(&number);
-            let (node, parts, stream) = (
-                Arc::clone(&self.node),
-                parts.clone(),
-                launch::stream_name(snapshot.id),
-            );
+            let (node, child) = (Arc::clone(&self.node), Child::of(child));
+            let (parts, stream) = (Parts::of(source.1), launch::stream(source.0, source.1));
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
-                (number, child, loaded)
+                (number, child.id, paused, loaded)
             });
         }
-        let mut loaded = Vec::new();
         while let Some(result) = loading.join_next().await {
-            let (number, child, result) = result.map_err(|panic| panic.to_string())?;
+            let (number, id, paused, result) = result.map_err(|panic| panic.to_string())?;
             match result {
-                Ok(handle) => loaded.push((number, child, handle)),
+                Ok(handle) => loaded.push((number, id, paused, handle)),
                 Err(problem) => results.push((number, failed(problem))),
             }
         }
         self.note("loaded");
         self.check_cancelled()?;
-        loaded.sort_by_key(|(number, ..)| *number);
-        for (number, child, handle) in loaded {
-            let paused = child.power == raft::state::Power::Paused;
-            let gone_on = match handle.seen().is {
-                // It ran before an agent was lost in the middle of this.
-                Is::Running { .. } | Is::Paused { .. } => Ok(Instant::now()),
-                _ => handle
-                    .ask(|done| Command::Go { paused, done })
-                    .await
-                    .unwrap_or_else(|error| Err(error.to_string())),
-            };
-            results.push((
-                number,
-                match gone_on {
-                    Ok(at) => ChildResult {
-                        running_us: (at - self.begun).as_micros() as u64,
-                        error: String::new(),
-                    },
-                    Err(problem) => failed(problem),
-                },
-            ));
-        }
+        let begun = self.begun;
+        let going_on = loaded
+            .into_iter()
+            .map(|(number, id, paused, handle)| async move {
+                match go_on(&handle, id, paused).await {
+                    Ok(at) => (
+                        number,
+                        ChildResult {
+                            running_us: (at - begun).as_micros() as u64,
+                            error: String::new(),
+                        },
+                    ),
+                    Err(problem) => (number, failed(problem)),
+                }
+            });
+        results.extend(join_all(going_on).await);
         Ok(results)
     }
+
+    /// One of the children that are ready, under the id of a child that has nothing here yet.
+    fn take_ready(&mut self, child: VmId) -> Option<VmHandle> {
+        let (snapshot, ready) = self.prepared.ready.as_mut()?;
+        let member = ready.pop()?;
+        if self.node.vms.rename(member.id, child) {
+            return Some(member.handle);
+        }
+        // An agent that was lost had come further with this child.
+        self.node.pool.give_back(*snapshot, vec![member]);
+        None
+    }
+}
+
+/// Lets a loaded child go on, or stand as it does.
+async fn go_on(handle: &VmHandle, id: VmId, paused: bool) -> Result<Instant, String> {
+    if matches!(handle.seen().is, Is::Running { .. } | Is::Paused { .. }) {
+        // It ran before an agent was lost in the middle of this.
+        return Ok(Instant::now());
+    }
+    let name = vm_name(id);
+    handle
+        .ask(|done| Command::Go { name, paused, done })
+        .await
+        .unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// Loads one child, its process started first if none waits. A child that runs already is left alone.
 async fn load_child(
     node: &Arc<Node>,
-    child: &Vm,
+    child: &Child,
     hardware: qemu::spec::Hardware,
     parts: &Parts,
-    stream: StreamName,
+    stream: StreamRef,
     starting: Option<Starting>,
 ) -> Result<VmHandle, String> {
     if let Some(handle) = node.vms.get(child.id)
@@ -281,8 +312,8 @@ fn content_of(captured: &Captured) -> Option<Content> {
             .collect(),
         base_bytes: captured.base_bytes,
         stream_bytes: captured.stream_bytes,
+        stream_crc: captured.stream_crc,
         layer_bytes: captured.layer_bytes,
-        safety: Safety::Memory,
         report: capture_report(&captured.report),
     })
 }

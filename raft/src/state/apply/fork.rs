@@ -1,11 +1,11 @@
-//! The beginning of captures and forks, and snapshots' names.
+//! The beginning of captures and forks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use super::{check_labels, invalid, placement, removal};
+use super::{check_labels, invalid, placement, removal, snapshot};
 use crate::state::{
     MAX_CHILDREN,
     command::{Command, ForkSource},
@@ -33,7 +33,7 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
     let vm = Arc::clone(names::vm(state, vm)?);
     check_capturable(&vm)?;
     if let Some(name) = name {
-        check_snapshot_name(state, name, None)?;
+        snapshot::check_name(state, name, None)?;
     }
     add_capture(state, now, *operation, &vm, name.clone());
     let begun = Begun {
@@ -280,6 +280,8 @@ fn add_capture(
         spec: vm.spec.clone(),
         operation,
         content: None,
+        digests: None,
+        warm: 0,
         created_at: now,
     };
     state.snapshots.insert(snapshot.id, Arc::new(snapshot));
@@ -318,31 +320,4 @@ fn add_operation(
         cancel_requested: false,
     };
     state.operations.insert(id, Arc::new(operation));
-}
-
-pub(super) fn tag_snapshot(state: &mut State, snapshot: &str, name: &str) -> Outcome {
-    let id = names::snapshot(state, snapshot)?.id;
-    check_snapshot_name(state, name, Some(id))?;
-    if let Some(snapshot) = state.snapshots.get_mut(&id) {
-        Arc::make_mut(snapshot).name = Some(name.to_owned());
-    }
-    Ok(Response::Snapshot(id))
-}
-
-fn check_snapshot_name(
-    state: &State,
-    name: &str,
-    own: Option<SnapshotId>,
-) -> Result<(), Rejection> {
-    names::check_name("name", name)?;
-    let is_other = |snapshot: &Arc<Snapshot>| {
-        Some(snapshot.id) != own && snapshot.name.as_deref() == Some(name)
-    };
-    if state.snapshots.values().any(is_other) {
-        return Err(Rejection::NameTaken {
-            kind: Kind::Snapshot,
-            name: name.to_owned(),
-        });
-    }
-    Ok(())
 }

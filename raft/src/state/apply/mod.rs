@@ -8,6 +8,7 @@ mod membership;
 mod operation;
 mod placement;
 mod removal;
+mod snapshot;
 mod vm;
 
 use super::{
@@ -124,7 +125,17 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             cancelled,
         } => operation::fail_operation(state, now, *operation, reason, *cancelled),
         Command::CancelOperation { operation } => operation::cancel_operation(state, operation),
-        Command::TagSnapshot { snapshot, name } => fork::tag_snapshot(state, snapshot, name),
+        Command::TagSnapshot { snapshot, name } => snapshot::tag(state, snapshot, name),
+        Command::WarmSnapshot {
+            snapshot,
+            vm,
+            count,
+        } => snapshot::warm(state, snapshot, vm.as_deref(), *count),
+        Command::SecureSnapshot {
+            snapshot,
+            node,
+            digests,
+        } => snapshot::secure(state, *snapshot, *node, digests),
         Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
         Command::LostSnapshot { snapshot, node } => {
             removal::lost_snapshot(state, now, *snapshot, *node)

@@ -227,6 +227,7 @@ fn command() -> impl Strategy<Value = Command> {
         }),
         1 => operation().prop_map(|id| Command::CancelOperation { operation: id.to_string() }),
         1 => (snapshot(), name()).prop_map(|(snapshot, name)| Command::TagSnapshot { snapshot, name }),
+        1 => (snapshot(), 0..5_u32).prop_map(|(snapshot, count)| Command::WarmSnapshot { snapshot, vm: None, count }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node }),
         1 => purged(),

@@ -34,7 +34,7 @@ pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result
         }
         eprintln!("==> {said}");
         // A cluster of its own: what one scenario leaves behind is not in the next one's figures.
-        let bench = Bench::new()?;
+        let mut bench = Bench::new()?;
         if report.machine.is_empty() {
             report.machine = host::describe(bench.cluster.folder())?;
         }
@@ -267,7 +267,7 @@ impl Bench {
     }
 
     /// One fork of a snapshot in a request.
-    fn ready(&self, rounds: u32) -> anyhow::Result<Vec<Row>> {
+    fn ready(&mut self, rounds: u32) -> anyhow::Result<Vec<Row>> {
         self.boot(
             "parent",
             Guest {
@@ -296,8 +296,26 @@ impl Bench {
         for _ in 0..rounds {
             self.once(&mut costs, self.other, "@s")?;
         }
-        rows.push(costs.row("not preloaded, forked again and again"));
+        rows.push(costs.row("nobody asked for it, forked again and again"));
+        self.keep_nothing_ready()?;
+        let mut costs = Costs::default();
+        for _ in 0..rounds {
+            self.once(&mut costs, self.other, "@s")?;
+        }
+        rows.push(costs.row("nothing ready"));
         Ok(rows)
+    }
+
+    /// Has the node of the VMs keep no forks ready unless it is asked to.
+    fn keep_nothing_ready(&mut self) -> anyhow::Result<()> {
+        let holder = self.cluster.node_mut(2);
+        holder.set_options(&["--ready-forks", "0"]);
+        holder.terminate()?;
+        holder.start()?;
+        holder.wait_answers()?;
+        self.cluster.wait_online(3)?;
+        self.leader = self.cluster.leader()?;
+        Ok(())
     }
 
     fn warm(&self, snapshot: &str, count: u32) -> anyhow::Result<()> {
@@ -313,7 +331,8 @@ impl Bench {
     }
 
     /// Many at once: first standing still, for their processor time and memory, then running.
-    fn burst(&self, forks: u32, warm: bool) -> anyhow::Result<Vec<Row>> {
+    fn burst(&mut self, forks: u32, warm: bool) -> anyhow::Result<Vec<Row>> {
+        self.keep_nothing_ready()?;
         self.boot(
             "parent",
             Guest {

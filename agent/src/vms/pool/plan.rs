@@ -1,0 +1,154 @@
+//! How many forks of which snapshots should be kept ready. Pure.
+#![deny(clippy::disallowed_types, clippy::disallowed_methods)]
+
+use std::collections::BTreeMap;
+
+use raft::state::{NodeId, SnapshotId, State};
+
+/// Forks of a snapshot, not counting this first one, after which some are kept ready although nobody asked for it.
+const AGAIN: u32 = 2;
+/// How many then, at most.
+const MOST: u32 = 4;
+
+/// How many forks of each snapshot a node should keep ready. `recent` says how often each was forked lately, `unasked` how many
+/// may be kept in all that nobody asked for, `room` how many there is memory for.
+pub fn wanted(
+    state: &State,
+    node: NodeId,
+    recent: &BTreeMap<SnapshotId, u32>,
+    unasked: u32,
+    room: u32,
+) -> BTreeMap<SnapshotId, u32> {
+    let here = || {
+        state
+            .snapshots
+            .values()
+            .filter(|snapshot| snapshot.content.is_some() && snapshot.nodes.contains(&node))
+    };
+    let mut wanted = BTreeMap::new();
+    let mut room = room;
+    let mut want = |id, count: u32, room: &mut u32| {
+        let given = count.min(*room);
+        *room -= given;
+        if given > 0 {
+            *wanted.entry(id).or_insert(0) += given;
+        }
+    };
+    for snapshot in here() {
+        want(snapshot.id, snapshot.warm, &mut room);
+    }
+    let mut left = unasked.min(room);
+    for snapshot in here() {
+        let forked = recent.get(&snapshot.id).copied().unwrap_or_default();
+        if forked >= AGAIN {
+            want(
+                snapshot.id,
+                MOST.min(forked).saturating_sub(snapshot.warm),
+                &mut left,
+            );
+        }
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use raft::state::{
+        Accelerator, CaptureReport, Content, ImageId, Machine, OperationId, Snapshot, VmId, VmSpec,
+    };
+
+    use super::*;
+
+    fn state(warm: &[u32]) -> State {
+        let mut state = State::default();
+        for (number, warm) in warm.iter().enumerate() {
+            let snapshot = snapshot(id(number), *warm);
+            state.snapshots.insert(snapshot.id, Arc::new(snapshot));
+        }
+        state
+    }
+
+    fn snapshot(id: SnapshotId, warm: u32) -> Snapshot {
+        let content = Content {
+            base: id,
+            layers: vec![],
+            accelerator: Accelerator::Tcg,
+            cpu_model: String::new(),
+            qemu_version: String::new(),
+            machine: String::new(),
+            devices: vec![],
+            base_bytes: 0,
+            stream_bytes: 0,
+            stream_crc: 0,
+            layer_bytes: 0,
+            report: CaptureReport::default(),
+        };
+        Snapshot {
+            id,
+            name: None,
+            vm: (VmId(1), "a".into()),
+            parent: None,
+            nodes: [1].into(),
+            spec: VmSpec {
+                image: ImageId(1),
+                cpus: 1,
+                memory_bytes: 1 << 28,
+                disk_bytes: 0,
+                machine: Machine::Microvm,
+                accelerator: Accelerator::Auto,
+                cpu_model: None,
+                cmdline: String::new(),
+            },
+            operation: OperationId(id.0),
+            content: Some(content),
+            digests: None,
+            warm,
+            created_at: 0,
+        }
+    }
+
+    fn id(number: usize) -> SnapshotId {
+        OperationId((number as u128 + 1) << 16).snapshot()
+    }
+
+    #[test]
+    fn what_was_asked_for_comes_first() {
+        let state = state(&[3, 0]);
+        let recent = BTreeMap::from([(id(0), 9), (id(1), 2)]);
+        let plan = |unasked, room| wanted(&state, 1, &recent, unasked, room);
+        assert_eq!(plan(8, 100), BTreeMap::from([(id(0), 4), (id(1), 2)]));
+        assert_eq!(plan(0, 100), BTreeMap::from([(id(0), 3)]));
+        assert_eq!(plan(8, 2), BTreeMap::from([(id(0), 2)]));
+        assert!(
+            wanted(&state, 2, &recent, 8, 100).is_empty(),
+            "not on this node"
+        );
+        assert!(plan(8, 0).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn the_bounds_hold(
+            warm in proptest::collection::vec(0..20_u32, 0..6),
+            forked in proptest::collection::vec(0..9_u32, 6),
+            unasked in 0..10_u32,
+            room in 0..60_u32,
+        ) {
+            let state = state(&warm);
+            let recent = forked.iter().enumerate().map(|(number, count)| (id(number), *count)).collect();
+            let plan = wanted(&state, 1, &recent, unasked, room);
+            prop_assert!(plan.values().sum::<u32>() <= room);
+            let beyond: u32 = plan.iter().map(|(id, count)| count.saturating_sub(state.snapshots[id].warm)).sum();
+            prop_assert!(beyond <= unasked);
+            prop_assert!(plan.values().all(|count| *count > 0));
+            if warm.iter().sum::<u32>() <= room {
+                for snapshot in state.snapshots.values() {
+                    prop_assert!(plan.get(&snapshot.id).copied().unwrap_or_default() >= snapshot.warm);
+                }
+            }
+        }
+    }
+}
