@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod fpagent;
+pub mod lineage;
 pub mod pulse;
 
 use std::{

@@ -3,85 +3,12 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
-use guest::{history::common_prefix, record::Record};
+use guest::history::common_prefix;
 use harness::{
     cluster::{Cluster, PATIENCE},
-    pulse, wait_for,
+    lineage::{files, fork, histories, names, share_then_differ},
+    wait_for,
 };
-use serde_json::Value;
-
-/// Stops VMs and reads their histories: memory while they stand still, disk after their processes have ended.
-fn histories(cluster: &Cluster, names: &[String]) -> anyhow::Result<Vec<Vec<Record>>> {
-    let mut all = Vec::new();
-    for name in names {
-        cluster.node(1).fp(&["vm", "pause", name])?.success()?;
-        let vm = cluster.vm(2.min(cluster.agents.len()), name)?;
-        assert_eq!(vm["state"], "paused");
-        let memory = pulse::in_memory(&vm)?;
-        cluster
-            .node(1)
-            .fp(&["vm", "stop", "--force", name])?
-            .success()?;
-        let disk = pulse::on_disk(cluster.data_of(&vm["node"])?, &vm)?;
-        let run = disk[0].run;
-        let memory = memory
-            .into_iter()
-            .find(|records| records[0].run == run)
-            .context("its run is not in memory")?;
-        // Memory is written before the disk: the disk may be one record behind, and no more.
-        let (m, d) = (memory.len(), disk.len());
-        assert!(
-            d == m || d + 1 == m,
-            "{name}: {m} records in memory, {d} on the disk"
-        );
-        assert_eq!(
-            common_prefix(&memory, &disk),
-            d,
-            "{name}: memory and disk differ"
-        );
-        all.push(memory);
-    }
-    Ok(all)
-}
-
-/// Each pair shares its history up to a fork and differs from there on, and each went on after it.
-fn share_then_differ(histories: &[Vec<Record>]) {
-    for (i, a) in histories.iter().enumerate() {
-        for b in &histories[i + 1..] {
-            let shared = common_prefix(a, b);
-            assert!(shared > 0, "two of one lineage share nothing");
-            assert!(
-                shared < a.len() && shared < b.len(),
-                "one did not go on: {} {} {shared}",
-                a.len(),
-                b.len()
-            );
-        }
-    }
-}
-
-fn fork(cluster: &Cluster, through: usize, args: &[&str]) -> anyhow::Result<Value> {
-    let fork = cluster.node(through).json(&[&["fork"], args].concat())?;
-    for child in fork["children"].as_array().context("no children")? {
-        assert_eq!(
-            (&child["state"], &child["error"]),
-            (&"running".into(), &"".into()),
-            "{child}"
-        );
-    }
-    Ok(fork)
-}
-
-fn names(fork: &Value) -> Vec<String> {
-    let children = fork["children"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    children
-        .iter()
-        .filter_map(|child| Some(child["name"].as_str()?.to_owned()))
-        .collect()
-}
 
 #[test]
 fn a_vm_made_through_one_node_on_another_is_forked_through_a_third() -> anyhow::Result<()> {
@@ -215,19 +142,6 @@ fn children_outlive_their_parent_and_nothing_is_left_of_what_is_deleted() -> any
         Ok((cluster.processes()?.is_empty() && files(&cluster)?.is_empty()).then_some(()))
     })
     .with_context(|| format!("left: {:?}", files(&cluster)))
-}
-
-/// Everything that nodes keep of VMs, snapshots and images.
-fn files(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
-    let mut found = Vec::new();
-    for agent in &cluster.agents {
-        for folder in ["images", "bases", "layers", "streams", "vms"] {
-            for entry in std::fs::read_dir(agent.data.join(folder))? {
-                found.push(entry?.path().display().to_string());
-            }
-        }
-    }
-    Ok(found)
 }
 
 #[test]

@@ -30,9 +30,9 @@ pub fn referenced(state: &State, node: NodeId, records: &[VmRecord]) -> Files {
         .values()
         .filter(|snapshot| snapshot.nodes.contains(&node))
     {
-        files.streams.insert(snapshot.id.to_string());
         if let Some(content) = &snapshot.content {
-            files.bases.insert(content.base.to_string());
+            files.bases.insert(name(content.base));
+            files.streams.insert(name(content.stream));
             files
                 .layers
                 .extend(content.layers.iter().map(|layer| name(*layer)));

@@ -201,7 +201,7 @@ fn restore_command(
         .map_err(|error| error.to_string())?;
     Ok(Command::Restore {
         launch: Box::new(launch),
-        stream: launch::stream(snapshot, content),
+        stream: launch::stream(content),
         paused,
     })
 }

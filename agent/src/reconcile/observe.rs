@@ -41,7 +41,7 @@ fn snapshots(node: &Node, state: &State) -> BTreeSet<SnapshotId> {
     ours.filter_map(|snapshot| {
         let content = snapshot.content.as_ref()?;
         let whole = layout.base(&base_name(content.base)).exists()
-            && layout.stream(&stream_name(snapshot.id)).exists()
+            && layout.stream(&stream_name(content.stream)).exists()
             && content
                 .layers
                 .iter()

@@ -10,7 +10,7 @@ use qemu::{
     spec::{self, Device, Hardware, MachineType, Start},
 };
 use raft::state::{
-    Accelerator, Content, Image, ImageId, LayerId, Machine, SnapshotId, State, Vm, VmId, VmSpec,
+    Accelerator, Content, FileId, Image, ImageId, Machine, SnapshotId, State, Vm, VmId, VmSpec,
 };
 use tokio::sync::broadcast;
 
@@ -276,24 +276,24 @@ fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Laun
 }
 
 /// A layer's name in the engine's folders.
-pub fn layer_name(layer: LayerId) -> LayerName {
+pub fn layer_name(layer: FileId) -> LayerName {
     LayerName(VmId(layer).to_string())
 }
 
 /// A base's name in the engine's folders.
-pub fn base_name(snapshot: SnapshotId) -> BaseName {
-    BaseName(snapshot.to_string())
+pub fn base_name(base: FileId) -> BaseName {
+    BaseName(VmId(base).to_string())
 }
 
 /// A snapshot's stream.
-pub fn stream(snapshot: SnapshotId, content: &Content) -> StreamRef {
+pub fn stream(content: &Content) -> StreamRef {
     StreamRef {
-        name: stream_name(snapshot),
+        name: stream_name(content.stream),
         crc: content.stream_crc,
     }
 }
 
 /// A stream's name in the engine's folders.
-pub fn stream_name(snapshot: SnapshotId) -> StreamName {
-    StreamName(snapshot.to_string())
+pub fn stream_name(stream: FileId) -> StreamName {
+    StreamName(VmId(stream).to_string())
 }

@@ -276,10 +276,12 @@ pub struct Snapshot {
 /// The content of a snapshot that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
-    /// Its base: named by the snapshot that made it.
-    pub base: SnapshotId,
-    /// Disk layers, the newest first, each a file's name; empty for a VM without a disk. The image's disk lies below.
-    pub layers: Vec<LayerId>,
+    /// Its base.
+    pub base: FileId,
+    /// Its stream.
+    pub stream: FileId,
+    /// Disk layers, the newest first; empty for a VM without a disk. The image's disk lies below.
+    pub layers: Vec<FileId>,
     /// The accelerator that ran the guest.
     pub accelerator: Accelerator,
     /// The CPU model that the guest saw.
@@ -302,8 +304,9 @@ pub struct Content {
     pub report: CaptureReport,
 }
 
-/// A disk layer's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for.
-pub type LayerId = u128;
+/// A file's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for. Never used
+/// twice, not even when an operation is begun again: what was told of the first time may be on its way into the state.
+pub type FileId = u128;
 
 /// SHA-256 digests of a snapshot's files. A sparse file's is that of its pages that are not all zeros, each after its number.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -192,6 +192,7 @@ mirrors! {
     }
     struct Content {
         base: Id,
+        stream: Id,
         layers: Vec<Id>,
         accelerator: Accelerator,
         cpu_model: String,

@@ -41,7 +41,8 @@ fn disk() -> DiskBlob {
 
 fn content() -> Content {
     Content {
-        base: SnapshotId(0x51),
+        base: 0x51,
+        stream: 0x52,
         layers: vec![0x51, 0x41, u128::MAX],
         accelerator: Accelerator::Tcg,
         cpu_model: "max".into(),

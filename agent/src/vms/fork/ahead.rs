@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use raft::state::{CaptureMode, OperationId, State};
 
-use super::{Parts, Prepared, Source, Starting, engine_mode, next_layer};
+use super::{Parts, Prepared, Source, Starting, engine_mode, fresh_file};
 use crate::{
     errors::chain,
     node::Node,
@@ -23,12 +23,13 @@ pub(super) async fn prepare(
     count: u32,
     mode: CaptureMode,
 ) -> Result<Prepared, String> {
-    let mut ready = None;
+    let (mut capture, mut ready) = (None, None);
     let (parts, hardware, spec) = match source {
         Source::Vm(id) => {
             let vm = state.vms.get(&id).ok_or("the VM is not known here yet")?;
             let handle = node.vms.get(id).ok_or("the VM is not here")?;
-            let stream = launch::stream_name(operation.snapshot());
+            let stream = launch::stream_name(fresh_file(operation));
+            capture = Some((id, stream.clone()));
             let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(mode));
             let asked = stream.clone();
             let expected = handle
@@ -45,7 +46,7 @@ pub(super) async fn prepare(
             handle
                 .tell(Command::Prepare {
                     stream,
-                    layer: next_layer(operation),
+                    layer: launch::layer_name(fresh_file(operation)),
                     disk_bytes,
                     mode,
                 })
@@ -89,6 +90,7 @@ pub(super) async fn prepare(
         .as_ref()
         .map_or(0, |(_, members)| members.len() as u32);
     Ok(Prepared {
+        capture,
         ready,
         starting: (0..count - there).map(start).collect(),
     })

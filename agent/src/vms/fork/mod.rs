@@ -18,10 +18,16 @@ use std::{
 
 use qemu::{
     capture::Mode,
-    record::{BaseName, LayerName},
+    record::{BaseName, LayerName, StreamName},
 };
-use raft::state::{CaptureMode, Command as Change, Content, OperationId, SnapshotId, State, VmId};
-use tokio::{sync::Semaphore, task::JoinHandle, time::Instant};
+use raft::state::{
+    CaptureMode, Command as Change, Content, FileId, OperationId, SnapshotId, State, VmId,
+};
+use tokio::{
+    sync::{OnceCell, Semaphore},
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
@@ -30,12 +36,18 @@ use self::{ahead::prepare, run::Run};
 use super::{command::Command, launch, pool::Member};
 use crate::node::Node;
 
+/// How long the cluster's state is waited for before it is asked for again, and how long is waited in between.
+const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
+/// See there.
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(100);
 /// How long something that was begun ahead waits for its intent.
 const AHEAD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Operations of this node that are under way, and those that are prepared for.
 #[derive(Debug)]
 pub struct Forks {
+    /// Set once this agent's state has been the cluster's.
+    caught_up: OnceCell<()>,
     running: Mutex<BTreeMap<OperationId, CancellationToken>>,
     ahead: Mutex<BTreeMap<OperationId, Ahead>>,
     /// How many processes are started or loaded at once: more only get in each other's way.
@@ -52,6 +64,8 @@ struct Ahead {
 /// What was begun ahead.
 #[derive(Debug, Default)]
 struct Prepared {
+    /// The VM that was prepared for its capture, and what its snapshot's files will be called.
+    capture: Option<(VmId, StreamName)>,
     /// Children that were ready, of this snapshot.
     ready: Option<(SnapshotId, Vec<Member>)>,
     /// Children whose processes are being started, by number.
@@ -100,6 +114,7 @@ impl Default for Forks {
     fn default() -> Self {
         let processors = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
+            caught_up: OnceCell::new(),
             running: Mutex::default(),
             ahead: Mutex::default(),
             starts: Arc::new(Semaphore::new(2 * processors)),
@@ -184,14 +199,25 @@ impl Forks {
         };
         for (operation, ahead) in stale {
             discard(node, operation, ahead.work.await.unwrap_or_default()).await;
-            for (_, vm) in node.vms.all() {
-                // A VM that is gone has nothing prepared.
-                let _gone = vm
-                    .tell(Command::Unprepare(launch::stream_name(
-                        operation.snapshot(),
-                    )))
-                    .await;
+        }
+    }
+
+    /// Returns once this agent's state has been the cluster's: an operation that looks open to an agent that was just started
+    /// may have come further, or to its end, in entries that it has not applied yet.
+    async fn catch_up(&self, node: &Node) {
+        let caught_up = async || {
+            while let Err(error) = node
+                .raft
+                .read_barrier(Instant::now() + CATCH_UP_PATIENCE)
+                .await
+            {
+                tracing::debug!(%error, "the state may be behind; operations wait");
+                sleep(CATCH_UP_PAUSE).await;
             }
+        };
+        tokio::select! {
+            () = node.cancel.cancelled() => {}
+            _ = self.caught_up.get_or_init(caught_up) => {}
         }
     }
 
@@ -204,6 +230,7 @@ impl Forks {
         let context = Arc::clone(node);
         let ahead = self.ahead().remove(&operation);
         node.tasks.spawn(async move {
+            context.forks.catch_up(&context).await;
             let begun = ahead
                 .as_ref()
                 .map_or_else(Instant::now, |ahead| ahead.begun);
@@ -252,8 +279,14 @@ impl Forks {
     }
 }
 
-/// Gives back the children that were ready, and ends the processes that were started ahead for children that will not be, also those that are still being started.
+/// Throws away what was begun: forgets what was copied ahead, gives back the children that were ready, and ends the processes that were started ahead for children that will not be, also those that are still being started.
 async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
+    if let Some((vm, stream)) = prepared.capture
+        && let Some(vm) = node.vms.get(vm)
+    {
+        // A VM that is gone has nothing prepared.
+        let _gone = vm.tell(Command::Unprepare(stream)).await;
+    }
     if let Some((snapshot, unused)) = prepared.ready {
         node.pool.give_back(snapshot, unused);
     }
@@ -267,15 +300,15 @@ async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
     }
 }
 
-/// A name for the overlay that a captured VM's disk goes on with. Derived from the operation, so that it is not collected while
-/// that is under way, and never the same: two captures of one VM may be prepared at once, and either may use what was
-/// prepared for the other.
-fn next_layer(operation: OperationId) -> LayerName {
+/// A name for files of a capture: its base and its stream, or the overlay that the disk goes on with. Derived from the operation, so
+/// that they are not collected while that is under way, and never the same: two captures of one VM may be prepared at once,
+/// and a capture that an agent was lost in is begun again while what came of it may be on its way into the state.
+fn fresh_file(operation: OperationId) -> FileId {
     // Begun at random: an agent that was lost may have got further with the same operation.
     static COUNT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(Ulid::new().0 as u16));
     // Above the ids of the snapshot and of all children.
     let place = 0x4000 | (COUNT.fetch_add(1, Ordering::Relaxed) & 0x3fff);
-    launch::layer_name(operation.0 + u128::from(place))
+    operation.0 + u128::from(place)
 }
 
 fn engine_mode(mode: CaptureMode) -> Mode {

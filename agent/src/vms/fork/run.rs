@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
-use qemu::{capture::Captured, record::StreamRef};
+use qemu::{
+    capture::Captured,
+    record::{StreamName, StreamRef},
+};
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
     OperationState, Power, Snapshot, State, VmId,
@@ -11,7 +14,7 @@ use raft::state::{
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Parts, Prepared, Starting, engine_mode, next_layer, start_child};
+use super::{Parts, Prepared, Starting, engine_mode, fresh_file, start_child};
 use crate::{
     convert::capture_report,
     errors::chain,
@@ -114,17 +117,21 @@ impl Run {
         }
     }
 
-    async fn capture(&self, state: &State, operation: &Operation) -> Result<Content, String> {
+    async fn capture(&mut self, state: &State, operation: &Operation) -> Result<Content, String> {
         self.check_cancelled()?;
         let id = operation.vm.ok_or("it has no VM to capture")?;
         let vm = state.vms.get(&id).ok_or("the VM was deleted meanwhile")?;
         let handle = self.node.vms.get(id).ok_or("the VM has no process")?;
-        let stream = launch::stream_name(operation.snapshot);
+        let stream = match self.prepared.capture.take() {
+            Some((vm, stream)) if vm == id => stream,
+            _ => launch::stream_name(fresh_file(self.operation)),
+        };
+        let asked = stream.clone();
         let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(operation.mode));
         let captured = handle
             .ask(|done| Command::Capture {
-                stream,
-                layer: next_layer(self.operation),
+                stream: asked,
+                layer: launch::layer_name(fresh_file(self.operation)),
                 disk_bytes,
                 mode,
                 done,
@@ -138,7 +145,7 @@ impl Run {
                     chain(&error)
                 }
             })?;
-        content_of(&captured)
+        content_of(&captured, &stream)
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
 
@@ -152,7 +159,6 @@ impl Run {
         content: &Content,
     ) -> Result<Vec<(u32, ChildResult)>, String> {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
-        let source = (snapshot.id, content);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
         // From the last on: processes are started ahead for the first, as many as there are not ready.
@@ -176,7 +182,7 @@ impl Run {
             };
             let starting = self.prepared.starting.remove(&number);
             let (node, child) = (Arc::clone(&self.node), Child::of(child));
-            let (parts, stream) = (Parts::of(source.1), launch::stream(source.0, source.1));
+            let (parts, stream) = (Parts::of(content), launch::stream(content));
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
                 (number, child.id, paused, loaded)
@@ -288,16 +294,17 @@ fn failed(error: String) -> ChildResult {
     }
 }
 
-fn content_of(captured: &Captured) -> Option<Content> {
+fn content_of(captured: &Captured, stream: &StreamName) -> Option<Content> {
     let hardware = &captured.hardware;
+    let file = |name: &str| name.parse::<VmId>().ok().map(|id| id.0);
     Some(Content {
-        base: captured.base.0.parse().ok()?,
+        base: file(&captured.base.0)?,
+        stream: file(&stream.0)?,
         layers: captured
             .layers
             .iter()
-            .map(|layer| layer.0.parse::<VmId>().map(|id| id.0))
-            .collect::<Result<_, _>>()
-            .ok()?,
+            .map(|layer| file(&layer.0))
+            .collect::<Option<_>>()?,
         accelerator: match hardware.accelerator {
             qemu::spec::Accelerator::Kvm => Accelerator::Kvm,
             qemu::spec::Accelerator::Tcg => Accelerator::Tcg,

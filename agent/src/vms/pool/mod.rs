@@ -270,7 +270,7 @@ async fn make(
     let started = async {
         start_child(&node, &child, hardware, &parts).await?;
         let handle = node.vms.get(child.id).ok_or(gone)?;
-        let stream = launch::stream(id, content);
+        let stream = launch::stream(content);
         handle
             .ask(|done| Command::Load { stream, done })
             .await

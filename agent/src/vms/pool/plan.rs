@@ -73,7 +73,8 @@ mod tests {
 
     fn snapshot(id: SnapshotId, warm: u32) -> Snapshot {
         let content = Content {
-            base: id,
+            base: id.0,
+            stream: id.0,
             layers: vec![],
             accelerator: Accelerator::Tcg,
             cpu_model: String::new(),

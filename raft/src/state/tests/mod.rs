@@ -282,7 +282,8 @@ fn capacity() -> Capacity {
 
 fn content(operation: OperationId) -> Content {
     Content {
-        base: operation.snapshot(),
+        base: operation.snapshot().0,
+        stream: operation.snapshot().0,
         layers: vec![operation.snapshot().0],
         accelerator: Accelerator::Tcg,
         cpu_model: "max".into(),

@@ -1,0 +1,213 @@
+//! Forks that are ready before anybody asks: they are what is taken, they are exact, and nothing is left of them.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use anyhow::Context as _;
+use harness::{
+    cluster::{Cluster, PATIENCE, is_alive},
+    fpagent,
+    lineage::{files, fork, histories, names, share_then_differ},
+    wait_for,
+};
+
+/// A cluster with a guest on its last node, captured as `s`.
+fn cluster(nodes: usize) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::start(nodes)?;
+    cluster.import("tiny", "fp.pulse")?;
+    let node = format!("node{nodes}");
+    let create = [
+        "vm", "create", "parent", "--image", "tiny", "--node", &node, "--wait",
+    ];
+    cluster.node(1).fp(&create)?.success()?;
+    cluster.wait_pulses("parent", 3)?;
+    let capture = ["snapshot", "create", "parent", "s"];
+    cluster.node(1).fp(&capture)?.success()?;
+    Ok(cluster)
+}
+
+fn wait_ready(cluster: &Cluster, count: u64) -> anyhow::Result<()> {
+    wait_for(&format!("{count} forks to be ready"), PATIENCE, || {
+        let shown = cluster.node(1).json(&["snapshot", "show", "s"])?;
+        Ok((shown["ready"] == count).then_some(()))
+    })
+}
+
+fn warm(cluster: &Cluster, count: u64) -> anyhow::Result<()> {
+    let number = count.to_string();
+    let node = cluster.node(1);
+    node.fp(&["snapshot", "warm", "s", "-n", &number])?
+        .success()?;
+    wait_ready(cluster, count)
+}
+
+fn processes(cluster: &Cluster) -> anyhow::Result<BTreeSet<u32>> {
+    Ok(cluster.processes()?.into_iter().collect())
+}
+
+/// The processes of all VMs.
+fn of_vms(cluster: &Cluster) -> anyhow::Result<BTreeSet<u32>> {
+    let list = cluster.node(1).json(&["vm", "ls"])?;
+    let pids = list["items"].as_array().context("no items")?.iter();
+    Ok(pids
+        .filter_map(|vm| vm["pid"].as_u64())
+        .filter(|pid| *pid != 0)
+        .map(|pid| pid as u32)
+        .collect())
+}
+
+/// Waits until no process and no file is left but those of VMs and of so many forks that are ready.
+fn wait_nothing_else(cluster: &Cluster, ready: usize) -> anyhow::Result<()> {
+    wait_for("nothing but VMs and what is ready", PATIENCE, || {
+        let vms = cluster.node(1).json(&["vm", "ls"])?;
+        let vms = vms["items"].as_array().context("no items")?.len();
+        let folders = files(cluster)?
+            .into_iter()
+            .filter(|file| file.contains("/vms/"))
+            .count();
+        let there = processes(cluster)?.len();
+        Ok((there == vms + ready && folders == vms + ready).then_some(()))
+    })
+    .with_context(|| format!("{:?}", files(cluster)))
+}
+
+#[test]
+fn what_is_ready_is_taken_and_made_again() -> anyhow::Result<()> {
+    let cluster = cluster(3)?;
+    let before = processes(&cluster)?;
+    warm(&cluster, 3)?;
+    let waiting: BTreeSet<u32> = processes(&cluster)?.difference(&before).copied().collect();
+    assert_eq!(waiting.len(), 3);
+
+    // Three are ready, one more has to be started.
+    let made = fork(&cluster, 2, &["parent@s", "-n", "4", "--name", "c"])?;
+    let vms = of_vms(&cluster)?;
+    assert!(waiting.is_subset(&vms), "{waiting:?} became VMs: {vms:?}");
+    wait_ready(&cluster, 3)?;
+    assert_eq!(processes(&cluster)?.len(), 1 + 4 + 3);
+
+    // They are children like all others: each whole, each going on by itself, and they can be forked.
+    let mut all = names(&made);
+    cluster.wait_pulses(&all[0], 2)?;
+    all.extend(names(&fork(
+        &cluster,
+        1,
+        &[&all[0], "--name", "grandchild"],
+    )?));
+    all.push("parent".to_owned());
+    for name in &all {
+        cluster.wait_pulses(name, 2)?;
+    }
+    share_then_differ(&histories(&cluster, &all)?);
+
+    let node = cluster.node(1);
+    node.fp(&["fork", "@s", "-n", "2", "--paused", "--name", "p"])?
+        .success()?;
+    assert_eq!(cluster.vm(1, "p-1")?["state"], "paused");
+    node.fp(&["snapshot", "warm", "s", "-n", "1001"])?
+        .refused(&["count", "1000"])?;
+    warm(&cluster, 0)?;
+    let vms: Vec<&str> = all
+        .iter()
+        .map(String::as_str)
+        .chain(["p-1", "p-2"])
+        .collect();
+    node.fp(&[&["vm", "rm", "--force"], &vms[..]].concat())?
+        .success()?;
+    // Forked again and again: some are kept ready unasked; with the snapshot they go.
+    node.fp(&["snapshot", "rm", "s"])?.success()?;
+    node.fp(&["image", "rm", "tiny"])?.success()?;
+    wait_for("every file and process to be gone", PATIENCE, || {
+        Ok((cluster.processes()?.is_empty() && files(&cluster)?.is_empty()).then_some(()))
+    })
+    .with_context(|| format!("left: {:?}", files(&cluster)))
+}
+
+#[test]
+fn nothing_stays_ready_without_an_agent_or_memory() -> anyhow::Result<()> {
+    let mut cluster = cluster(1)?;
+    warm(&cluster, 2)?;
+    let vms = of_vms(&cluster)?;
+    cluster.node_mut(1).terminate()?;
+    assert_eq!(processes(&cluster)?, vms, "its orderly end leaves the VMs");
+
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    wait_ready(&cluster, 2)?;
+    let waiting: Vec<u32> = processes(&cluster)?.difference(&vms).copied().collect();
+    cluster.node_mut(1).kill()?;
+    assert!(waiting.iter().all(|pid| is_alive(*pid)), "they outlive it");
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    wait_ready(&cluster, 2)?;
+    assert!(!waiting.iter().any(|pid| is_alive(*pid)), "and are cleared");
+    wait_nothing_else(&cluster, 2)?;
+
+    // More than any host has.
+    let options = ["--memory-reserve", "1000000000"];
+    cluster.node_mut(1).set_options(&options);
+    cluster.node_mut(1).terminate()?;
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    wait_nothing_else(&cluster, 0)?;
+    fork(&cluster, 1, &["@s"])?;
+    assert_eq!(
+        cluster.node(1).json(&["snapshot", "show", "s"])?["ready"],
+        0
+    );
+    Ok(())
+}
+
+/// The agent is killed at moments around the taking of forks that are ready: each fork is there once or not at all, runs, and
+/// nothing is left over.
+#[test]
+fn an_agent_is_killed_while_forks_are_taken() -> anyhow::Result<()> {
+    let mut cluster = cluster(1)?;
+    for (round, delay) in [0, 2, 4, 6, 8, 10, 12, 15, 20, 30].into_iter().enumerate() {
+        warm(&cluster, 2)?;
+        let address = cluster.node(1).address();
+        let name = format!("k{round}");
+        let request = std::thread::spawn({
+            let name = name.clone();
+            move || fpagent::run(Some(&address), &["fork", "@s", "-n", "3", "--name", &name])
+        });
+        // Not to wait for something: moments of the request are what is covered.
+        std::thread::sleep(Duration::from_millis(5 + delay));
+        cluster.node_mut(1).kill()?;
+        // What the client was told may be anything but wrong: it lost its agent.
+        let answer = request
+            .join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        cluster.node_mut(1).start()?;
+        cluster.node_mut(1).wait_answers()?;
+        wait_for("the operation's end", PATIENCE, || {
+            let list = cluster.node(1).json(&["op", "ls"])?;
+            let all = list["items"].as_array().context("no items")?;
+            let open = all.iter().any(|operation| operation["state"] == "open");
+            Ok((!open).then_some(()))
+        })?;
+        let list = cluster.node(1).json(&["vm", "ls"])?;
+        let made: Vec<String> = list["items"]
+            .as_array()
+            .context("no items")?
+            .iter()
+            .filter_map(|vm| Some(vm["name"].as_str()?.to_owned()))
+            .filter(|vm| vm.starts_with(&name))
+            .collect();
+        assert!(
+            made.len() == 3 || (made.is_empty() && answer.code != 0),
+            "{made:?}"
+        );
+        for vm in &made {
+            cluster.wait_vm(1, vm, "running")?;
+            cluster.wait_pulses(vm, 1)?;
+        }
+        wait_ready(&cluster, 2)?;
+        wait_nothing_else(&cluster, 2)?;
+        if !made.is_empty() {
+            let made: Vec<&str> = made.iter().map(String::as_str).collect();
+            let remove = [&["vm", "rm", "--force"], &made[..]].concat();
+            cluster.node(1).fp(&remove)?.success()?;
+        }
+    }
+    cluster.wait_pulses("parent", 2)
+}
