@@ -44,7 +44,15 @@ pub enum Unfit {
         /// Which is here.
         here: String,
     },
-    /// The snapshot needs a device or machine that this version does not know.
+    /// The snapshot was made on a machine type, or a version of one, that is not used here.
+    #[error("the snapshot was made on the machine type {made_on:?}; this version restores {known}")]
+    Machine {
+        /// Which it was made on.
+        made_on: String,
+        /// Which are used here.
+        known: String,
+    },
+    /// The snapshot needs a device that this version does not know.
     #[error("the snapshot needs {0:?}, which this version does not know")]
     Unknown(String),
     /// The image is gone from the state.
@@ -91,6 +99,7 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
     Ok(Hardware {
         machine: match spec.machine {
             Machine::Microvm => MachineType::Microvm,
+            Machine::Q35 => MachineType::Q35,
         },
         accelerator,
         cpu_model: spec
@@ -127,9 +136,10 @@ pub fn snapshot_hardware(
         Accelerator::Tcg => spec::Accelerator::Tcg,
         Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
     };
-    if content.machine != MachineType::Microvm.name() {
-        return Err(Unfit::Unknown(content.machine.clone()));
-    }
+    let machine = MachineType::named(&content.machine).ok_or_else(|| Unfit::Machine {
+        made_on: content.machine.clone(),
+        known: MachineType::ALL.map(MachineType::name).join(", "),
+    })?;
     let known = [Device::Disk, Device::Rng];
     let devices = content
         .devices
@@ -143,7 +153,7 @@ pub fn snapshot_hardware(
         })
         .collect::<Result<_, _>>()?;
     Ok(Hardware {
-        machine: MachineType::Microvm,
+        machine,
         accelerator,
         cpu_model: content.cpu_model.clone(),
         cpus: spec.cpus,

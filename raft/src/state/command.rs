@@ -3,8 +3,8 @@
 
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
-    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, DiskBlob, Labels, Millis,
-    ObjectId, Phase,
+    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, DiskBlob, Labels, Machine,
+    Millis, ObjectId, Phase,
 };
 
 /// A command and what goes with it.
@@ -100,6 +100,7 @@ pub enum Command {
         cpus: u32,
         memory_bytes: u64,
         disk_bytes: u64,
+        machine: Machine,
         accelerator: Accelerator,
         cpu_model: Option<String>,
         cmdline: String,
