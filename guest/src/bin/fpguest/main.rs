@@ -10,11 +10,11 @@ mod sys;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: fpguest pulse --disk FILE [--interval-ms 100]
+usage: fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
 
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
-       standard output
+       standard output; with --raw also, past all caches, to 2.3 MiB of a block device
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
        that it finds what it wrote; with --disk it does the same with a file's blocks
 ";

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fp_guest::pages::PAGE_SIZE;
+
 use crate::churn::Churn;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Raw};
 
 /// What the program was asked to do.
 #[derive(Debug, PartialEq)]
@@ -21,11 +23,14 @@ pub enum Command {
 /// What is wrong with them, for the user.
 pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
     let (mut disk, mut interval, mut mib) = (None, 100, 64);
+    let (mut raw, mut raw_offset) = (None, 0);
     let mut words = words.iter();
     while let Some(name) = words.next() {
         let value = words.next().ok_or(format!("{name} needs a value"))?;
         match (command, name.as_str()) {
             (_, "--disk") => disk = Some(PathBuf::from(value)),
+            ("pulse", "--raw") => raw = Some(PathBuf::from(value)),
+            ("pulse", "--raw-offset") => raw_offset = page_offset(name, value)?,
             ("pulse", "--interval-ms") => interval = number(name, value)?,
             ("churn", "--mib") => mib = number(name, value)?,
             _ => return Err(format!("{command} has no option {name}")),
@@ -34,6 +39,10 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
     match command {
         "pulse" => Ok(Command::Pulse(Pulse {
             disk: disk.ok_or("pulse needs --disk FILE")?,
+            raw: raw.map(|device| Raw {
+                device,
+                offset: raw_offset,
+            }),
             interval: Duration::from_millis(u64::from(interval)),
         })),
         "churn" => Ok(Command::Churn(Churn {
@@ -48,6 +57,15 @@ fn number(name: &str, value: &str) -> Result<u32, String> {
     match value.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("{name} needs a number from 1 on, not {value:?}")),
+    }
+}
+
+fn page_offset(name: &str, value: &str) -> Result<u64, String> {
+    match value.parse::<u64>() {
+        Ok(offset) if offset.is_multiple_of(PAGE_SIZE as u64) => Ok(offset),
+        _ => Err(format!(
+            "{name} needs a multiple of {PAGE_SIZE}, not {value:?}"
+        )),
     }
 }
 
@@ -66,11 +84,22 @@ mod tests {
         let pulse = |ms| {
             Command::Pulse(Pulse {
                 disk: "/p".into(),
+                raw: None,
                 interval: Duration::from_millis(ms),
             })
         };
         assert_eq!(parse_text("pulse --disk /p"), Ok(pulse(100)));
         assert_eq!(parse_text("pulse --interval-ms 5 --disk /p"), Ok(pulse(5)));
+        let Ok(Command::Pulse(raw)) =
+            parse_text("pulse --disk /p --raw /dev/vda --raw-offset 8192")
+        else {
+            panic!("not parsed");
+        };
+        let expected = Raw {
+            device: "/dev/vda".into(),
+            offset: 8192,
+        };
+        assert_eq!(raw.raw, Some(expected));
         assert_eq!(
             parse_text("churn"),
             Ok(Command::Churn(Churn {
@@ -86,6 +115,7 @@ mod tests {
             ("pulse", "--disk"),
             ("pulse --disk", "value"),
             ("pulse --disk /p --mib 3", "--mib"),
+            ("pulse --disk /p --raw /d --raw-offset 100", "4096"),
             ("churn --mib 0", "from 1"),
             ("churn --mib many", "many"),
             ("frob", "frob"),
