@@ -1,6 +1,13 @@
 //! A host for machines under test: folders that go with it, the guest image, and a comparison of two guests' memory.
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
+pub mod planted;
+pub mod random;
+pub mod records;
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -18,13 +25,33 @@ use qemu::{
     machine::{Engine, Launch, Machine},
     record::{LayerName, StreamName, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start},
+    stream::Block,
 };
 
 pub const DISK: u64 = 1 << 30;
+
+/// What kind of machine a test runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub machine: MachineType,
+    pub cpus: u32,
+}
+
+impl From<u32> for Shape {
+    /// A `microvm` with as many processors.
+    fn from(cpus: u32) -> Self {
+        Self {
+            machine: MachineType::Microvm,
+            cpus,
+        }
+    }
+}
 const GID: u32 = 1_879_048_192;
 
 pub struct Host {
     pub engine: Arc<Engine>,
+    /// The size of its guests' disks; the image's file system has [`DISK`] of it.
+    pub disk: u64,
     cmdline: String,
     _dirs: [tempfile::TempDir; 2],
 }
@@ -76,12 +103,13 @@ impl Host {
         };
         Ok(Self {
             engine: Arc::new(engine),
+            disk: DISK,
             cmdline,
             _dirs: [data, memory],
         })
     }
 
-    fn launch(&self, name: &str, cpus: u32) -> Launch {
+    fn launch(&self, name: &str, shape: Shape) -> Launch {
         // A user for each VM, by its name's bytes: good enough for a handful.
         let uid = GID
             + 1
@@ -94,17 +122,17 @@ impl Host {
             has_run: false,
             user: Some((uid, GID)),
             hardware: Hardware {
-                machine: MachineType::Microvm,
+                machine: shape.machine,
                 accelerator: Accelerator::Tcg,
                 cpu_model: "max".into(),
-                cpus,
+                cpus: shape.cpus,
                 memory_bytes: 256 << 20,
                 devices: vec![Device::Disk, Device::Rng],
             },
             base: None,
             start: Start::Incoming,
             layers: vec![LayerName(name.into())],
-            disk_bytes: DISK,
+            disk_bytes: self.disk,
             new_layer: true,
             image_disk: Some("disk.qcow2".into()),
             ready_line: None,
@@ -112,9 +140,15 @@ impl Host {
         }
     }
 
-    pub async fn boot(&self, name: &str, cpus: u32, flag: &str) -> anyhow::Result<Machine> {
+    pub async fn boot(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        flag: &str,
+    ) -> anyhow::Result<Machine> {
+        let shape = shape.into();
         for attempt in 1..=3 {
-            let mut launch = self.launch(name, cpus);
+            let mut launch = self.launch(name, shape);
             launch.start = Start::Boot {
                 kernel: "images/vmlinuz".into(),
                 initrd: Some("images/initrd".into()),
@@ -149,7 +183,7 @@ impl Host {
             .capture(
                 &StreamName(name.into()),
                 &LayerName(format!("after-{name}")),
-                DISK,
+                self.disk,
                 mode,
                 running,
                 afterwards,
@@ -167,14 +201,23 @@ impl Host {
             base: captured.base.clone(),
             layers: captured.layers.clone(),
         };
-        let mut child = self.wait(name, &expected, captured.hardware.cpus).await?;
+        let shape = Shape {
+            machine: captured.hardware.machine,
+            cpus: captured.hardware.cpus,
+        };
+        let mut child = self.wait(name, &expected, shape).await?;
         child.load(&StreamName(stream.into())).await?;
         Ok(child)
     }
 
     /// A process that waits for a stream.
-    pub async fn wait(&self, name: &str, with: &Expected, cpus: u32) -> anyhow::Result<Machine> {
-        let mut launch = self.launch(name, cpus);
+    pub async fn wait(
+        &self,
+        name: &str,
+        with: &Expected,
+        shape: impl Into<Shape>,
+    ) -> anyhow::Result<Machine> {
+        let mut launch = self.launch(name, shape.into());
         launch.base = Some(with.base.clone());
         launch.layers = std::iter::once(LayerName(name.into()))
             .chain(with.layers.clone())
@@ -224,4 +267,28 @@ pub async fn compare(a: &mut Machine, b: &mut Machine) -> anyhow::Result<Vec<u32
         }
     }
     Ok(wrong)
+}
+
+/// The blocks of firmware and tables in which two machines differ, by name; both must stand still.
+pub async fn compare_firmware(a: &Machine, b: &Machine) -> anyhow::Result<Vec<String>> {
+    let left = a.main_memory().await?.firmware()?;
+    let right = b.main_memory().await?.firmware()?;
+    let names = |blocks: &[(Block, Vec<u8>)]| -> BTreeSet<String> {
+        blocks.iter().map(|(block, _)| block.name.clone()).collect()
+    };
+    anyhow::ensure!(!left.is_empty(), "a machine without firmware");
+    let all = names(&left)
+        .union(&names(&right))
+        .cloned()
+        .collect::<Vec<_>>();
+    let find = |blocks: &[(Block, Vec<u8>)], name: &str| {
+        blocks
+            .iter()
+            .find(|(block, _)| block.name == name)
+            .map(|(_, bytes)| bytes.clone())
+    };
+    Ok(all
+        .into_iter()
+        .filter(|name| find(&left, name) != find(&right, name))
+        .collect())
 }
