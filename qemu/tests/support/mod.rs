@@ -52,6 +52,8 @@ pub struct Host {
     pub engine: Arc<Engine>,
     /// The size of its guests' disks; the image's file system has [`DISK`] of it.
     pub disk: u64,
+    /// The size of its guests' memory.
+    pub memory: u64,
     cmdline: String,
     _dirs: [tempfile::TempDir; 2],
 }
@@ -101,9 +103,13 @@ impl Host {
             track_writes,
             host_boot: host_boot()?,
         };
+        // An emulated guest cannot measure it while the host is busy, and hangs early in its kernel.
+        let tsc = qemu::host::tsc_khz().map(|khz| format!(" tsc_early_khz={khz}"));
+        let cmdline = cmdline + &tsc.unwrap_or_default();
         Ok(Self {
             engine: Arc::new(engine),
             disk: DISK,
+            memory: 256 << 20,
             cmdline,
             _dirs: [data, memory],
         })
@@ -126,7 +132,7 @@ impl Host {
                 accelerator: Accelerator::Tcg,
                 cpu_model: "max".into(),
                 cpus: shape.cpus,
-                memory_bytes: 256 << 20,
+                memory_bytes: self.memory,
                 devices: vec![Device::Disk, Device::Rng],
             },
             base: None,
@@ -148,15 +154,7 @@ impl Host {
     ) -> anyhow::Result<Machine> {
         let shape = shape.into();
         for attempt in 1..=3 {
-            let mut launch = self.launch(name, shape);
-            launch.start = Start::Boot {
-                kernel: "images/vmlinuz".into(),
-                initrd: Some("images/initrd".into()),
-                cmdline: format!("{} {flag}", self.cmdline),
-            };
-            launch.new_layer = attempt == 1;
-            launch.ready_line = Some("forkypig-guest ready".into());
-            let mut machine = Machine::launch(&self.engine, launch).await?;
+            let mut machine = self.start(name, shape, flag, attempt == 1).await?;
             machine.resume().await?;
             let mut ready = machine.ready();
             // A cold boot under emulation hangs now and then; that is not what is tested here.
@@ -169,6 +167,25 @@ impl Host {
             machine.kill().await?;
         }
         anyhow::bail!("the guest did not boot three times")
+    }
+
+    /// A machine with a kernel whose guest has not run yet.
+    pub async fn start(
+        &self,
+        name: &str,
+        shape: Shape,
+        flag: &str,
+        new_layer: bool,
+    ) -> anyhow::Result<Machine> {
+        let mut launch = self.launch(name, shape);
+        launch.start = Start::Boot {
+            kernel: "images/vmlinuz".into(),
+            initrd: Some("images/initrd".into()),
+            cmdline: format!("{} {flag}", self.cmdline),
+        };
+        launch.new_layer = new_layer;
+        launch.ready_line = Some("forkypig-guest ready".into());
+        Ok(Machine::launch(&self.engine, launch).await?)
     }
 
     pub async fn capture(
