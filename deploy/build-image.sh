@@ -22,6 +22,7 @@ On the kernel command line the guest understands
                         as well: 4 MiB for each processor, from the file system's end at 1 GiB on
   fp.churn[=MIB]        rewrite MIB (64) of memory as fast as it goes, on every processor
   fp.churn-disk         keep a file on the disk busy as well
+  fp.echo               send back what comes through the virtio serial port org.forkypig.agent
 
 environment: FP_CACHE   where the kernel's package is kept (.local/cache in the repository)
 USAGE

@@ -26,7 +26,7 @@ use crate::{
     record::{
         BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamName, VmName, VmRecord,
     },
-    spec::{self, CommandLine, Descriptors, Hardware, Start},
+    spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
     sys::spawn::{FIRST_FD, Spawn, set_nice},
 };
 
@@ -544,6 +544,13 @@ fn start_process(
         },
     };
     let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());
+    let port = match launch.hardware.devices.contains(&Device::Port) {
+        true => Some(
+            dir.socket("port")
+                .map_err(system("cannot make the VM's sockets"))?,
+        ),
+        false => None,
+    };
     let arguments = spec::arguments(&CommandLine {
         name: &format!("fp-{}", launch.vm),
         hardware: &launch.hardware,
@@ -553,6 +560,7 @@ fn start_process(
         fds: Descriptors {
             qmp: FIRST_FD,
             console: FIRST_FD + 1,
+            port: port.is_some().then_some(FIRST_FD + 2),
         },
     });
     let listen = |socket: &layout::SocketPath| {
@@ -560,7 +568,10 @@ fn start_process(
             .listen()
             .map_err(system("cannot make the VM's sockets"))
     };
-    let fds = vec![listen(sockets[0])?.into(), listen(sockets[1])?.into()];
+    let mut fds = vec![listen(sockets[0])?.into(), listen(sockets[1])?.into()];
+    if let Some(port) = &port {
+        fds.push(listen(port)?.into());
+    }
     let mut env = Vec::new();
     if engine.track_writes {
         env.push(("LD_PRELOAD", layout::TRACKING_LIBRARY.into()));

@@ -107,7 +107,12 @@ pub enum Device {
     Disk,
     /// A source of entropy.
     Rng,
+    /// A serial port to a program in the guest, named [`PORT`].
+    Port,
 }
+
+/// The port's name in the guest.
+pub const PORT: &str = "org.forkypig.agent";
 
 impl Device {
     /// Its name in a snapshot's record.
@@ -115,6 +120,7 @@ impl Device {
         match self {
             Self::Disk => "virtio-blk",
             Self::Rng => "virtio-rng",
+            Self::Port => "virtio-serial",
         }
     }
 }
@@ -181,6 +187,8 @@ pub struct Descriptors {
     pub qmp: i32,
     /// A listening Unix socket for the serial console.
     pub console: i32,
+    /// A listening Unix socket for the serial port, where the machine has one.
+    pub port: Option<i32>,
 }
 
 /// Everything the command line is made from.
@@ -230,7 +238,11 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     add("smp", hardware.cpus.to_string());
     add("m", format!("{}k", hardware.memory_bytes / 1024));
     add("object", memory_object(hardware, &line.memory).to_string());
-    for (name, fd) in [("qmp", line.fds.qmp), ("console", line.fds.console)] {
+    let always = [("qmp", line.fds.qmp), ("console", line.fds.console)];
+    for (name, fd) in always
+        .into_iter()
+        .chain(line.fds.port.map(|fd| ("port", fd)))
+    {
         add(
             "chardev",
             format!("socket,id={name},fd={fd},server=on,wait=off"),
@@ -302,6 +314,10 @@ fn devices(hardware: &Hardware, disk: Option<&DiskNode>) -> Vec<Value> {
             }
             (Device::Disk, None) => {}
             (Device::Rng, _) => devices.push(virtio("rng", "rng")),
+            (Device::Port, _) => {
+                devices.push(virtio("serial", "serial"));
+                devices.push(json!({"driver": "virtserialport", "name": PORT, "chardev": "port"}));
+            }
         }
     }
     devices
@@ -399,7 +415,11 @@ mod tests {
             memory: Memory::Base { path: "a,b".into() },
             start: Start::Incoming,
             disk: &chain,
-            fds: Descriptors { qmp: 3, console: 4 },
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
         };
         let args = arguments(&line);
         assert_eq!(value_after(&args, "-name"), ["a,,b"]);
@@ -445,7 +465,11 @@ mod tests {
             memory: Memory::Anonymous,
             start: Start::Incoming,
             disk: &chain,
-            fds: Descriptors { qmp: 3, console: 4 },
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
         };
         let args = arguments(&line);
         let machine = value_after(&args, "-machine")[0];
@@ -501,7 +525,11 @@ mod tests {
                 cmdline: "console=ttyS0".into(),
             },
             disk: &[],
-            fds: Descriptors { qmp: 3, console: 4 },
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
         };
         let args = arguments(&line);
         assert!(value_after(&args, "-blockdev").is_empty());

@@ -2,6 +2,7 @@
 // Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub mod echo;
 pub mod planted;
 pub mod random;
 pub mod records;
@@ -54,6 +55,8 @@ pub struct Host {
     pub disk: u64,
     /// The size of its guests' memory.
     pub memory: u64,
+    /// Whether they have a serial port to the guest's programs.
+    pub port: bool,
     cmdline: String,
     _dirs: [tempfile::TempDir; 2],
 }
@@ -110,6 +113,7 @@ impl Host {
             engine: Arc::new(engine),
             disk: DISK,
             memory: 256 << 20,
+            port: false,
             cmdline,
             _dirs: [data, memory],
         })
@@ -133,7 +137,10 @@ impl Host {
                 cpu_model: "max".into(),
                 cpus: shape.cpus,
                 memory_bytes: self.memory,
-                devices: vec![Device::Disk, Device::Rng],
+                devices: [Device::Disk, Device::Rng]
+                    .into_iter()
+                    .chain(self.port.then_some(Device::Port))
+                    .collect(),
             },
             base: None,
             start: Start::Incoming,

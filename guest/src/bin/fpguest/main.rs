@@ -3,6 +3,7 @@
 //! It is linked statically and takes no crates for its command line: it lies in every initrd.
 
 mod churn;
+mod echo;
 mod options;
 mod pulse;
 mod sys;
@@ -12,11 +13,13 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
+       fpguest echo --port NAME
 
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output; with --raw also, past all caches, to 2.3 MiB of a block device
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
        that it finds what it wrote; with --disk it does the same with a file's blocks
+echo   sends back what comes through a virtio serial port
 ";
 
 fn main() -> ExitCode {
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
     let outcome = options::parse(command, rest).map(|command| match command {
         options::Command::Pulse(pulse) => pulse::run(&pulse),
         options::Command::Churn(churn) => churn::run(&churn),
+        options::Command::Echo { port } => echo::run(&port),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -15,6 +15,11 @@ pub enum Command {
     Pulse(Pulse),
     /// `fpguest churn`
     Churn(Churn),
+    /// `fpguest echo`
+    Echo {
+        /// The port's name.
+        port: String,
+    },
 }
 
 /// Reads `words`, the command's options.
@@ -23,15 +28,16 @@ pub enum Command {
 /// What is wrong with them, for the user.
 pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
     let (mut disk, mut interval, mut mib) = (None, 100, 64);
-    let (mut raw, mut raw_offset) = (None, 0);
+    let (mut raw, mut raw_offset, mut port) = (None, 0, None);
     let mut words = words.iter();
     while let Some(name) = words.next() {
         let value = words.next().ok_or(format!("{name} needs a value"))?;
         match (command, name.as_str()) {
-            (_, "--disk") => disk = Some(PathBuf::from(value)),
+            ("pulse" | "churn", "--disk") => disk = Some(PathBuf::from(value)),
             ("pulse", "--raw") => raw = Some(PathBuf::from(value)),
             ("pulse", "--raw-offset") => raw_offset = page_offset(name, value)?,
             ("pulse", "--interval-ms") => interval = number(name, value)?,
+            ("echo", "--port") => port = Some(value.clone()),
             ("churn", "--mib") => mib = number(name, value)?,
             _ => return Err(format!("{command} has no option {name}")),
         }
@@ -49,6 +55,9 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             mib: mib as usize,
             disk,
         })),
+        "echo" => Ok(Command::Echo {
+            port: port.ok_or("echo needs --port NAME")?,
+        }),
         _ => Err(format!("there is no command {command}")),
     }
 }
@@ -116,6 +125,8 @@ mod tests {
             ("pulse --disk", "value"),
             ("pulse --disk /p --mib 3", "--mib"),
             ("pulse --disk /p --raw /d --raw-offset 100", "4096"),
+            ("echo", "--port"),
+            ("echo --disk /p", "--disk"),
             ("churn --mib 0", "from 1"),
             ("churn --mib many", "many"),
             ("frob", "frob"),
