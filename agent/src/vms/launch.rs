@@ -136,10 +136,7 @@ pub fn snapshot_hardware(
         Accelerator::Tcg => spec::Accelerator::Tcg,
         Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
     };
-    let machine = MachineType::named(&content.machine).ok_or_else(|| Unfit::Machine {
-        made_on: content.machine.clone(),
-        known: MachineType::ALL.map(MachineType::name).join(", "),
-    })?;
+    let machine = machine_type(&content.machine)?;
     let known = [Device::Disk, Device::Rng];
     let devices = content
         .devices
@@ -159,6 +156,14 @@ pub fn snapshot_hardware(
         cpus: spec.cpus,
         memory_bytes: spec.memory_bytes,
         devices,
+    })
+}
+
+/// The machine type that a snapshot names, version and all.
+fn machine_type(name: &str) -> Result<MachineType, Unfit> {
+    MachineType::named(name).ok_or_else(|| Unfit::Machine {
+        made_on: name.to_owned(),
+        known: MachineType::ALL.map(MachineType::name).join(", "),
     })
 }
 
@@ -281,4 +286,18 @@ pub fn base_name(snapshot: SnapshotId) -> BaseName {
 /// A stream's name in the engine's folders.
 pub fn stream_name(snapshot: SnapshotId) -> StreamName {
     StreamName(snapshot.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_another_machine_version_is_refused_by_name() {
+        assert_eq!(machine_type("pc-q35-10.0"), Ok(MachineType::Q35));
+        assert_eq!(machine_type("microvm"), Ok(MachineType::Microvm));
+        let refused = machine_type("pc-q35-9.2").unwrap_err().to_string();
+        assert!(refused.contains("\"pc-q35-9.2\""), "{refused}");
+        assert!(refused.contains("pc-q35-10.0"), "{refused}");
+    }
 }
