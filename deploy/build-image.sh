@@ -18,11 +18,14 @@ Builds a guest image into OUT_DIR:
 
 On the kernel command line the guest understands
   fp.pulse              write a checksummed record to console, disk (/var/lib/pulse) and memory ten times a second
+  fp.pulse=all          the same on every processor, fifty times a second, to /var/lib/pulse.N each, and to the raw disk
+                        as well: 4 MiB for each processor, from the file system's end at 1 GiB on
   fp.churn[=MIB]        rewrite MIB (64) of memory as fast as it goes, on every processor
   fp.churn-disk         keep a file on the disk busy as well
   fp.fill=MIB           fill MIB of memory once, and say "fp.fill done"
   fp.rate=MIB           write so much of it again each second
   fp.answer             say each line that the console is given again, after "answer: "
+  fp.echo               send back what comes through the virtio serial port org.forkypig.agent
 
 environment: FP_CACHE   where the kernel's package is kept (.local/cache in the repository)
 USAGE
@@ -55,9 +58,10 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/forkypig-image.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
 # In the order in which they depend on each other; what the kernel has built in is left out.
-modules="virtio_ring virtio virtio_mmio virtio_blk virtio-rng virtio_console failover net_failover virtio_net evdev button"
+pci_modules="virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci"
+modules="virtio_ring virtio virtio_mmio $pci_modules pvpanic pvpanic-pci virtio_blk virtio-rng virtio_console failover net_failover virtio_net evdev button"
 # What the initrd loads before it goes on from the disk.
-disk_modules="virtio_ring virtio virtio_mmio virtio_blk"
+disk_modules="virtio_ring virtio virtio_mmio $pci_modules virtio_blk"
 
 build_fpguest() { # prints the program's path
     local target=x86_64-unknown-linux-gnu

@@ -87,6 +87,14 @@ pub fn capture_mode(mode: v1::CaptureMode) -> CaptureMode {
     }
 }
 
+/// What of a request says which machine to make.
+pub fn machine(machine: v1::Machine) -> Machine {
+    match machine {
+        v1::Machine::Unspecified | v1::Machine::Microvm => Machine::Microvm,
+        v1::Machine::Q35 => Machine::Q35,
+    }
+}
+
 /// What of a request says how to run guest code.
 pub fn accelerator(accelerator: v1::Accelerator) -> Accelerator {
     match accelerator {
@@ -221,6 +229,7 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         cpu_model: vm.spec.cpu_model.clone().unwrap_or_default(),
         machine: match vm.spec.machine {
             Machine::Microvm => "microvm".to_owned(),
+            Machine::Q35 => "q35".to_owned(),
         },
         labels: vm.labels.clone().into_iter().collect(),
         created_at: Some(timestamp(vm.created_at)),

@@ -28,7 +28,7 @@ use crate::{
     record::{
         BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamRef, VmName, VmRecord,
     },
-    spec::{self, CommandLine, Descriptors, Hardware, Start},
+    spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
     sys::spawn::{FIRST_FD, Spawn, set_nice},
 };
 
@@ -602,6 +602,13 @@ fn start_process(
         },
     };
     let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());
+    let port = match launch.hardware.devices.contains(&Device::Port) {
+        true => Some(
+            dir.socket("port")
+                .map_err(system("cannot make the VM's sockets"))?,
+        ),
+        false => None,
+    };
     let arguments = spec::arguments(&CommandLine {
         name: &format!("fp-{}", launch.vm),
         hardware: &launch.hardware,
@@ -611,6 +618,7 @@ fn start_process(
         fds: Descriptors {
             qmp: FIRST_FD,
             console: FIRST_FD + 1,
+            port: port.is_some().then_some(FIRST_FD + 2),
         },
     });
     let listen = |socket: &layout::SocketPath| {
@@ -618,7 +626,10 @@ fn start_process(
             .listen()
             .map_err(system("cannot make the VM's sockets"))
     };
-    let fds = vec![listen(sockets[0])?.into(), listen(sockets[1])?.into()];
+    let mut fds = vec![listen(sockets[0])?.into(), listen(sockets[1])?.into()];
+    if let Some(port) = &port {
+        fds.push(listen(port)?.into());
+    }
     let mut env = Vec::new();
     if engine.track_writes {
         env.push(("LD_PRELOAD", layout::TRACKING_LIBRARY.into()));

@@ -178,20 +178,7 @@ impl Memory {
 
     /// The content of all other blocks: firmware and tables. Those that have no pages at all are left out.
     pub fn read_others(&self) -> io::Result<Vec<(Block, Vec<u8>)>> {
-        let mut contents: Vec<_> = self
-            .others
-            .iter()
-            .map(|other| (other.block.clone(), vec![0; other.block.used as usize]))
-            .collect();
-        let mut parts: Vec<(u64, &mut [u8])> = self
-            .others
-            .iter()
-            .zip(&mut contents)
-            .filter(|(_, (_, bytes))| !bytes.is_empty())
-            .map(|(other, (_, bytes))| (other.address, &mut bytes[..]))
-            .collect();
-        vm_read::read(self.pid, &mut parts)?;
-        Ok(contents)
+        read_blocks(self.pid, &self.others)
     }
 
     fn address(&self, page: u32) -> u64 {
@@ -204,15 +191,23 @@ impl Memory {
 pub struct MainMemory {
     pid: u32,
     main: RamBlock,
+    others: Vec<RamBlock>,
 }
 
 impl MainMemory {
     /// Finds it by QEMU's table of blocks.
     pub fn open(process: &Process, blocks: &str) -> io::Result<Self> {
+        let (main, others) = parse_blocks(blocks)?;
         Ok(Self {
             pid: process.id().pid,
-            main: parse_blocks(blocks)?.0,
+            main,
+            others,
         })
+    }
+
+    /// The content of all other blocks that a snapshot has: firmware and tables.
+    pub fn firmware(&self) -> io::Result<Vec<(Block, Vec<u8>)>> {
+        read_blocks(self.pid, &self.others)
     }
 
     /// Its size, bytes.
@@ -235,6 +230,21 @@ impl MainMemory {
         }
         vm_read::read(self.pid, &mut [(self.main.address + offset, bytes)])
     }
+}
+
+fn read_blocks(pid: u32, blocks: &[RamBlock]) -> io::Result<Vec<(Block, Vec<u8>)>> {
+    let mut contents: Vec<_> = blocks
+        .iter()
+        .map(|block| (block.block.clone(), vec![0; block.block.used as usize]))
+        .collect();
+    let mut parts: Vec<(u64, &mut [u8])> = blocks
+        .iter()
+        .zip(&mut contents)
+        .filter(|(_, (_, bytes))| !bytes.is_empty())
+        .map(|(block, (_, bytes))| (block.address, &mut bytes[..]))
+        .collect();
+    vm_read::read(pid, &mut parts)?;
+    Ok(contents)
 }
 
 /// Writes pages to a base; in a new one pages of zeros are left out. Returns the bytes written.
@@ -334,7 +344,7 @@ fn parse_blocks(table: &str) -> io::Result<(RamBlock, Vec<RamBlock>)> {
             || name == format!("/objects/{}", crate::spec::MAIN_MEMORY)
         {
             main = Some(block);
-        } else {
+        } else if !crate::spec::is_boot_rom(&name) {
             others.push(block);
         }
     }

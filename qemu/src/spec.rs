@@ -42,15 +42,61 @@ impl Accelerator {
 pub enum MachineType {
     /// virtio-mmio, started from a kernel, no PCI.
     Microvm,
+    /// PCI, started from a kernel.
+    Q35,
 }
 
 impl MachineType {
-    /// QEMU's name for it, as in `-machine` and in a stream's configuration section.
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Microvm, Self::Q35];
+
+    /// QEMU's name for it, as in `-machine` and in a stream's configuration section: with its version where it has one, for
+    /// `q35` alone means another machine in every release.
     pub fn name(self) -> &'static str {
         match self {
             Self::Microvm => "microvm",
+            Self::Q35 => "pc-q35-10.0",
         }
     }
+
+    /// The type with this name, version and all.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.name() == name)
+    }
+
+    /// What its `-machine` option has besides the name: everything that nobody asked for is left out.
+    fn properties(self) -> &'static str {
+        match self {
+            Self::Microvm => "",
+            // The high precision timer keeps the processor awake, five times as much as the rest of an idle guest.
+            Self::Q35 => ",hpet=off,sata=off,smbus=off,usb=off,vmport=off",
+        }
+    }
+
+    /// The bus that its virtio devices are on, as their drivers' names end.
+    fn virtio_bus(self) -> &'static str {
+        match self {
+            Self::Microvm => "device",
+            Self::Q35 => "pci",
+        }
+    }
+}
+
+/// Empty places of a `q35` for devices that are added while it runs.
+const FREE_PORTS: u32 = 4;
+
+/// Read-only blocks of memory that only starting a kernel puts into a machine. A fork is started without one and has no
+/// such block: its guest's reset ends the process.
+pub fn is_boot_rom(block: &str) -> bool {
+    const BOOT_ROMS: [&str; 4] = [
+        "linuxboot_dma.bin",
+        "linuxboot.bin",
+        "pvh.bin",
+        "multiboot_dma.bin",
+    ];
+    block
+        .strip_prefix("/rom@genroms/")
+        .is_some_and(|file| BOOT_ROMS.contains(&file))
 }
 
 /// A device of the machine. Their order decides their places, so it is part of what a snapshot needs to be restored.
@@ -61,7 +107,12 @@ pub enum Device {
     Disk,
     /// A source of entropy.
     Rng,
+    /// A serial port to a program in the guest, named [`PORT`].
+    Port,
 }
+
+/// The port's name in the guest.
+pub const PORT: &str = "org.forkypig.agent";
 
 impl Device {
     /// Its name in a snapshot's record.
@@ -69,6 +120,7 @@ impl Device {
         match self {
             Self::Disk => "virtio-blk",
             Self::Rng => "virtio-rng",
+            Self::Port => "virtio-serial",
         }
     }
 }
@@ -135,6 +187,8 @@ pub struct Descriptors {
     pub qmp: i32,
     /// A listening Unix socket for the serial console.
     pub console: i32,
+    /// A listening Unix socket for the serial port, where the machine has one.
+    pub port: Option<i32>,
 }
 
 /// Everything the command line is made from.
@@ -166,7 +220,11 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     add("name", json_free(line.name));
     add(
         "machine",
-        format!("{},memory-backend={MAIN_MEMORY}", hardware.machine.name()),
+        format!(
+            "{},memory-backend={MAIN_MEMORY}{}",
+            hardware.machine.name(),
+            hardware.machine.properties()
+        ),
     );
     add(
         "accel",
@@ -180,7 +238,11 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     add("smp", hardware.cpus.to_string());
     add("m", format!("{}k", hardware.memory_bytes / 1024));
     add("object", memory_object(hardware, &line.memory).to_string());
-    for (name, fd) in [("qmp", line.fds.qmp), ("console", line.fds.console)] {
+    let always = [("qmp", line.fds.qmp), ("console", line.fds.console)];
+    for (name, fd) in always
+        .into_iter()
+        .chain(line.fds.port.map(|fd| ("port", fd)))
+    {
         add(
             "chardev",
             format!("socket,id={name},fd={fd},server=on,wait=off"),
@@ -191,21 +253,8 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     if !line.disk.is_empty() {
         add("blockdev", disk_chain(line.disk).to_string());
     }
-    for device in &hardware.devices {
-        match (device, line.disk.first()) {
-            (Device::Disk, Some(top)) => {
-                add(
-                    "device",
-                    json!({"driver": "virtio-blk-device", "id": "disk", "drive": top.node})
-                        .to_string(),
-                );
-            }
-            (Device::Disk, None) => {}
-            (Device::Rng, _) => add(
-                "device",
-                json!({"driver": "virtio-rng-device", "id": "rng"}).to_string(),
-            ),
-        }
+    for device in devices(hardware, line.disk.first()) {
+        add("device", device.to_string());
     }
     match &line.start {
         Start::Boot {
@@ -230,6 +279,48 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     );
     args.extend(["-nodefaults", "-no-user-config", "-S"].map(str::to_owned));
     args
+}
+
+/// The machine's devices, in order: their places on a PCI bus follow from it, as those in a `microvm`'s slots do.
+fn devices(hardware: &Hardware, disk: Option<&DiskNode>) -> Vec<Value> {
+    let mut devices = Vec::new();
+    let virtio = |kind: &str, id: &str| {
+        let mut device =
+            json!({"driver": format!("virtio-{kind}-{}", hardware.machine.virtio_bus()), "id": id});
+        if hardware.machine == MachineType::Q35 {
+            device["disable-legacy"] = json!("on");
+        }
+        device
+    };
+    if hardware.machine == MachineType::Q35 {
+        for port in 0..FREE_PORTS {
+            // One slot for all of them.
+            devices.push(json!({
+                "driver": "pcie-root-port",
+                "id": format!("port{port}"),
+                "chassis": port + 1,
+                "addr": format!("1.{port}"),
+                "multifunction": port == 0,
+            }));
+        }
+        devices.push(json!({"driver": "pvpanic-pci", "id": "panic", "addr": "2.0"}));
+    }
+    for device in &hardware.devices {
+        match (device, disk) {
+            (Device::Disk, Some(top)) => {
+                let mut disk = virtio("blk", "disk");
+                disk["drive"] = json!(top.node);
+                devices.push(disk);
+            }
+            (Device::Disk, None) => {}
+            (Device::Rng, _) => devices.push(virtio("rng", "rng")),
+            (Device::Port, _) => {
+                devices.push(virtio("serial", "serial"));
+                devices.push(json!({"driver": "virtserialport", "name": PORT, "chardev": "port"}));
+            }
+        }
+    }
+    devices
 }
 
 /// The chain as QEMU's block layer takes it: qcow2 always said, never probed, and no backing path taken from a file.
@@ -324,7 +415,11 @@ mod tests {
             memory: Memory::Base { path: "a,b".into() },
             start: Start::Incoming,
             disk: &chain,
-            fds: Descriptors { qmp: 3, console: 4 },
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
         };
         let args = arguments(&line);
         assert_eq!(value_after(&args, "-name"), ["a,,b"]);
@@ -361,6 +456,63 @@ mod tests {
     }
 
     #[test]
+    fn a_q35_has_its_version_pci_devices_and_free_ports() {
+        let (mut hardware, chain) = (hardware(), [disk(1)]);
+        hardware.machine = MachineType::Q35;
+        let line = CommandLine {
+            name: "v",
+            hardware: &hardware,
+            memory: Memory::Anonymous,
+            start: Start::Incoming,
+            disk: &chain,
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
+        };
+        let args = arguments(&line);
+        let machine = value_after(&args, "-machine")[0];
+        assert!(machine.starts_with("pc-q35-10.0,memory-backend=m,hpet=off"));
+        let drivers: Vec<String> = value_after(&args, "-device")
+            .into_iter()
+            .map(|device| serde_json::from_str::<Value>(device).unwrap()["driver"].to_string())
+            .collect();
+        let ports = drivers.iter().filter(|d| d.contains("pcie-root-port"));
+        assert_eq!(ports.count(), FREE_PORTS as usize);
+        assert_eq!(
+            drivers[FREE_PORTS as usize..],
+            [
+                "\"pvpanic-pci\"",
+                "\"virtio-blk-pci\"",
+                "\"virtio-rng-pci\""
+            ]
+        );
+    }
+
+    #[test]
+    fn machine_types_are_known_by_their_whole_name() {
+        for machine in MachineType::ALL {
+            assert_eq!(MachineType::named(machine.name()), Some(machine));
+        }
+        for name in ["q35", "pc-q35-9.2", ""] {
+            assert_eq!(MachineType::named(name), None);
+        }
+    }
+
+    #[test]
+    fn only_what_starts_a_kernel_is_a_boot_rom() {
+        assert!(is_boot_rom("/rom@genroms/linuxboot_dma.bin"));
+        for block in [
+            "pc.bios",
+            "/rom@genroms/kvmvapic.bin",
+            "/rom@etc/acpi/tables",
+        ] {
+            assert!(!is_boot_rom(block), "{block}");
+        }
+    }
+
+    #[test]
     fn a_machine_without_a_disk_has_no_disk_device() {
         let hardware = hardware();
         let line = CommandLine {
@@ -373,7 +525,11 @@ mod tests {
                 cmdline: "console=ttyS0".into(),
             },
             disk: &[],
-            fds: Descriptors { qmp: 3, console: 4 },
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
         };
         let args = arguments(&line);
         assert!(value_after(&args, "-blockdev").is_empty());

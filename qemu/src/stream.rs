@@ -24,6 +24,7 @@ const RAM_SECTION: u32 = 1;
 const RAM_VERSION: u32 = 4;
 
 /// Flags in the low bits of a page's offset.
+const RAM_FLAG_ZERO: u64 = 0x02;
 const RAM_FLAG_MEM_SIZE: u64 = 0x04;
 const RAM_FLAG_PAGE: u64 = 0x08;
 const RAM_FLAG_EOS: u64 = 0x10;
@@ -217,20 +218,21 @@ pub fn assemble<'a>(
 }
 
 fn whole_block(out: &mut Vec<u8>, block: &Block, content: &[u8]) -> Result<(), StreamError> {
-    let mut first = true;
     for (i, page) in content.chunks(PAGE).enumerate() {
-        // A new process's blocks are zero where nothing is loaded.
-        if page.iter().all(|byte| *byte == 0) {
-            continue;
-        }
-        let place = (i * PAGE) as u64 | RAM_FLAG_PAGE | if first { 0 } else { RAM_FLAG_CONTINUE };
-        out.extend_from_slice(&place.to_be_bytes());
-        if first {
+        let same_block = if i == 0 { 0 } else { RAM_FLAG_CONTINUE };
+        // Said, not left out: the process that loads it has put firmware and tables of its own there.
+        let zero = page.iter().all(|byte| *byte == 0);
+        let kind = if zero { RAM_FLAG_ZERO } else { RAM_FLAG_PAGE };
+        out.extend_from_slice(&((i * PAGE) as u64 | kind | same_block).to_be_bytes());
+        if i == 0 {
             name(out, &block.name)?;
         }
-        out.extend_from_slice(page);
-        out.resize(out.len() + PAGE - page.len(), 0);
-        first = false;
+        if zero {
+            out.push(0);
+        } else {
+            out.extend_from_slice(page);
+            out.resize(out.len() + PAGE - page.len(), 0);
+        }
     }
     Ok(())
 }
@@ -287,12 +289,16 @@ mod tests {
             if place == RAM_FLAG_EOS {
                 break;
             }
-            assert_ne!(place & RAM_FLAG_PAGE, 0);
             if place & RAM_FLAG_CONTINUE == 0 {
                 let length = number(take(1)) as usize;
                 block = String::from_utf8(take(length)).unwrap();
             }
-            pages.insert((block.clone(), place & !0xfff), take(PAGE));
+            let page = match place & (RAM_FLAG_PAGE | RAM_FLAG_ZERO) {
+                RAM_FLAG_PAGE => take(PAGE),
+                RAM_FLAG_ZERO => vec![take(1)[0]; PAGE],
+                other => panic!("flags {other:x}"),
+            };
+            pages.insert((block.clone(), place & !0xfff), page);
         }
         assert_eq!(take(5), [SECTION_FOOTER, 0, 0, 0, 1]);
         (machine, pages, stream[at..].to_vec())
@@ -328,7 +334,8 @@ mod tests {
                 pages.remove(*page);
             }
             fill(&mut pages, &runs(&again), 9);
-            let rom = vec![7u8; 2 * PAGE];
+            let mut rom = vec![7u8; 3 * PAGE];
+            rom[PAGE..2 * PAGE].fill(0);
             let main = Block { name: "m".into(), used: 400 * PAGE as u64 };
             let others = [(Block { name: "rom".into(), used: rom.len() as u64 }, rom.clone())];
             let devices = [&FILE_HEADER[..], b"\x04devices\x00"].concat();
@@ -344,7 +351,8 @@ mod tests {
                 expected.insert(("m".to_owned(), u64::from(*page) * 4096), vec![(*page as u8).wrapping_mul(3).wrapping_add(9).max(1); PAGE]);
             }
             expected.insert(("rom".to_owned(), 0), vec![7; PAGE]);
-            expected.insert(("rom".to_owned(), PAGE as u64), vec![7; PAGE]);
+            expected.insert(("rom".to_owned(), PAGE as u64), vec![0; PAGE]);
+            expected.insert(("rom".to_owned(), 2 * PAGE as u64), vec![7; PAGE]);
             prop_assert_eq!(found, expected);
         }
     }

@@ -96,6 +96,35 @@ async fn depth_and_repetition_cost_nothing() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A byte of the stream that changed on the way is an error, not a guest with wrong memory.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_stream_is_not_loaded() -> anyhow::Result<()> {
+    let host = Host::new()?;
+    let mut parent = host.boot("parent", 1, "fp.pulse").await?;
+    let captured = host
+        .capture(&mut parent, "one", Mode::Auto, true, Afterwards::GoOn)
+        .await?;
+    let path = host.engine.layout.stream(&StreamName("one".into()));
+    let mut bytes = std::fs::read(&path)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&path, &bytes)?;
+    let Err(error) = host.load("child", &captured, "one").await else {
+        anyhow::bail!("it was loaded");
+    };
+    assert!(
+        error.to_string().contains("streams/one is damaged"),
+        "{error}"
+    );
+    assert!(parent.is_running().await?);
+    bytes[middle] ^= 1;
+    std::fs::write(&path, &bytes)?;
+    let mut child = host.load("whole", &captured, "one").await?;
+    child.kill().await?;
+    parent.kill().await?;
+    Ok(())
+}
+
 /// Captures of one machine are prepared side by side, and only the last of them is kept: a child that was started ahead for
 /// another one must still map the base that its capture makes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

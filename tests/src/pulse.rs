@@ -93,12 +93,17 @@ pub fn on_disk(data: &Path, vm: &Value) -> anyhow::Result<Vec<Record>> {
         "{}",
         String::from_utf8_lossy(&convert.stderr)
     );
-    // What a boot would do first: replay the journal. 1 says that it did.
-    let fsck = Command::new("/sbin/e2fsck")
-        .args(["-f", "-y"])
+    // What a boot would do first: replay the journal. Not by e2fsck, which would mend what is broken.
+    let replay = Command::new("/sbin/debugfs")
+        .args(["-w", "-R", "journal_run"])
         .arg(&raw)
         .output()?;
-    anyhow::ensure!(fsck.status.code().is_some_and(|code| code <= 1), "{fsck:?}");
+    anyhow::ensure!(replay.status.success(), "{replay:?}");
+    let fsck = Command::new("/sbin/e2fsck")
+        .args(["-f", "-n"])
+        .arg(&raw)
+        .output()?;
+    anyhow::ensure!(fsck.status.success(), "{fsck:?}");
     let request = format!("dump /var/lib/pulse {}", file.display());
     let dump = Command::new("/sbin/debugfs")
         .args(["-R", &request])

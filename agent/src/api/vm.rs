@@ -43,6 +43,7 @@ impl VmService for Api {
         self.has_room()?;
         let key = request_key(&request, |request| &mut request.request_id);
         let accelerator = convert::accelerator(request.accelerator());
+        let machine = convert::machine(request.machine());
         let command = Command::CreateVm {
             id: VmId(Ulid::new().0),
             name: request.name,
@@ -56,6 +57,7 @@ impl VmService for Api {
                 request.memory_bytes
             },
             disk_bytes: request.disk_bytes,
+            machine,
             accelerator,
             cpu_model: Some(request.cpu_model).filter(|model| !model.is_empty()),
             cmdline: request.cmdline,

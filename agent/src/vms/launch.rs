@@ -44,7 +44,15 @@ pub enum Unfit {
         /// Which is here.
         here: String,
     },
-    /// The snapshot needs a device or machine that this version does not know.
+    /// The snapshot was made on a machine type, or a version of one, that is not used here.
+    #[error("the snapshot was made on the machine type {made_on:?}; this version restores {known}")]
+    Machine {
+        /// Which it was made on.
+        made_on: String,
+        /// Which are used here.
+        known: String,
+    },
+    /// The snapshot needs a device that this version does not know.
     #[error("the snapshot needs {0:?}, which this version does not know")]
     Unknown(String),
     /// The image is gone from the state.
@@ -91,6 +99,7 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
     Ok(Hardware {
         machine: match spec.machine {
             Machine::Microvm => MachineType::Microvm,
+            Machine::Q35 => MachineType::Q35,
         },
         accelerator,
         cpu_model: spec
@@ -127,9 +136,7 @@ pub fn snapshot_hardware(
         Accelerator::Tcg => spec::Accelerator::Tcg,
         Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
     };
-    if content.machine != MachineType::Microvm.name() {
-        return Err(Unfit::Unknown(content.machine.clone()));
-    }
+    let machine = machine_type(&content.machine)?;
     let known = [Device::Disk, Device::Rng];
     let devices = content
         .devices
@@ -143,7 +150,7 @@ pub fn snapshot_hardware(
         })
         .collect::<Result<_, _>>()?;
     Ok(Hardware {
-        machine: MachineType::Microvm,
+        machine,
         accelerator,
         cpu_model: content.cpu_model.clone(),
         cpus: spec.cpus,
@@ -172,6 +179,14 @@ impl Child {
             spec: vm.spec.clone(),
         }
     }
+}
+
+/// The machine type that a snapshot names, version and all.
+fn machine_type(name: &str) -> Result<MachineType, Unfit> {
+    MachineType::named(name).ok_or_else(|| Unfit::Machine {
+        made_on: name.to_owned(),
+        known: MachineType::ALL.map(MachineType::name).join(", "),
+    })
 }
 
 /// What is the same in every start of a VM.
@@ -296,4 +311,18 @@ pub fn stream(content: &Content) -> StreamRef {
 /// A stream's name in the engine's folders.
 pub fn stream_name(stream: FileId) -> StreamName {
     StreamName(VmId(stream).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_of_another_machine_version_is_refused_by_name() {
+        assert_eq!(machine_type("pc-q35-10.0"), Ok(MachineType::Q35));
+        assert_eq!(machine_type("microvm"), Ok(MachineType::Microvm));
+        let refused = machine_type("pc-q35-9.2").unwrap_err().to_string();
+        assert!(refused.contains("\"pc-q35-9.2\""), "{refused}");
+        assert!(refused.contains("pc-q35-10.0"), "{refused}");
+    }
 }

@@ -1,6 +1,14 @@
 //! A host for machines under test: folders that go with it, the guest image, and a comparison of two guests' memory.
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
+pub mod echo;
+pub mod planted;
+pub mod random;
+pub mod records;
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -18,13 +26,37 @@ use qemu::{
     machine::{Engine, Launch, Machine},
     record::{LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start},
+    stream::Block,
 };
 
 pub const DISK: u64 = 1 << 30;
+
+/// What kind of machine a test runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub machine: MachineType,
+    pub cpus: u32,
+}
+
+impl From<u32> for Shape {
+    /// A `microvm` with as many processors.
+    fn from(cpus: u32) -> Self {
+        Self {
+            machine: MachineType::Microvm,
+            cpus,
+        }
+    }
+}
 const GID: u32 = 1_879_048_192;
 
 pub struct Host {
     pub engine: Arc<Engine>,
+    /// The size of its guests' disks; the image's file system has [`DISK`] of it.
+    pub disk: u64,
+    /// The size of its guests' memory.
+    pub memory: u64,
+    /// Whether they have a serial port to the guest's programs.
+    pub port: bool,
     cmdline: String,
     _data: tempfile::TempDir,
 }
@@ -72,14 +104,20 @@ impl Host {
             host_boot: host_boot()?,
             naming: RwLock::new(()),
         };
+        // An emulated guest cannot measure it while the host is busy, and hangs early in its kernel.
+        let tsc = qemu::host::tsc_khz().map(|khz| format!(" tsc_early_khz={khz}"));
+        let cmdline = cmdline + &tsc.unwrap_or_default();
         Ok(Self {
             engine: Arc::new(engine),
+            disk: DISK,
+            memory: 256 << 20,
+            port: false,
             cmdline,
             _data: data,
         })
     }
 
-    fn launch(&self, name: &str, cpus: u32) -> Launch {
+    fn launch(&self, name: &str, shape: Shape) -> Launch {
         // A user for each VM, by its name's bytes: good enough for a handful.
         let uid = GID
             + 1
@@ -92,17 +130,20 @@ impl Host {
             has_run: false,
             user: Some((uid, GID)),
             hardware: Hardware {
-                machine: MachineType::Microvm,
+                machine: shape.machine,
                 accelerator: Accelerator::Tcg,
                 cpu_model: "max".into(),
-                cpus,
-                memory_bytes: 256 << 20,
-                devices: vec![Device::Disk, Device::Rng],
+                cpus: shape.cpus,
+                memory_bytes: self.memory,
+                devices: [Device::Disk, Device::Rng]
+                    .into_iter()
+                    .chain(self.port.then_some(Device::Port))
+                    .collect(),
             },
             base: None,
             start: Start::Incoming,
             layers: vec![LayerName(name.into())],
-            disk_bytes: DISK,
+            disk_bytes: self.disk,
             new_layer: true,
             image_disk: Some("disk.qcow2".into()),
             ready_line: None,
@@ -110,17 +151,15 @@ impl Host {
         }
     }
 
-    pub async fn boot(&self, name: &str, cpus: u32, flag: &str) -> anyhow::Result<Machine> {
+    pub async fn boot(
+        &self,
+        name: &str,
+        shape: impl Into<Shape>,
+        flag: &str,
+    ) -> anyhow::Result<Machine> {
+        let shape = shape.into();
         for attempt in 1..=3 {
-            let mut launch = self.launch(name, cpus);
-            launch.start = Start::Boot {
-                kernel: "images/vmlinuz".into(),
-                initrd: Some("images/initrd".into()),
-                cmdline: format!("{} {flag}", self.cmdline),
-            };
-            launch.new_layer = attempt == 1;
-            launch.ready_line = Some("forkypig-guest ready".into());
-            let mut machine = Machine::launch(&self.engine, launch).await?;
+            let mut machine = self.start(name, shape, flag, attempt == 1).await?;
             machine.resume().await?;
             let mut ready = machine.ready();
             // A cold boot under emulation hangs now and then; that is not what is tested here.
@@ -135,6 +174,25 @@ impl Host {
         anyhow::bail!("the guest did not boot three times")
     }
 
+    /// A machine with a kernel whose guest has not run yet.
+    pub async fn start(
+        &self,
+        name: &str,
+        shape: Shape,
+        flag: &str,
+        new_layer: bool,
+    ) -> anyhow::Result<Machine> {
+        let mut launch = self.launch(name, shape);
+        launch.start = Start::Boot {
+            kernel: "images/vmlinuz".into(),
+            initrd: Some("images/initrd".into()),
+            cmdline: format!("{} {flag}", self.cmdline),
+        };
+        launch.new_layer = new_layer;
+        launch.ready_line = Some("forkypig-guest ready".into());
+        Ok(Machine::launch(&self.engine, launch).await?)
+    }
+
     pub async fn capture(
         &self,
         machine: &mut Machine,
@@ -147,7 +205,7 @@ impl Host {
             .capture(
                 &StreamName(name.into()),
                 &LayerName(format!("after-{name}")),
-                DISK,
+                self.disk,
                 mode,
                 running,
                 afterwards,
@@ -165,7 +223,11 @@ impl Host {
             base: captured.base.clone(),
             layers: captured.layers.clone(),
         };
-        let mut child = self.wait(name, &expected, captured.hardware.cpus).await?;
+        let shape = Shape {
+            machine: captured.hardware.machine,
+            cpus: captured.hardware.cpus,
+        };
+        let mut child = self.wait(name, &expected, shape).await?;
         child
             .load(&StreamRef {
                 name: StreamName(stream.into()),
@@ -175,9 +237,29 @@ impl Host {
         Ok(child)
     }
 
+    /// A child of a stream that a test wrote or changed itself.
+    pub async fn load_edited(
+        &self,
+        name: &str,
+        captured: &Captured,
+        stream: &str,
+    ) -> anyhow::Result<Machine> {
+        let path = self.engine.layout.stream(&StreamName(stream.into()));
+        let edited = Captured {
+            stream_crc: crc32fast::hash(&fs::read(path)?),
+            ..captured.clone()
+        };
+        self.load(name, &edited, stream).await
+    }
+
     /// A process that waits for a stream.
-    pub async fn wait(&self, name: &str, with: &Expected, cpus: u32) -> anyhow::Result<Machine> {
-        let mut launch = self.launch(name, cpus);
+    pub async fn wait(
+        &self,
+        name: &str,
+        with: &Expected,
+        shape: impl Into<Shape>,
+    ) -> anyhow::Result<Machine> {
+        let mut launch = self.launch(name, shape.into());
         launch.base = Some(with.base.clone());
         launch.layers = std::iter::once(LayerName(name.into()))
             .chain(with.layers.clone())
@@ -227,4 +309,28 @@ pub async fn compare(a: &mut Machine, b: &mut Machine) -> anyhow::Result<Vec<u32
         }
     }
     Ok(wrong)
+}
+
+/// The blocks of firmware and tables in which two machines differ, by name; both must stand still.
+pub async fn compare_firmware(a: &Machine, b: &Machine) -> anyhow::Result<Vec<String>> {
+    let left = a.main_memory().await?.firmware()?;
+    let right = b.main_memory().await?.firmware()?;
+    let names = |blocks: &[(Block, Vec<u8>)]| -> BTreeSet<String> {
+        blocks.iter().map(|(block, _)| block.name.clone()).collect()
+    };
+    anyhow::ensure!(!left.is_empty(), "a machine without firmware");
+    let all = names(&left)
+        .union(&names(&right))
+        .cloned()
+        .collect::<Vec<_>>();
+    let find = |blocks: &[(Block, Vec<u8>)], name: &str| {
+        blocks
+            .iter()
+            .find(|(block, _)| block.name == name)
+            .map(|(_, bytes)| bytes.clone())
+    };
+    Ok(all
+        .into_iter()
+        .filter(|name| find(&left, name) != find(&right, name))
+        .collect())
 }

@@ -4,7 +4,7 @@
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, Digests, DiskBlob, Labels,
-    Millis, ObjectId, Phase,
+    Machine, Millis, ObjectId, Phase,
 };
 
 /// A command and what goes with it.
@@ -100,6 +100,7 @@ pub enum Command {
         cpus: u32,
         memory_bytes: u64,
         disk_bytes: u64,
+        machine: Machine,
         accelerator: Accelerator,
         cpu_model: Option<String>,
         cmdline: String,

@@ -150,6 +150,8 @@ pub enum Accelerator {
 pub enum Machine {
     /// `microvm`: virtio-mmio, started from a kernel.
     Microvm,
+    /// `q35`: PCI, started from a kernel.
+    Q35,
 }
 
 /// What a VM is made of. A fork's is its parent's.

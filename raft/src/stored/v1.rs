@@ -55,6 +55,7 @@ mirrors! {
             cpus: u32,
             memory_bytes: u64,
             disk_bytes: u64,
+            machine: Machine,
             accelerator: Accelerator,
             cpu_model: Option<String>,
             cmdline: String,
@@ -146,7 +147,7 @@ mirrors! {
     struct Blob { sha256: [u8; 32], size_bytes: u64 }
     struct DiskBlob { blob: Blob, virtual_bytes: u64 }
     enum Accelerator { Auto, Kvm, Tcg }
-    enum Machine { Microvm }
+    enum Machine { Microvm, Q35 }
     struct VmSpec {
         image: Id,
         cpus: u32,

@@ -188,7 +188,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         boot_timeout_ms: 30_000,
         node: 1,
     };
-    let vm = |node, cpu_model, accelerator| Command::CreateVm {
+    let vm = |node, cpu_model, accelerator, machine| Command::CreateVm {
         id: VmId(0x41),
         name: "a".into(),
         image: "tiny".into(),
@@ -197,6 +197,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         cpus: 4,
         memory_bytes: 256 << 20,
         disk_bytes: 0,
+        machine,
         accelerator,
         cpu_model,
         cmdline: "quiet".into(),
@@ -232,10 +233,21 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         ("import-bare", image(Some(blob(1)), None, None, None)),
         (
             "create-vm-full",
-            vm(Some("n1".into()), Some("max".into()), Accelerator::Kvm),
+            vm(
+                Some("n1".into()),
+                Some("max".into()),
+                Accelerator::Kvm,
+                Machine::Q35,
+            ),
         ),
-        ("create-vm-bare", vm(None, None, Accelerator::Auto)),
-        ("create-vm-tcg", vm(None, None, Accelerator::Tcg)),
+        (
+            "create-vm-bare",
+            vm(None, None, Accelerator::Auto, Machine::Microvm),
+        ),
+        (
+            "create-vm-tcg",
+            vm(None, None, Accelerator::Tcg, Machine::Microvm),
+        ),
         ("power-start", power(PowerAction::Start)),
         ("power-stop", power(PowerAction::Stop)),
         ("power-force-stop", power(PowerAction::ForceStop)),

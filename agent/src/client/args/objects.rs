@@ -208,6 +208,9 @@ pub struct CreateArgs {
     /// Where to put it. Without it the node with the fewest VMs.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub node: String,
+    /// What kind of machine it is.
+    #[arg(long, value_enum, default_value_t)]
+    pub machine: Machine,
     /// How its code is run.
     #[arg(long, value_enum, default_value_t)]
     pub accel: Accel,
@@ -381,6 +384,25 @@ pub struct LogsArgs {
     /// Go on with what it prints from now on.
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// What kind of machine a VM is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Machine {
+    /// No PCI; starts fastest.
+    #[default]
+    Microvm,
+    /// PCI, for devices that need it.
+    Q35,
+}
+
+impl From<Machine> for v1::Machine {
+    fn from(machine: Machine) -> Self {
+        match machine {
+            Machine::Microvm => Self::Microvm,
+            Machine::Q35 => Self::Q35,
+        }
+    }
 }
 
 /// How a VM's code is run.

@@ -1,8 +1,8 @@
 //! `fpagent vm`.
 
 use proto::v1::{
-    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, PowerAction,
-    SetVmPowerRequest,
+    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, Machine,
+    PowerAction, SetVmPowerRequest,
 };
 use serde::Serialize;
 
@@ -64,6 +64,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         memory_bytes: args.memory,
         disk_bytes: args.disk.unwrap_or(0),
         node: args.node,
+        machine: Machine::from(args.machine).into(),
         accelerator: Accelerator::from(args.accel).into(),
         cpu_model: args.cpu_model,
         cmdline: args.cmdline,

@@ -4,6 +4,7 @@
 
 mod answer;
 mod churn;
+mod echo;
 mod fill;
 mod options;
 mod pulse;
@@ -12,17 +13,19 @@ mod sys;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: fpguest pulse --disk FILE [--interval-ms 100]
+usage: fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
        fpguest answer
+       fpguest echo --port NAME
 
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
-       standard output
+       standard output; with --raw also, past all caches, to 2.3 MiB of a block device
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
        that it finds what it wrote; with --disk it does the same with a file's blocks
 fill   fills memory once and writes so much of it again each second
 answer says each line of standard input again
+echo   sends back what comes through a virtio serial port
 ";
 
 fn main() -> ExitCode {
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
         options::Command::Churn(churn) => churn::run(&churn),
         options::Command::Fill(fill) => fill::run(&fill),
         options::Command::Answer => answer::run(),
+        options::Command::Echo { port } => echo::run(&port),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use fp_guest::pages::PAGE_SIZE;
+
 use crate::churn::Churn;
 use crate::fill::Fill;
-use crate::pulse::Pulse;
+use crate::pulse::{Pulse, Raw};
 
 /// What the program was asked to do.
 #[derive(Debug, PartialEq)]
@@ -18,6 +20,11 @@ pub enum Command {
     Fill(Fill),
     /// `fpguest answer`
     Answer,
+    /// `fpguest echo`
+    Echo {
+        /// The port's name.
+        port: String,
+    },
 }
 
 /// Reads `words`, the command's options.
@@ -26,6 +33,7 @@ pub enum Command {
 /// What is wrong with them, for the user.
 pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
     let (mut disk, mut interval, mut mib, mut rate) = (None, 100, 64, 0);
+    let (mut raw, mut raw_offset, mut port) = (None, 0, None);
     let mut words = words.iter();
     while let Some(name) = words.next() {
         let value = words.next().ok_or(format!("{name} needs a value"))?;
@@ -34,12 +42,19 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             ("pulse", "--interval-ms") => interval = number(name, value)?,
             ("fill", "--rate") => rate = number(name, value)?,
             ("churn" | "fill", "--mib") => mib = number(name, value)?,
+            ("pulse", "--raw") => raw = Some(PathBuf::from(value)),
+            ("pulse", "--raw-offset") => raw_offset = page_offset(name, value)?,
+            ("echo", "--port") => port = Some(value.clone()),
             _ => return Err(format!("{command} has no option {name}")),
         }
     }
     match command {
         "pulse" => Ok(Command::Pulse(Pulse {
             disk: disk.ok_or("pulse needs --disk FILE")?,
+            raw: raw.map(|device| Raw {
+                device,
+                offset: raw_offset,
+            }),
             interval: Duration::from_millis(u64::from(interval)),
         })),
         "churn" => Ok(Command::Churn(Churn {
@@ -51,6 +66,9 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             rate: rate as usize,
         })),
         "answer" => Ok(Command::Answer),
+        "echo" => Ok(Command::Echo {
+            port: port.ok_or("echo needs --port NAME")?,
+        }),
         _ => Err(format!("there is no command {command}")),
     }
 }
@@ -59,6 +77,15 @@ fn number(name: &str, value: &str) -> Result<u32, String> {
     match value.parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("{name} needs a number from 1 on, not {value:?}")),
+    }
+}
+
+fn page_offset(name: &str, value: &str) -> Result<u64, String> {
+    match value.parse::<u64>() {
+        Ok(offset) if offset.is_multiple_of(PAGE_SIZE as u64) => Ok(offset),
+        _ => Err(format!(
+            "{name} needs a multiple of {PAGE_SIZE}, not {value:?}"
+        )),
     }
 }
 
@@ -77,11 +104,22 @@ mod tests {
         let pulse = |ms| {
             Command::Pulse(Pulse {
                 disk: "/p".into(),
+                raw: None,
                 interval: Duration::from_millis(ms),
             })
         };
         assert_eq!(parse_text("pulse --disk /p"), Ok(pulse(100)));
         assert_eq!(parse_text("pulse --interval-ms 5 --disk /p"), Ok(pulse(5)));
+        let Ok(Command::Pulse(raw)) =
+            parse_text("pulse --disk /p --raw /dev/vda --raw-offset 8192")
+        else {
+            panic!("not parsed");
+        };
+        let expected = Raw {
+            device: "/dev/vda".into(),
+            offset: 8192,
+        };
+        assert_eq!(raw.raw, Some(expected));
         assert_eq!(
             parse_text("churn"),
             Ok(Command::Churn(Churn {
@@ -100,6 +138,9 @@ mod tests {
             ("pulse", "--disk"),
             ("pulse --disk", "value"),
             ("pulse --disk /p --mib 3", "--mib"),
+            ("pulse --disk /p --raw /d --raw-offset 100", "4096"),
+            ("echo", "--port"),
+            ("echo --disk /p", "--disk"),
             ("churn --mib 0", "from 1"),
             ("churn --mib many", "many"),
             ("fill --disk /p", "--disk"),

@@ -6,7 +6,7 @@ use super::{check_labels, check_line, invalid, placement, removal};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
-    model::{Image, Machine, Millis, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
+    model::{Image, Millis, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -30,6 +30,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cpus,
         memory_bytes,
         disk_bytes,
+        machine,
         accelerator,
         cpu_model,
         cmdline,
@@ -57,10 +58,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     if image.kernel.is_none() {
         return Err(invalid(
             "image",
-            format!(
-                "{:?} has no kernel, which a microvm is started from",
-                image.name
-            ),
+            format!("{:?} has no kernel, which a VM is started from", image.name),
         ));
     }
     let spec = VmSpec {
@@ -68,7 +66,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cpus: *cpus,
         memory_bytes: *memory_bytes,
         disk_bytes: disk_size(image, *disk_bytes)?,
-        machine: Machine::Microvm,
+        machine: *machine,
         accelerator: *accelerator,
         cpu_model: cpu_model.clone(),
         cmdline: cmdline.clone(),

@@ -103,6 +103,7 @@ impl World {
             cpus: 1,
             memory_bytes: 256 * MIB,
             disk_bytes: 0,
+            machine: Machine::Microvm,
             accelerator: Accelerator::Auto,
             cpu_model: None,
             cmdline: String::new(),

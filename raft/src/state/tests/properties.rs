@@ -104,6 +104,7 @@ fn create() -> impl Strategy<Value = Command> {
             cpus: 1,
             memory_bytes: memory * 1024 * MIB + 256 * MIB,
             disk_bytes: 0,
+            machine: Machine::Microvm,
             accelerator: Accelerator::Auto,
             cpu_model: None,
             cmdline: String::new(),

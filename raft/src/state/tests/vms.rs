@@ -134,7 +134,7 @@ fn bad_vms_are_refused() {
 }
 
 #[test]
-fn a_microvm_needs_a_kernel() {
+fn a_vm_needs_a_kernel() {
     let mut world = World::new();
     let mut image = world.image("disk-only");
     let Command::ImportImage { kernel, .. } = &mut image else {
