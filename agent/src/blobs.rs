@@ -163,8 +163,7 @@ mod tests {
 
     fn layout() -> (tempfile::TempDir, Layout) {
         let dir = tempfile::tempdir().unwrap();
-        let layout =
-            Layout::create(&dir.path().join("data"), &dir.path().join("memory"), None).unwrap();
+        let layout = Layout::create(&dir.path().join("data"), None).unwrap();
         (dir, layout)
     }
 

@@ -307,10 +307,10 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
             .map(|node| node_name(state, *node))
             .collect(),
         state: is.into(),
-        safety: match content.map(|content| content.safety) {
+        safety: match content.map(|content| &content.safety) {
             None => v1::SnapshotSafety::Unspecified,
             Some(Safety::Memory) => v1::SnapshotSafety::Memory,
-            Some(Safety::Disk) => v1::SnapshotSafety::Disk,
+            Some(Safety::Disk(_)) => v1::SnapshotSafety::Disk,
         }
         .into(),
         created_at: Some(timestamp(snapshot.created_at)),
@@ -324,6 +324,7 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
         ),
         qemu_version: content.map_or_else(String::new, |content| content.qemu_version.clone()),
         capture: content.map(|content| report_message(&content.report)),
+        reason: snapshot.lost.clone(),
     }
 }
 

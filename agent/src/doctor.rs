@@ -11,7 +11,6 @@ pub fn check(node: &Node) -> Vec<HostCheck> {
         kvm(node),
         write_tracking(node),
         disk(node),
-        memory_folder(node),
         memory_limits(),
     ];
     checks.push(clock(node));
@@ -100,33 +99,6 @@ fn disk(node: &Node) -> HostCheck {
             HostCheckResult::Failed,
             error.to_string(),
             "look at the data directory's file system",
-        ),
-    }
-}
-
-fn memory_folder(node: &Node) -> HostCheck {
-    let folder = node.vms.engine().layout.bases();
-    match qemu::host::is_in_memory(folder) {
-        Ok(true) => result(
-            "memory-dir",
-            HostCheckResult::Ok,
-            "bases are kept in memory (tmpfs)",
-            "",
-        ),
-        Ok(false) => result(
-            "memory-dir",
-            HostCheckResult::Warning,
-            format!(
-                "{} is not on tmpfs: captures write to a disk",
-                folder.display()
-            ),
-            "choose a folder on tmpfs with --memory-dir",
-        ),
-        Err(error) => result(
-            "memory-dir",
-            HostCheckResult::Failed,
-            error.to_string(),
-            "look at the folder of --memory-dir",
         ),
     }
 }

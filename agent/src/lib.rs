@@ -12,5 +12,6 @@ pub mod leases;
 pub mod node;
 pub mod peers;
 pub mod reconcile;
+pub mod store;
 pub mod trust;
 pub mod vms;

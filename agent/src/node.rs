@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     leases::Leases,
     peers::Peers,
+    store::Store,
     trust::{authority::Authority, identity::Identity},
     vms::{Vms, fork::Forks, launch::Fitness},
 };
@@ -48,6 +49,8 @@ pub struct Node {
     pub raft: Handle,
     /// Its VMs.
     pub vms: Arc<Vms>,
+    /// The files of its snapshots.
+    pub store: Store,
     /// Its forks.
     pub forks: Forks,
     /// What it can run.

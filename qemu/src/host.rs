@@ -170,13 +170,6 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     Ok(stat.f_bavail * stat.f_frsize)
 }
 
-/// Whether a folder is on tmpfs.
-pub fn is_in_memory(path: &Path) -> io::Result<bool> {
-    /// `TMPFS_MAGIC` of linux/magic.h.
-    const TMPFS: i64 = 0x0102_1994;
-    Ok(rustix::fs::statfs(path)?.f_type as i64 == TMPFS)
-}
-
 /// The rate of this processor's time stamp counter, kHz; `None` where it could not be measured. Takes 50 ms.
 pub fn tsc_khz() -> Option<u32> {
     tsc::khz()

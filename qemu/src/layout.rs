@@ -22,25 +22,21 @@ use crate::record::{BaseName, LayerName, StreamName, VmName};
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
-    bases: PathBuf,
     /// The group that QEMU processes run in; `None` when users are not changed.
     gid: Option<u32>,
 }
 
 impl Layout {
-    /// Makes the folders that are not there yet. `root` is the data directory, `memory` a folder on tmpfs for bases.
-    pub fn create(root: &Path, memory: &Path, gid: Option<u32>) -> io::Result<Self> {
+    /// Makes the folders that are not there yet. `root` is the data directory.
+    pub fn create(root: &Path, gid: Option<u32>) -> io::Result<Self> {
         let layout = Self {
             root: root.to_owned(),
-            bases: memory.join("bases"),
             gid,
         };
         make(root, 0o711)?;
-        make(memory, 0o711)?;
-        for shared in ["images", "layers", "streams"] {
+        for shared in ["images", "bases", "layers", "streams"] {
             make(&root.join(shared), 0o711)?;
         }
-        make(&layout.bases, 0o711)?;
         for own in ["vms", "run"] {
             make(&root.join(own), 0o711)?;
         }
@@ -84,21 +80,12 @@ impl Layout {
 
     /// A base.
     pub fn base(&self, name: &BaseName) -> PathBuf {
-        self.bases.join(&name.0)
-    }
-
-    /// Removes the folder of bases, and the memory folder that it lies in, if nothing is in them. Nothing else would: they lie
-    /// apart from the data directory.
-    pub fn remove_empty_memory(&self) {
-        for folder in [Some(self.bases.as_path()), self.bases.parent()] {
-            // What is in use is not empty, and stays.
-            let _in_use = folder.map(fs::remove_dir);
-        }
+        self.root.join(base(name))
     }
 
     /// The folder of bases.
-    pub fn bases(&self) -> &Path {
-        &self.bases
+    pub fn bases(&self) -> PathBuf {
+        self.root.join("bases")
     }
 
     /// A VM's own folder.
@@ -146,6 +133,11 @@ pub fn image(sha256: &str) -> String {
 /// The path of a layer below the data directory.
 pub fn layer(name: &LayerName) -> String {
     format!("layers/{}.qcow2", name.0)
+}
+
+/// The path of a base below the data directory.
+pub fn base(name: &BaseName) -> String {
+    format!("bases/{}", name.0)
 }
 
 /// The path of a stream below the data directory.

@@ -17,15 +17,14 @@ use tokio::{
 
 use crate::{
     capture::Prepared,
+    checksum::CheckedStream,
     console::Console,
     disk::{self, DiskError, Overlays},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
-    record::{
-        BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamName, VmName, VmRecord,
-    },
+    record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
     spec::{self, CommandLine, Descriptors, Hardware, Start},
     sys::spawn::{FIRST_FD, Spawn, set_nice},
 };
@@ -334,7 +333,7 @@ impl Machine {
     }
 
     /// Loads a stream into a machine that was started for one.
-    pub async fn load(&mut self, stream: &StreamName) -> Result<(), MachineError> {
+    pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
         let events = qmp::MigrationCapabilityStatus {
             capability: qmp::MigrationCapability::events,
             state: true,
@@ -344,7 +343,7 @@ impl Machine {
                 capabilities: vec![events],
             })
             .await?;
-        let uri = format!("file:{}", layout::stream(stream));
+        let uri = format!("file:{}", layout::stream(stream.name()));
         self.qmp
             .run(qmp::migrate_incoming {
                 channels: None,
@@ -540,7 +539,7 @@ fn start_process(
     let memory = match &launch.base {
         None => spec::Memory::Anonymous,
         Some(base) => spec::Memory::Base {
-            path: engine.layout.base(base).display().to_string(),
+            path: layout::base(base),
         },
     };
     let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());

@@ -229,7 +229,7 @@ impl MainMemory {
         self.len() == 0
     }
 
-    /// Reads bytes at an offset. Reading a hole of a base on tmpfs makes it a page of zeros.
+    /// Reads bytes at an offset. A hole of the base that is read becomes a page of the page cache, which the kernel may evict.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         if offset + bytes.len() as u64 > self.len() {
             return Err(io::Error::new(
@@ -357,7 +357,7 @@ mod tests {
 
     #[test]
     fn a_base_keeps_its_holes() {
-        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let create = |name: &str| {
             let file = File::options()
                 .read(true)

@@ -117,7 +117,8 @@ async fn a_child_that_waits_maps_the_base_of_its_capture() -> anyhow::Result<()>
         (&captured.base, &captured.layers),
         (&expected.base, &expected.layers)
     );
-    child.load(&one).await?;
+    let stream = host.checked("one", &captured).await?;
+    child.load(&stream).await?;
     assert_eq!(
         compare(&mut parent, &mut child).await?,
         Vec::<u32>::new(),

@@ -411,11 +411,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // Shown by the runner when the test failed.
         eprintln!("{}", self.logs());
-        let memory = self
-            .agents
-            .iter()
-            .filter_map(|agent| memory_folder(&agent.data))
-            .collect::<Vec<_>>();
         for agent in &mut self.agents {
             if let Err(error) = agent.kill() {
                 eprintln!("{}: {error}", agent.name);
@@ -432,22 +427,5 @@ impl Drop for Cluster {
         if let Err(error) = gone {
             eprintln!("{error}");
         }
-        for folder in memory {
-            if let Err(error) = fs::remove_dir_all(&folder) {
-                eprintln!("{}: {error}", folder.display());
-            }
-        }
     }
-}
-
-/// Where a node's bases are.
-pub fn memory_folder(data: &Path) -> Option<PathBuf> {
-    let identity: Value =
-        serde_json::from_slice(&fs::read(data.join("identity.json")).ok()?).ok()?;
-    let (cluster, node) = (
-        identity["clusterId"].as_str()?,
-        identity["nodeId"].as_u64()?,
-    );
-    Some(PathBuf::from(format!("/dev/shm/fpagent-{cluster}-{node}")))
-        .filter(|folder| folder.exists())
 }

@@ -77,7 +77,7 @@ pub fn in_memory(vm: &Value) -> anyhow::Result<Vec<Vec<Record>>> {
 pub fn on_disk(data: &Path, vm: &Value) -> anyhow::Result<Vec<Record>> {
     let id = vm["id"].as_str().context("no id")?;
     let work = tempfile::tempdir()?;
-    let layout = Layout::create(data, work.path(), None)?;
+    let layout = Layout::create(data, None)?;
     let record =
         VmRecord::load(&layout.vm(&VmName(id.to_owned())))?.context("the VM has no record")?;
     let chain = disk::chain(&record.layers_with_next(), record.image_disk.as_deref());

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::Context as _;
 use guest::{history::common_prefix, record::Record};
 use harness::{
-    cluster::{Cluster, PATIENCE, memory_folder},
+    cluster::{Cluster, PATIENCE},
     pulse, wait_for,
 };
 use serde_json::Value;
@@ -221,11 +221,8 @@ fn children_outlive_their_parent_and_nothing_is_left_of_what_is_deleted() -> any
 fn files(cluster: &Cluster) -> anyhow::Result<Vec<String>> {
     let mut found = Vec::new();
     for agent in &cluster.agents {
-        let mut folders: Vec<_> = ["images", "layers", "streams", "vms"]
-            .map(|name| agent.data.join(name))
-            .into();
-        folders.extend(memory_folder(&agent.data).map(|folder| folder.join("bases")));
-        for folder in folders {
+        let folders = ["images", "bases", "layers", "streams", "vms"];
+        for folder in folders.map(|name| agent.data.join(name)) {
             for entry in std::fs::read_dir(&folder)? {
                 found.push(entry?.path().display().to_string());
             }

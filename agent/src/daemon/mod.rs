@@ -4,7 +4,7 @@ pub mod options;
 
 use std::{
     collections::BTreeSet,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -32,6 +32,7 @@ use crate::{
     node::{Node, now},
     peers::Peers,
     reconcile,
+    store::Store,
     trust::{
         identity::{DataDir, LocalNode},
         tls::{
@@ -125,7 +126,7 @@ impl TokenLookup for Tokens {
 
 impl Agent {
     async fn start(options: &RunOptions, data: &DataDir, local: LocalNode) -> anyhow::Result<Self> {
-        let (fitness, write_tracking, engine) = look_at_host(options, &local).await?;
+        let (fitness, write_tracking, engine) = look_at_host(options).await?;
         let peers = Arc::new(Peers::new(
             client::for_node(&local)?,
             &local.identity.members,
@@ -149,6 +150,8 @@ impl Agent {
         let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
 
         let wake = Arc::new(Notify::new());
+        let store = Store::open(&engine.layout, &engine.host_boot)
+            .context("the files of snapshots cannot be looked at")?;
         let engine = Arc::new(engine);
         let helper = (
             options.vm_uid_base + crate::vms::USERS + 1,
@@ -163,6 +166,7 @@ impl Agent {
                 Some(options.vm_uid_base),
                 Arc::clone(&wake),
             )),
+            store,
             forks: Forks::default(),
             fitness,
             write_tracking,
@@ -252,7 +256,6 @@ impl Agent {
             tracing::debug!("calls were cut off");
         }
         self.node.raft.shutdown().await;
-        self.node.vms.engine().layout.remove_empty_memory();
         if let Err(error) = std::fs::remove_file(&self.socket) {
             tracing::debug!(%error, "the socket could not be removed");
         }
@@ -276,15 +279,8 @@ fn spawn_server(
 /// What this host can do, and where its VMs are kept.
 async fn look_at_host(
     options: &RunOptions,
-    local: &LocalNode,
 ) -> anyhow::Result<(Fitness, Result<(), String>, Engine)> {
-    let memory = options.memory_dir.clone().unwrap_or_else(|| {
-        Path::new("/dev/shm").join(format!(
-            "fpagent-{}-{}",
-            local.identity.cluster, local.identity.node
-        ))
-    });
-    let layout = Layout::create(&options.data_dir, &memory, Some(options.vm_uid_base))
+    let layout = Layout::create(&options.data_dir, Some(options.vm_uid_base))
         .context("the data directory's folders cannot be made")?;
     layout
         .install_tracking_library(qemu::TRACKING_LIBRARY)
@@ -312,7 +308,8 @@ async fn look_at_host(
         overlays: Overlays::new(layout.clone(), options.qemu_img.clone()),
         qemu: options.qemu.clone(),
         track_writes: write_tracking.is_ok(),
-        host_boot: host_boot().context("the host's boot id cannot be read")?,
+        host_boot: host_boot(&options.host_boot_file)
+            .context("the host's boot id cannot be read")?,
         layout,
     };
     Ok((fitness, write_tracking, engine))

@@ -39,9 +39,9 @@ pub struct RunOptions {
     /// How log lines are written. RUST_LOG chooses which ones.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
-    /// Where the memory of snapshots lies, best on tmpfs. Without it a folder below /dev/shm, named for the node.
-    #[arg(long, value_name = "DIR")]
-    pub memory_dir: Option<PathBuf>,
+    /// Where the kernel names the host's boot: files that are not known to be on disk are given up when it has changed.
+    #[arg(long, value_name = "FILE", default_value = qemu::record::HOST_BOOT, hide = true)]
+    pub host_boot_file: PathBuf,
     /// QEMU's program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,

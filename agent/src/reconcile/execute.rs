@@ -13,6 +13,7 @@ use super::{
 use crate::{
     errors::chain,
     node::Node,
+    store::work::{self, Work},
     vms::{VmHandle, command::Command, launch, vm_name},
 };
 
@@ -69,11 +70,14 @@ pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
                 reports,
             },
         ),
-        Action::ReportLost(snapshot) => report(
+        Action::Secure(snapshot) => work::begin(node, state, Work::Secure, snapshot),
+        Action::Verify(snapshot) => work::begin(node, state, Work::Verify, snapshot),
+        Action::ReportLost { snapshot, reason } => report(
             node,
             Change::LostSnapshot {
                 snapshot,
                 node: node.id(),
+                reason,
             },
         ),
         Action::Collect(objects) => collect(node, objects),
@@ -172,7 +176,8 @@ fn restore_command(
     let content = record.content.as_ref().ok_or_else(missing)?;
     if !record.nodes.contains(&node.id()) {
         return Err(format!(
-            "its snapshot {snapshot} is not on this node any more"
+            "its snapshot {snapshot} is not on this node any more: {}",
+            record.lost
         ));
     }
     let below: Vec<_> = content
@@ -195,7 +200,7 @@ fn restore_command(
         .map_err(|error| error.to_string())?;
     Ok(Command::Restore {
         launch: Box::new(launch),
-        stream: launch::stream_name(snapshot),
+        stream: (launch::stream_name(snapshot), content.stream_checksum),
         paused,
     })
 }
@@ -251,7 +256,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     let id = node.id();
     let sweep = move || {
         let there = Files {
-            bases: names(layout.bases(), "")?,
+            bases: names(&layout.bases(), "")?,
             streams: names(&layout.streams(), "")?,
             layers: names(&layout.layers(), ".qcow2")?,
             images: names(&layout.images(), "")?
@@ -265,7 +270,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
         }
         let free = unreferenced(&there, &referenced(&state, id, &records), &in_flight);
         let all = [
-            (layout.bases().to_owned(), free.bases, ""),
+            (layout.bases(), free.bases, ""),
             (layout.streams(), free.streams, ""),
         ]
         .into_iter()

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use qemu::{
     capture::{CaptureError, Captured, Expected, Mode},
+    checksum::{CheckedStream, Checksum},
     machine::Launch,
     record::{LayerName, StreamName},
 };
@@ -23,8 +24,8 @@ pub enum Command {
     Restore {
         /// How.
         launch: Box<Launch>,
-        /// The snapshot's stream.
-        stream: StreamName,
+        /// The snapshot's stream, and its checksum.
+        stream: (StreamName, Checksum),
         /// Whether it stands still afterwards.
         paused: bool,
     },
@@ -48,7 +49,7 @@ pub enum Command {
     /// Load a stream into it.
     Load {
         /// Which.
-        stream: StreamName,
+        stream: CheckedStream,
         /// Answered when it is loaded.
         done: oneshot::Sender<Result<(), String>>,
     },

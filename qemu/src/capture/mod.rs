@@ -25,6 +25,7 @@ use self::{
 };
 
 use crate::{
+    checksum::{self, Checksum},
     disk,
     machine::{Machine, MachineError, system},
     memory::{Memory, allocated_bytes},
@@ -140,6 +141,8 @@ pub struct Captured {
     pub base_bytes: u64,
     /// Bytes of the stream.
     pub stream_bytes: u64,
+    /// The stream's checksum.
+    pub stream_checksum: Checksum,
     /// Bytes of the newest layer; 0 when nothing was written to the disk since the capture before.
     pub layer_bytes: u64,
     /// How it went.
@@ -555,7 +558,7 @@ impl Machine {
         let (stream_name, base_name) = (stream.clone(), base.clone());
         let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
         let layer_moved = moment.layer_moved;
-        let (stream_bytes, base_bytes, layer_bytes) = blocking(move || {
+        let (written, base_bytes, layer_bytes) = blocking(move || {
             let main = lock(&guest).main().clone();
             let stream = stream::assemble(
                 hardware.machine.name(),
@@ -565,9 +568,8 @@ impl Machine {
                 &moment.devices,
             )?;
             let path = layout.stream(&stream_name);
-            write_stream(&path, &stream)
-                .and_then(|()| layout.share(&path))
-                .map_err(write("stream"))?;
+            let checksum = write_stream(&path, &stream).map_err(write("stream"))?;
+            layout.share(&path).map_err(write("stream"))?;
             let layer_bytes = match (layer_moved, &frozen) {
                 (true, Some(layer)) => {
                     overlays.freeze(layer).map_err(write("disk layer"))?;
@@ -579,7 +581,7 @@ impl Machine {
             };
             let base_bytes =
                 allocated_bytes(&fs::metadata(layout.base(&base_name)).map_err(write("base"))?);
-            Ok((stream.len(), base_bytes, layer_bytes))
+            Ok(((stream.len(), checksum), base_bytes, layer_bytes))
         })
         .await?;
 
@@ -596,19 +598,21 @@ impl Machine {
             hardware: self.record.hardware.clone(),
             qemu_version: self.qemu_version().to_owned(),
             base_bytes,
-            stream_bytes,
+            stream_bytes: written.0,
+            stream_checksum: written.1,
             layer_bytes,
             report,
         })
     }
 }
 
-fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<()> {
+/// Writes a stream out, and sums it up from the same memory: what the file must give back.
+fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<Checksum> {
     let mut file = File::create(path)?;
     for part in stream.parts() {
         file.write_all(&part)?;
     }
-    Ok(())
+    Ok(checksum::of_parts(&stream.parts()))
 }
 
 /// QEMU's timestamps are seconds and microseconds since the epoch; the type keeps its fields to itself.

@@ -12,11 +12,12 @@ use anyhow::Context as _;
 use qemu::{
     TRACKING_LIBRARY,
     capture::{Afterwards, Captured, Expected, Mode},
+    checksum::CheckedStream,
     console::output_channel,
     disk::Overlays,
     layout::Layout,
     machine::{Engine, Launch, Machine},
-    record::{LayerName, StreamName, VmName, VmRecord, host_boot},
+    record::{HOST_BOOT, LayerName, StreamName, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start},
 };
 
@@ -26,7 +27,7 @@ const GID: u32 = 1_879_048_192;
 pub struct Host {
     pub engine: Arc<Engine>,
     cmdline: String,
-    _dirs: [tempfile::TempDir; 2],
+    _dir: tempfile::TempDir,
 }
 
 fn image_dir() -> PathBuf {
@@ -41,14 +42,11 @@ impl Host {
     }
 
     pub fn with_tracking(track_writes: bool) -> anyhow::Result<Self> {
-        // On the disk, as a node's data directory is; bases on tmpfs.
+        // On the disk, as a node's data directory is.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
         fs::create_dir_all(target)?;
-        let (data, memory) = (
-            tempfile::tempdir_in(target)?,
-            tempfile::tempdir_in("/dev/shm")?,
-        );
-        let layout = Layout::create(data.path(), memory.path(), Some(GID))?;
+        let data = tempfile::tempdir_in(target)?;
+        let layout = Layout::create(data.path(), Some(GID))?;
         layout.install_tracking_library(TRACKING_LIBRARY)?;
         let image = image_dir();
         for name in ["vmlinuz", "initrd", "disk.qcow2"] {
@@ -72,12 +70,12 @@ impl Host {
             layout,
             qemu: "qemu-system-x86_64".into(),
             track_writes,
-            host_boot: host_boot()?,
+            host_boot: host_boot(Path::new(HOST_BOOT))?,
         };
         Ok(Self {
             engine: Arc::new(engine),
             cmdline,
-            _dirs: [data, memory],
+            _dir: data,
         })
     }
 
@@ -168,8 +166,19 @@ impl Host {
             layers: captured.layers.clone(),
         };
         let mut child = self.wait(name, &expected, captured.hardware.cpus).await?;
-        child.load(&StreamName(stream.into())).await?;
+        let stream = self.checked(stream, captured).await?;
+        child.load(&stream).await?;
         Ok(child)
+    }
+
+    /// A stream that was compared with its checksum.
+    pub async fn checked(
+        &self,
+        stream: &str,
+        captured: &Captured,
+    ) -> anyhow::Result<CheckedStream> {
+        let name = StreamName(stream.into());
+        Ok(CheckedStream::check(&self.engine.layout, name, captured.stream_checksum).await?)
     }
 
     /// A process that waits for a stream.

@@ -3,8 +3,8 @@
 
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
-    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, DiskBlob, Labels, Millis,
-    ObjectId, Phase,
+    Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Labels,
+    Millis, ObjectId, Phase,
 };
 
 /// A command and what goes with it.
@@ -158,9 +158,19 @@ pub enum Command {
     TagSnapshot { snapshot: String, name: String },
     /// Deletes a snapshot.
     DeleteSnapshot { snapshot: String },
-    /// A node found that it no longer has what a snapshot is made of (its host was restarted). The snapshot stays listed
-    /// for its dependents, without this node.
-    LostSnapshot { snapshot: SnapshotId, node: NodeId },
+    /// A node found that it no longer has what a snapshot is made of (its host was restarted, a file is damaged). The snapshot
+    /// stays listed for its dependents, without this node.
+    LostSnapshot {
+        snapshot: SnapshotId,
+        node: NodeId,
+        reason: String,
+    },
+    /// A node has brought a snapshot's files to its disk, and these are the checksums of what it shares with others.
+    SecureSnapshot {
+        snapshot: SnapshotId,
+        node: NodeId,
+        checksums: Checksums,
+    },
 
     // -- Removal -----------------------------------------------------------------------------------------------------
     /// A node has deleted what it held of these.
@@ -184,6 +194,7 @@ impl Command {
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
             | Self::LostSnapshot { .. }
+            | Self::SecureSnapshot { .. }
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
             | Self::RevokeToken { .. }

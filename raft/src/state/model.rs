@@ -265,6 +265,8 @@ pub struct Snapshot {
     pub operation: OperationId,
     /// What is in it; `None` while it is being captured.
     pub content: Option<Content>,
+    /// Why a node that held it does not hold it any more; empty while none has lost it.
+    pub lost: String,
     /// When it was asked for.
     pub created_at: Millis,
 }
@@ -290,6 +292,8 @@ pub struct Content {
     pub base_bytes: u64,
     /// Bytes of the stream.
     pub stream_bytes: u64,
+    /// The stream's checksum, compared before every load.
+    pub stream_checksum: Checksum,
     /// Bytes of the newest layer.
     pub layer_bytes: u64,
     /// What it would survive.
@@ -298,16 +302,28 @@ pub struct Content {
     pub report: CaptureReport,
 }
 
+/// A file's checksum, as the engine takes it.
+pub type Checksum = u32;
+
 /// A disk layer's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for.
 pub type LayerId = u128;
 
 /// What a snapshot would survive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Safety {
     /// The agent's end.
     Memory,
-    /// A reboot of the host.
-    Disk,
+    /// A reboot of the host: its files are on disk, and are compared with their checksums before they are used after one.
+    Disk(Checksums),
+}
+
+/// Checksums of what a snapshot shares with others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checksums {
+    /// Of its base.
+    pub base: Checksum,
+    /// Of its layers, in their order.
+    pub layers: Vec<Checksum>,
 }
 
 /// How a running VM is captured.

@@ -80,7 +80,8 @@ mirrors! {
         CancelOperation { operation: String },
         TagSnapshot { snapshot: String, name: String },
         DeleteSnapshot { snapshot: String },
-        LostSnapshot { snapshot: Id, node: NodeId },
+        LostSnapshot { snapshot: Id, node: NodeId, reason: String },
+        SecureSnapshot { snapshot: Id, node: NodeId, checksums: Checksums },
         Purged { node: NodeId, objects: Vec<ObjectId> },
     }
 
@@ -184,6 +185,7 @@ mirrors! {
         spec: VmSpec,
         operation: Id,
         content: Option<Content>,
+        lost: String,
         created_at: Millis,
     }
     struct Content {
@@ -196,11 +198,13 @@ mirrors! {
         devices: Vec<String>,
         base_bytes: u64,
         stream_bytes: u64,
+        stream_checksum: u32,
         layer_bytes: u64,
         safety: Safety,
         report: CaptureReport,
     }
-    enum Safety { Memory, Disk }
+    enum Safety { Memory, Disk(checksums: Checksums) }
+    struct Checksums { base: u32, layers: Vec<u32> }
     enum CaptureMode { Auto, Paused, Live }
     struct CaptureReport {
         pause_us: u64,

@@ -108,6 +108,18 @@ fn commands() -> Vec<(&'static str, Command)> {
             Command::LostSnapshot {
                 snapshot: SnapshotId(0x51),
                 node: 1,
+                reason: "its host was restarted".into(),
+            },
+        ),
+        (
+            "secure-snapshot",
+            Command::SecureSnapshot {
+                snapshot: SnapshotId(0x51),
+                node: 1,
+                checksums: Checksums {
+                    base: 7,
+                    layers: vec![u32::MAX, 0],
+                },
             },
         ),
         (

@@ -180,6 +180,7 @@ fn add_operations(state: &mut State) {
             spec: spec(),
             operation,
             content,
+            lost: "its host was restarted".into(),
             created_at: 60,
         };
         state.snapshots.insert(snapshot.id, Arc::new(snapshot));

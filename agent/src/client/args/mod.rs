@@ -117,7 +117,7 @@ pub enum Command {
     #[command(after_help = "\
 Examples:
   fpagent run --data-dir /var/lib/fpagent
-  fpagent run --data-dir /var/lib/fpagent --log-format json --memory-dir /dev/shm/fpagent
+  fpagent run --data-dir /var/lib/fpagent --log-format json
 
 SIGTERM ends it in order. Its VMs run on; the next start finds them again.")]
     Run(Box<RunOptions>),

@@ -126,6 +126,7 @@ impl Forks {
         }
         let context = Arc::clone(node);
         let work = node.tasks.spawn(async move {
+            let _way = context.store.give_way();
             let state = context.state();
             match prepare(&context, &state, operation, source, count, mode).await {
                 Ok(prepared) => prepared,
@@ -181,6 +182,7 @@ impl Forks {
         let context = Arc::clone(node);
         let ahead = self.ahead().remove(&operation);
         node.tasks.spawn(async move {
+            let _way = context.store.give_way();
             let begun = ahead
                 .as_ref()
                 .map_or_else(Instant::now, |ahead| ahead.begun);

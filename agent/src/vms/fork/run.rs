@@ -2,7 +2,11 @@
 
 use std::sync::Arc;
 
-use qemu::{capture::Captured, record::StreamName};
+use qemu::{
+    capture::Captured,
+    checksum::{CheckedStream, Checksum},
+    record::StreamName,
+};
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
     OperationState, Safety, Snapshot, State, Vm, VmId,
@@ -47,7 +51,10 @@ impl Run {
         self.note("its intent is here");
         let mut told = None;
         let content = match &snapshot.content {
-            Some(content) => content.clone(),
+            Some(content) => {
+                self.node.store.check_usable(snapshot.id, content)?;
+                content.clone()
+            }
             None => {
                 let content = self.capture(&state, &operation).await?;
                 let ready = Change::SnapshotReady {
@@ -162,7 +169,7 @@ impl Run {
             let (node, parts, stream) = (
                 Arc::clone(&self.node),
                 parts.clone(),
-                launch::stream_name(snapshot.id),
+                (launch::stream_name(snapshot.id), content.stream_checksum),
             );
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
@@ -211,7 +218,7 @@ async fn load_child(
     child: &Vm,
     hardware: qemu::spec::Hardware,
     parts: &Parts,
-    stream: StreamName,
+    (stream, checksum): (StreamName, Checksum),
     starting: Option<Starting>,
 ) -> Result<VmHandle, String> {
     if let Some(handle) = node.vms.get(child.id)
@@ -229,10 +236,27 @@ async fn load_child(
         }
         None => false,
     };
-    if !waits {
-        node.fetch_image(child.spec.image).await?;
-        start_child(node, child, hardware, parts).await?;
-    }
+    let check = CheckedStream::check(&node.vms.engine().layout, stream, checksum);
+    let start = async {
+        if !waits {
+            node.fetch_image(child.spec.image).await?;
+            start_child(node, child, hardware, parts).await?;
+        }
+        Ok::<_, String>(())
+    };
+    let (checked, started) = tokio::join!(check, start);
+    started?;
+    let stream = match checked {
+        Ok(stream) => stream,
+        Err(unfit) => {
+            node.store.note_unfit(&unfit);
+            // Its process waits for a stream that it will never get.
+            if let Some(handle) = node.vms.get(child.id) {
+                let _gone = handle.tell(Command::Destroy).await;
+            }
+            return Err(chain(&unfit));
+        }
+    };
     let handle = node
         .vms
         .get(child.id)
@@ -281,6 +305,7 @@ fn content_of(captured: &Captured) -> Option<Content> {
             .collect(),
         base_bytes: captured.base_bytes,
         stream_bytes: captured.stream_bytes,
+        stream_checksum: captured.stream_checksum,
         layer_bytes: captured.layer_bytes,
         safety: Safety::Memory,
         report: capture_report(&captured.report),

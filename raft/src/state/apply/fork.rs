@@ -11,8 +11,8 @@ use crate::state::{
     command::{Command, ForkSource},
     ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
     model::{
-        CaptureMode, Millis, ObjectId, Operation, OperationKind, OperationState, Phase, Power,
-        Snapshot, Source, State, Vm, VmSpec,
+        CaptureMode, Checksums, Content, Millis, ObjectId, Operation, OperationKind,
+        OperationState, Phase, Power, Safety, Snapshot, Source, State, Vm, VmSpec,
     },
     names,
     response::{Kind, Outcome, Rejection, Response},
@@ -161,10 +161,12 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
             if snapshot.content.is_none() {
                 return Err(refuse("is not ready: its capture is under way or failed"));
             }
-            let node = snapshot
-                .nodes
-                .first()
-                .ok_or_else(|| refuse("is lost: no node holds it any more"))?;
+            let node = snapshot.nodes.first().ok_or_else(|| {
+                refuse(&format!(
+                    "is lost: no node holds it any more ({})",
+                    snapshot.lost
+                ))
+            })?;
             Ok(Origin {
                 captured: None,
                 snapshot: snapshot.id,
@@ -280,6 +282,7 @@ fn add_capture(
         spec: vm.spec.clone(),
         operation,
         content: None,
+        lost: String::new(),
         created_at: now,
     };
     state.snapshots.insert(snapshot.id, Arc::new(snapshot));
@@ -318,6 +321,25 @@ fn add_operation(
         cancel_requested: false,
     };
     state.operations.insert(id, Arc::new(operation));
+}
+
+/// Never refused: the snapshot may be gone, or its layers others than when its node began.
+pub(super) fn secure_snapshot(
+    state: &mut State,
+    id: SnapshotId,
+    node: NodeId,
+    checksums: &Checksums,
+) -> Outcome {
+    let held = |snapshot: &Snapshot| {
+        let fits = |content: &Content| content.layers.len() == checksums.layers.len();
+        snapshot.nodes.contains(&node) && snapshot.content.as_ref().is_some_and(fits)
+    };
+    if let Some(snapshot) = state.snapshots.get_mut(&id).filter(|found| held(found))
+        && let Some(content) = &mut Arc::make_mut(snapshot).content
+    {
+        content.safety = Safety::Disk(checksums.clone());
+    }
+    Ok(Response::Done)
 }
 
 pub(super) fn tag_snapshot(state: &mut State, snapshot: &str, name: &str) -> Outcome {

@@ -126,9 +126,16 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
         Command::CancelOperation { operation } => operation::cancel_operation(state, operation),
         Command::TagSnapshot { snapshot, name } => fork::tag_snapshot(state, snapshot, name),
         Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
-        Command::LostSnapshot { snapshot, node } => {
-            removal::lost_snapshot(state, now, *snapshot, *node)
-        }
+        Command::LostSnapshot {
+            snapshot,
+            node,
+            reason,
+        } => removal::lost_snapshot(state, now, *snapshot, *node, reason),
+        Command::SecureSnapshot {
+            snapshot,
+            node,
+            checksums,
+        } => fork::secure_snapshot(state, *snapshot, *node, checksums),
 
         Command::Purged { node, objects } => removal::purged(state, *node, objects),
     }
