@@ -1,5 +1,6 @@
 //! The agent: the daemon that runs on every host of a cluster, and the client that talks to it.
 
+pub mod admission;
 pub mod api;
 pub mod blobs;
 pub mod client;

@@ -1,5 +1,5 @@
 //! Snapshots on disk: they come to be safe, survive a restart of the host, and are never served when they are not what was
-//! written.
+//! written. And hosts that have too little room.
 
 use std::{
     fs::{self, File},
@@ -197,5 +197,38 @@ fn a_flipped_bit_in_a_stream_fails_the_child_alone() -> anyhow::Result<()> {
     );
     assert_eq!(cluster.vm(1, "a")?["state"], "running");
     node.fp(&["fork", "a"])?.success()?;
+    Ok(())
+}
+
+#[test]
+fn a_host_with_too_little_memory_or_disk_refuses_new_work() -> anyhow::Result<()> {
+    let mut cluster = Cluster::with_image(1)?;
+    vm(&cluster, "a")?;
+    cluster
+        .node(1)
+        .fp(&["snapshot", "create", "a", "kept"])?
+        .success()?;
+    cluster.node_mut(1).terminate()?;
+    cluster
+        .node_mut(1)
+        .set_options(&["--reserve-memory", "64T"]);
+    start(&mut cluster)?;
+    cluster.wait_vm(1, "a", "running")?;
+    let node = cluster.node(1);
+    for source in ["a", "@kept"] {
+        node.fp(&["fork", source])?
+            .refused(&["memory", "kept back", "--reserve-memory"])?;
+    }
+    node.fp(&["vm", "create", "b", "--image", "tiny", "--wait"])?
+        .refused(&["memory", "kept back"])?;
+    // A capture alone needs no memory that counts.
+    node.fp(&["snapshot", "create", "a"])?.success()?;
+    cluster.node_mut(1).terminate()?;
+    cluster.node_mut(1).set_options(&["--reserve-disk", "64T"]);
+    start(&mut cluster)?;
+    cluster.wait_vm(1, "a", "running")?;
+    let node = cluster.node(1);
+    node.fp(&["fork", "a"])?.refused(&["disk", "free room"])?;
+    assert_eq!(cluster.vm(1, "a")?["state"], "running");
     Ok(())
 }

@@ -27,6 +27,7 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use self::options::{LogFormat, RunOptions, WriteTracking};
 use crate::{
+    admission::Reserves,
     api,
     leases::Leases,
     node::{Node, now},
@@ -166,6 +167,10 @@ impl Agent {
                 Some(options.vm_uid_base),
                 Arc::clone(&wake),
             )),
+            reserves: Reserves {
+                memory: options.reserve_memory,
+                disk: options.reserve_disk,
+            },
             store,
             forks: Forks::default(),
             fitness,

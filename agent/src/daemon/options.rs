@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::client::units::parse_size;
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogFormat {
@@ -42,6 +44,12 @@ pub struct RunOptions {
     /// Where the kernel names the host's boot: files that are not known to be on disk are given up when it has changed.
     #[arg(long, value_name = "FILE", default_value = qemu::record::HOST_BOOT, hide = true)]
     pub host_boot_file: PathBuf,
+    /// Memory that is kept back for the host: what does not fit beside it is refused.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub reserve_memory: u64,
+    /// Disk that is kept back for the log: what does not fit beside it is refused.
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
+    pub reserve_disk: u64,
     /// QEMU's program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,

@@ -11,6 +11,7 @@ use super::{
     plan::Action,
 };
 use crate::{
+    admission,
     errors::chain,
     node::Node,
     store::work::{self, Work},
@@ -153,6 +154,7 @@ fn boot_command(
     let has_run = record.is_some_and(|record| record.has_run);
     let launch = launch::boot(state, spec, &node.fitness, handle.place(), layers, has_run)
         .map_err(|error| error.to_string())?;
+    node.admit(admission::boot(spec.spec.memory_bytes))?;
     let patience = launch::image(state, &spec.spec)
         .map(launch::patience)
         .map_err(|error| error.to_string())?;

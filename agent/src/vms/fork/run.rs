@@ -18,6 +18,7 @@ use super::{
     Parts, Prepared, Starting, ahead::start_child, content_parts, engine_mode, next_layer,
 };
 use crate::{
+    admission::{CHILD_BYTES, Need},
     convert::capture_report,
     errors::chain,
     node::Node,
@@ -49,6 +50,7 @@ impl Run {
             return Ok(());
         }
         self.note("its intent is here");
+        self.admit(&operation)?;
         let mut told = None;
         let content = match &snapshot.content {
             Some(content) => {
@@ -93,6 +95,28 @@ impl Run {
             })
             .await;
         Ok(())
+    }
+
+    /// Refuses what does not fit on this host: a base of all that is the captured process's own, and the children that do not
+    /// run yet.
+    fn admit(&self, operation: &Operation) -> Result<(), String> {
+        let pid = operation.vm.map_or(0, |vm| self.node.pid_of(vm));
+        // A process that is gone fails the capture, with a better reason.
+        let disk = match pid {
+            0 => 0,
+            pid => qemu::host::own_memory(pid).unwrap_or_default(),
+        };
+        let runs = |number: &u32| {
+            let child = self.node.vms.get(operation.id.child(*number));
+            child.is_some_and(|child| {
+                matches!(child.seen().is, Is::Running { .. } | Is::Paused { .. })
+            })
+        };
+        let children = (0..operation.count).filter(|number| !runs(number)).count();
+        self.node.admit(Need {
+            memory: children as u64 * CHILD_BYTES,
+            disk,
+        })
     }
 
     /// Says in the log how far it has come, and how long that took since this node knew of it.
