@@ -12,7 +12,7 @@ use raft::{
     node::Status,
     state::{
         Accelerator, CaptureMode, CaptureReport, Image, Machine, Millis, Node, NodeId, Operation,
-        OperationKind, OperationState, Phase, Power, Snapshot, Source, State, Vm,
+        OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State, Vm,
     },
 };
 
@@ -316,10 +316,10 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
             .map(|node| node_name(state, *node))
             .collect(),
         state: is.into(),
-        safety: match (content, &snapshot.digests) {
-            (None, _) => v1::SnapshotSafety::Unspecified,
-            (Some(_), None) => v1::SnapshotSafety::Memory,
-            (Some(_), Some(_)) => v1::SnapshotSafety::Disk,
+        safety: match content.map(|content| &content.safety) {
+            None => v1::SnapshotSafety::Unspecified,
+            Some(Safety::Memory) => v1::SnapshotSafety::Memory,
+            Some(Safety::Disk(_)) => v1::SnapshotSafety::Disk,
         }
         .into(),
         created_at: Some(timestamp(snapshot.created_at)),
@@ -335,6 +335,7 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
         capture: content.map(|content| report_message(&content.report)),
         warm: snapshot.warm,
         ready: 0,
+        reason: snapshot.lost.clone(),
     }
 }
 

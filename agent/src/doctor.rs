@@ -2,7 +2,7 @@
 
 use proto::v1::{HostCheck, HostCheckResult};
 
-use crate::node::{Node, RESERVED_BYTES};
+use crate::node::Node;
 
 /// Checks everything there is to check.
 pub fn check(node: &Node) -> Vec<HostCheck> {
@@ -79,7 +79,7 @@ fn write_tracking(node: &Node) -> HostCheck {
 
 fn disk(node: &Node) -> HostCheck {
     match node.free_bytes() {
-        Ok(free) if free >= RESERVED_BYTES => result(
+        Ok(free) if free >= node.reserves.disk => result(
             "disk",
             HostCheckResult::Ok,
             format!("{} MiB free in the data directory", free >> 20),

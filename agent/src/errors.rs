@@ -62,6 +62,9 @@ pub enum ApiError {
     /// The disk is full.
     #[error("{0}")]
     DiskFull(String),
+    /// The host has too little memory free.
+    #[error("{0}")]
+    NoMemory(String),
     /// The host cannot do it.
     #[error("{problem}")]
     HostUnfit {
@@ -154,6 +157,11 @@ impl ApiError {
                 ResourceExhausted,
                 Reason::DiskFull,
                 "free room on the node's disk, or delete VMs and snapshots",
+            ),
+            Self::NoMemory(_) => Answer::new(
+                ResourceExhausted,
+                Reason::NoCapacity,
+                "stop or delete VMs on the node, use another one, or give its agent a smaller --reserve-memory",
             ),
             Self::HostUnfit { hint, .. } => {
                 Answer::new(FailedPrecondition, Reason::HostUnfit, *hint)

@@ -1,5 +1,6 @@
 //! The agent: the daemon that runs on every host of a cluster, and the client that talks to it.
 
+pub mod admission;
 pub mod api;
 pub mod blobs;
 pub mod client;
@@ -12,5 +13,6 @@ pub mod leases;
 pub mod node;
 pub mod peers;
 pub mod reconcile;
+pub mod store;
 pub mod trust;
 pub mod vms;

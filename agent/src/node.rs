@@ -24,8 +24,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admission::Reserves,
     leases::Leases,
     peers::Peers,
+    store::Store,
     trust::{authority::Authority, identity::Identity},
     vms::{Vms, fork::Forks, launch::Fitness, pool::Pool},
 };
@@ -34,8 +36,6 @@ use crate::{
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two such tries.
 const REPORT_PAUSE: Duration = Duration::from_millis(200);
-/// What must stay free on the data directory's file system: room for the log to go on.
-pub const RESERVED_BYTES: u64 = 32 << 20;
 
 /// A node.
 #[derive(Debug)]
@@ -48,6 +48,10 @@ pub struct Node {
     pub raft: Handle,
     /// Its VMs.
     pub vms: Arc<Vms>,
+    /// What is kept back of the host for itself.
+    pub reserves: Reserves,
+    /// The files of its snapshots.
+    pub store: Store,
     /// Its forks.
     pub forks: Forks,
     /// Its forks that are ready before anybody asks.

@@ -163,19 +163,25 @@ pub fn memory_bytes() -> u64 {
     info.totalram as u64 * u64::from(info.mem_unit)
 }
 
-/// Memory that can be had without pushing anything out that is in use, bytes: `MemAvailable` of /proc/meminfo.
+/// Memory that could be had now without swapping, bytes.
 pub fn available_memory() -> io::Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let kib = text.lines().find_map(|line| {
-        let rest = line.strip_prefix("MemAvailable:")?;
-        rest.split_whitespace().next()?.parse::<u64>().ok()
-    });
-    kib.map(|kib| kib << 10).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "/proc/meminfo has no MemAvailable",
-        )
-    })
+    kib_line(&fs::read_to_string("/proc/meminfo")?, "MemAvailable:")
+}
+
+/// Memory that is a process's own, bytes: what a new base of its guest would hold at most.
+pub fn own_memory(pid: u32) -> io::Result<u64> {
+    kib_line(
+        &fs::read_to_string(format!("/proc/{pid}/status"))?,
+        "RssAnon:",
+    )
+}
+
+fn kib_line(text: &str, key: &str) -> io::Result<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.trim().strip_suffix(" kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map(|kib| kib << 10)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no {key}")))
 }
 
 /// Free bytes of the file system that a path is on, as far as we may use them.

@@ -130,14 +130,14 @@ pub fn image(sha256: &str) -> String {
     format!("images/{sha256}")
 }
 
-/// The path of a base below the data directory.
-pub fn base(name: &BaseName) -> String {
-    format!("bases/{}", name.0)
-}
-
 /// The path of a layer below the data directory.
 pub fn layer(name: &LayerName) -> String {
     format!("layers/{}.qcow2", name.0)
+}
+
+/// The path of a base below the data directory.
+pub fn base(name: &BaseName) -> String {
+    format!("bases/{}", name.0)
 }
 
 /// The path of a stream below the data directory.

@@ -4,6 +4,7 @@
 //! in [`sys`]; [`machine`] is one running process, [`capture`] makes snapshots of it.
 
 pub mod capture;
+pub mod checksum;
 pub mod console;
 pub mod disk;
 pub mod host;
@@ -17,6 +18,7 @@ pub mod record;
 pub mod spec;
 pub mod stream;
 pub mod sys;
+pub mod write_back;
 
 /// The library that is preloaded into QEMU to have its writes tracked.
 pub const TRACKING_LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/write_tracking.so"));

@@ -3,9 +3,8 @@
 
 use std::{
     ffi::OsString,
-    fs,
-    io::{self, Read as _},
-    path::{Path, PathBuf},
+    fs, io,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
@@ -13,21 +12,19 @@ use std::{
 use qapi::qmp::{self, Event, MigrationStatus, RunState, ShutdownCause};
 use tokio::{
     sync::{broadcast, mpsc, watch},
-    task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
     capture::Prepared,
+    checksum::CheckedStream,
     console::Console,
     disk::{self, DiskError, Overlays},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
-    record::{
-        BaseName, LayerName, RECORD_VERSION, RecordError, Stage, StreamRef, VmName, VmRecord,
-    },
+    record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
     spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
     sys::spawn::{FIRST_FD, Spawn, set_nice},
 };
@@ -58,18 +55,6 @@ pub enum MachineError {
     /// The stream did not load.
     #[error("the snapshot did not load: {0}")]
     Load(String),
-    /// The stream is not what was written. Loading it would give a guest with wrong memory.
-    #[error(
-        "the snapshot's file {path} is damaged: its checksum is {found:08x} and should be {wanted:08x}"
-    )]
-    Damaged {
-        /// Which file, below the data directory.
-        path: String,
-        /// What it holds.
-        found: u32,
-        /// What was written.
-        wanted: u32,
-    },
     /// The machine's process ended in the middle of something.
     #[error("QEMU ended ({exit}) while it was asked for {what}: {log}")]
     Ended {
@@ -349,24 +334,8 @@ impl Machine {
         self.console.follow()
     }
 
-    /// Loads a stream into a machine that was started for one, after a look at its checksum.
-    pub async fn load(&mut self, stream: &StreamRef) -> Result<(), MachineError> {
-        let path = layout::stream(&stream.name);
-        let found = spawn_blocking({
-            let file = self.engine.layout.root().join(&path);
-            move || checksum(&file)
-        })
-        .await
-        .map_err(io::Error::other)
-        .flatten()
-        .map_err(system("cannot read the snapshot's stream"))?;
-        if found != stream.crc {
-            return Err(MachineError::Damaged {
-                path,
-                found,
-                wanted: stream.crc,
-            });
-        }
+    /// Loads a stream into a machine that was started for one.
+    pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
         let events = qmp::MigrationCapabilityStatus {
             capability: qmp::MigrationCapability::events,
             state: true,
@@ -376,7 +345,7 @@ impl Machine {
                 capabilities: vec![events],
             })
             .await?;
-        let uri = format!("file:{path}");
+        let uri = format!("file:{}", layout::stream(stream.name()));
         self.qmp
             .run(qmp::migrate_incoming {
                 channels: None,
@@ -556,18 +525,6 @@ impl Machine {
     pub(crate) fn note(&mut self, event: &Event) {
         if let Event::SHUTDOWN { data, .. } = event {
             self.cause = Some(data.reason);
-        }
-    }
-}
-
-fn checksum(file: &Path) -> io::Result<u32> {
-    let mut file = fs::File::open(file)?;
-    let mut crc = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(crc.finalize()),
-            count => crc.update(&buffer[..count]),
         }
     }
 }

@@ -220,7 +220,7 @@ impl MainMemory {
         self.len() == 0
     }
 
-    /// Reads bytes at an offset. Reading a hole of a base takes a page of the page cache.
+    /// Reads bytes at an offset. A hole of the base that is read becomes a page of the page cache, which the kernel may evict.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         if offset + bytes.len() as u64 > self.len() {
             return Err(io::Error::new(

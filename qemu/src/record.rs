@@ -1,11 +1,12 @@
 //! What a node knows of a VM beyond the replicated state, kept in the VM's folder so that an agent that was away finds its
 //! guests again: the process, its memory's base, its disk's chain, and how far it has come.
 
-use std::{fmt, fs, io};
+use std::{fmt, fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    checksum::Checksum,
     layout::{VmDir, write_whole},
     process::ProcessId,
     spec::Hardware,
@@ -42,8 +43,8 @@ names! {
 pub struct StreamRef {
     /// Its name.
     pub name: StreamName,
-    /// CRC-32 (IEEE 802.3) of its bytes.
-    pub crc: u32,
+    /// Its checksum.
+    pub checksum: Checksum,
 }
 
 /// How far a VM's process has come.
@@ -139,9 +140,11 @@ impl VmRecord {
     }
 }
 
-/// The host's boot: another one means that no process of before is left.
-pub fn host_boot() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+/// Where the kernel names the host's boot.
+pub const HOST_BOOT: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The host's boot, as a file names it ([`HOST_BOOT`] but for tests): another one means that no process of before is left,
+/// and that files which were not synced may have lost what was in them.
+pub fn host_boot(file: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(file)?.trim().to_owned())
 }

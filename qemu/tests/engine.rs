@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use qemu::{
     capture::{Afterwards, Mode},
-    record::{LayerName, StreamName, StreamRef},
+    record::{LayerName, StreamName},
 };
 use support::{DISK, Host, compare};
 
@@ -146,10 +146,7 @@ async fn a_child_that_waits_maps_the_base_of_its_capture() -> anyhow::Result<()>
         (&captured.base, &captured.layers),
         (&expected.base, &expected.layers)
     );
-    let stream = StreamRef {
-        name: one,
-        crc: captured.stream_crc,
-    };
+    let stream = host.checked("one", &captured).await?;
     child.load(&stream).await?;
     assert_eq!(
         compare(&mut parent, &mut child).await?,

@@ -142,8 +142,9 @@ fn nothing_stays_ready_without_an_agent_or_memory() -> anyhow::Result<()> {
     assert!(!waiting.iter().any(|pid| is_alive(*pid)), "and are cleared");
     wait_nothing_else(&cluster, 2)?;
 
-    // More than any host has.
-    let options = ["--memory-reserve", "1000000000"];
+    // Forks are kept ready while twice this is free, and made while this is.
+    let reserve = format!("{}M", (qemu::host::available_memory()? >> 20) * 2 / 3);
+    let options = ["--reserve-memory", &reserve];
     cluster.node_mut(1).set_options(&options);
     cluster.node_mut(1).terminate()?;
     cluster.node_mut(1).start()?;

@@ -353,7 +353,7 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_full_disk_refuses_new_work_and_keeps_what_runs() -> anyhow::Result<()> {
-    let disk = SmallDisk::new("200M")?;
+    let disk = SmallDisk::new("400M")?;
     let folder = tempfile::tempdir_in(disk.0.path())?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
     let cluster = Cluster::start_in(1, folder)?;

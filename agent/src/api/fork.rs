@@ -15,7 +15,12 @@ use tokio::{
 };
 
 use super::Api;
-use crate::{convert, errors::ApiError, vms::fork::Source};
+use crate::{
+    admission::{NO_DISK, NO_MEMORY},
+    convert,
+    errors::ApiError,
+    vms::fork::Source,
+};
 
 /// How long an operation may wait for its node: one that was away longer gives it up.
 pub const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
@@ -148,9 +153,11 @@ impl Api {
                 cancelled: true, ..
             } => Err(ApiError::Cancelled),
             OperationState::Failed { reason, .. } => {
-                Err(match reason.strip_prefix("disk-full: ") {
-                    Some(problem) => ApiError::DiskFull(problem.to_owned()),
-                    None => ApiError::WorkFailed(reason.clone()),
+                let of = |what| reason.strip_prefix(what).map(str::to_owned);
+                Err(match (of(NO_DISK), of(NO_MEMORY)) {
+                    (Some(problem), _) => ApiError::DiskFull(problem),
+                    (_, Some(problem)) => ApiError::NoMemory(problem),
+                    (None, None) => ApiError::WorkFailed(reason.clone()),
                 })
             }
             OperationState::Open | OperationState::Complete => Ok(operation),

@@ -19,7 +19,6 @@ use crate::{
     blobs::{Incoming, Taken},
     convert,
     errors::{ApiError, chain},
-    node::RESERVED_BYTES,
 };
 
 /// How long a guest may take to say that it is ready, when the importer does not say.
@@ -261,7 +260,7 @@ impl Api {
     }
 
     async fn keep(&self, incoming: Incoming) -> Result<Taken, ApiError> {
-        if self.node.free_bytes().map_err(write_failed)? < RESERVED_BYTES {
+        if self.node.free_bytes().map_err(write_failed)? < self.node.reserves.disk {
             self.has_room()?;
         }
         let layout = self.node.vms.engine().layout.clone();

@@ -34,7 +34,7 @@ use ulid::Ulid;
 
 use crate::{
     errors::ApiError,
-    node::{Node, RESERVED_BYTES},
+    node::Node,
     trust::tls::{accept::Peer, server::PeerRole},
 };
 
@@ -207,12 +207,12 @@ impl Api {
             .node
             .free_bytes()
             .map_err(|error| ApiError::Internal(error.to_string()))?;
-        if free < RESERVED_BYTES {
+        if free < self.node.reserves.disk {
             return Err(ApiError::DiskFull(format!(
                 "node {} has {} MiB left on its disk, and {} MiB are kept for its log",
                 self.node.identity.name,
                 free >> 20,
-                RESERVED_BYTES >> 20
+                self.node.reserves.disk >> 20
             )));
         }
         Ok(())

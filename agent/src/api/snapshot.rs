@@ -58,7 +58,7 @@ impl SnapshotService for Api {
             .snapshots
             .values()
             .map(|snapshot| convert::snapshot(&state, snapshot))
-            .filter(|snapshot| snapshot.state() == SnapshotState::Ready)
+            .filter(|snapshot| snapshot.state() != SnapshotState::Capturing)
             .collect();
         Ok(Response::new(ListSnapshotsResponse { snapshots }))
     }

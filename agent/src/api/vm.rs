@@ -25,6 +25,7 @@ use ulid::Ulid;
 
 use super::{Api, deadline, request_key, unexpected};
 use crate::{
+    admission::NO_MEMORY,
     convert::{self, Fresh},
     errors::ApiError,
     node::now,
@@ -386,6 +387,8 @@ fn failed(vm: &model::Vm) -> ApiError {
             problem: text,
             hint: "use --accel auto or tcg, or a node that has KVM",
         }
+    } else if vm.reason.starts_with(NO_MEMORY) {
+        ApiError::NoMemory(text)
     } else if vm.reason.contains("No space left on device") {
         ApiError::DiskFull(text)
     } else {

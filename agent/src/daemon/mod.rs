@@ -27,11 +27,13 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
 use self::options::{LogFormat, RunOptions, WriteTracking};
 use crate::{
+    admission::Reserves,
     api,
     leases::Leases,
     node::{Node, now},
     peers::Peers,
     reconcile,
+    store::Store,
     trust::{
         identity::{DataDir, LocalNode},
         tls::{
@@ -154,6 +156,8 @@ impl Agent {
         let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
 
         let wake = Arc::new(Notify::new());
+        let store = Store::open(&engine.layout, &engine.host_boot)
+            .context("the files of snapshots cannot be looked at")?;
         let engine = Arc::new(engine);
         let helper = (
             options.vm_uid_base + crate::vms::USERS + 1,
@@ -168,10 +172,15 @@ impl Agent {
                 Some(options.vm_uid_base),
                 Arc::clone(&wake),
             )),
+            reserves: Reserves {
+                memory: options.reserve_memory,
+                disk: options.reserve_disk,
+            },
+            store,
             forks: Forks::default(),
             pool: Pool::new(pool::Bounds {
                 unasked: options.ready_forks,
-                reserve: options.memory_reserve << 20,
+                reserve: options.reserve_memory.saturating_mul(2),
             }),
             fitness,
             write_tracking,
@@ -314,7 +323,8 @@ async fn look_at_host(
         overlays: Overlays::new(layout.clone(), options.qemu_img.clone()),
         qemu: options.qemu.clone(),
         track_writes: write_tracking.is_ok(),
-        host_boot: host_boot().context("the host's boot id cannot be read")?,
+        host_boot: host_boot(&options.host_boot_file)
+            .context("the host's boot id cannot be read")?,
         naming: RwLock::default(),
         layout,
     };

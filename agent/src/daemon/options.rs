@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::client::units::parse_size;
+
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum LogFormat {
@@ -39,6 +41,16 @@ pub struct RunOptions {
     /// How log lines are written. RUST_LOG chooses which ones.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// Where the kernel names the host's boot: files that are not known to be on disk are given up when it has changed.
+    #[arg(long, value_name = "FILE", default_value = qemu::record::HOST_BOOT, hide = true)]
+    pub host_boot_file: PathBuf,
+    /// Memory that is kept back for the host: what does not fit beside it is refused. Forks are kept ready while there is twice as
+    /// much.
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_size)]
+    pub reserve_memory: u64,
+    /// Disk that is kept back for the log: what does not fit beside it is refused.
+    #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
+    pub reserve_disk: u64,
     /// QEMU's program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,
@@ -52,9 +64,6 @@ pub struct RunOptions {
     /// asks for are not counted.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=1000))]
     pub ready_forks: u32,
-    /// Free memory, MiB, below which no fork is kept ready.
-    #[arg(long, value_name = "MIB", default_value_t = 512)]
-    pub memory_reserve: u64,
     /// First of the 65,536 user ids that VMs run under, one each, where the agent is root.
     // Above what systems give to people and containers, below 2^31, where some tools take a uid for negative.
     #[arg(long, value_name = "UID", default_value_t = 1_879_048_192, value_parser = clap::value_parser!(u32).range(65_536..=2_147_418_112))]

@@ -17,8 +17,10 @@ use super::{
     plan::Action,
 };
 use crate::{
+    admission,
     errors::chain,
     node::Node,
+    store::work::{self, Work},
     vms::{VmHandle, command::Command, launch, vm_name},
 };
 
@@ -75,11 +77,14 @@ pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
                 reports,
             },
         ),
-        Action::ReportLost(snapshot) => report(
+        Action::Secure(snapshot) => work::begin(node, state, Work::Secure, snapshot),
+        Action::Verify(snapshot) => work::begin(node, state, Work::Verify, snapshot),
+        Action::ReportLost { snapshot, reason } => report(
             node,
             Change::LostSnapshot {
                 snapshot,
                 node: node.id(),
+                reason,
             },
         ),
         Action::Collect(objects) => collect(node, objects),
@@ -155,6 +160,7 @@ fn boot_command(
     let has_run = record.is_some_and(|record| record.has_run);
     let launch = launch::boot(state, spec, &node.fitness, handle.place(), layers, has_run)
         .map_err(|error| error.to_string())?;
+    node.admit(admission::boot(spec.spec.memory_bytes))?;
     let patience = launch::image(state, &spec.spec)
         .map(launch::patience)
         .map_err(|error| error.to_string())?;
@@ -178,7 +184,8 @@ fn restore_command(
     let content = record.content.as_ref().ok_or_else(missing)?;
     if !record.nodes.contains(&node.id()) {
         return Err(format!(
-            "its snapshot {snapshot} is not on this node any more"
+            "its snapshot {snapshot} is not on this node any more: {}",
+            record.lost
         ));
     }
     let below: Vec<_> = content

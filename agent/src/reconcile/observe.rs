@@ -1,12 +1,13 @@
 //! What is: the VMs' tasks, the operations under way, the files that are here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use raft::state::{SnapshotId, State};
 
-use super::plan::Observed;
+use super::plan::{Files, Observed};
 use crate::{
     node::Node,
+    store::Look,
     vms::launch::{base_name, layer_name, stream_name},
 };
 
@@ -27,12 +28,12 @@ pub fn observe(node: &Node, state: &State) -> Observed {
             .collect(),
         fetching: node.fetching(),
         snapshots: snapshots(node, state),
-        snapshots_known: true,
+        storing: node.store.is_busy(),
     }
 }
 
-/// The snapshots of this node whose files are all there.
-fn snapshots(node: &Node, state: &State) -> BTreeSet<SnapshotId> {
+/// How the files of this node's snapshots are.
+fn snapshots(node: &Node, state: &State) -> BTreeMap<SnapshotId, Files> {
     let layout = &node.vms.engine().layout;
     let ours = state
         .snapshots
@@ -46,7 +47,13 @@ fn snapshots(node: &Node, state: &State) -> BTreeSet<SnapshotId> {
                 .layers
                 .iter()
                 .all(|layer| layout.layer(&layer_name(*layer)).exists());
-        whole.then_some(snapshot.id)
+        let files = match node.store.look(content) {
+            _ if !whole => Files::Gone,
+            Look::Good => Files::Good,
+            Look::Unverified => Files::Unverified,
+            Look::Damaged(reason) => Files::Damaged(reason),
+        };
+        Some((snapshot.id, files))
     })
     .collect()
 }

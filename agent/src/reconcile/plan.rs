@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::state::{
-    ImageId, Millis, NodeId, ObjectId, OperationId, OperationState, Phase, Power, SnapshotId,
-    Source, State, Vm, VmId, VmReport,
+    ImageId, Millis, NodeId, ObjectId, OperationId, OperationState, Phase, Power, Safety,
+    SnapshotId, Source, State, Vm, VmId, VmReport,
 };
 
 /// What a node sees of itself.
@@ -23,10 +23,33 @@ pub struct Observed {
     pub images: BTreeSet<ImageId>,
     /// Images that are being fetched.
     pub fetching: BTreeSet<ImageId>,
-    /// Snapshots whose files are all here.
-    pub snapshots: BTreeSet<SnapshotId>,
-    /// Whether the snapshots' files were looked at: `false` means that nothing is known, not that nothing is there.
-    pub snapshots_known: bool,
+    /// How the files of snapshots are. Of one that is not in it nothing is known.
+    pub snapshots: BTreeMap<SnapshotId, Files>,
+    /// Whether a snapshot is being secured or verified.
+    pub storing: bool,
+}
+
+/// How the files of a snapshot are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Files {
+    /// They can be used.
+    Good,
+    /// They must be compared with their checksums first: the host was restarted since they were made.
+    Unverified,
+    /// One is not what was written.
+    Damaged(String),
+    /// One is missing.
+    Gone,
+}
+
+impl Observed {
+    /// Whether something can be started from a snapshot, or is to fail by trying.
+    fn is_usable(&self, snapshot: SnapshotId) -> bool {
+        !matches!(
+            self.snapshots.get(&snapshot),
+            Some(Files::Unverified | Files::Damaged(_))
+        )
+    }
 }
 
 /// What a node sees of one VM.
@@ -122,7 +145,16 @@ pub enum Action {
     /// Tell the cluster how VMs are.
     Report(Vec<VmReport>),
     /// Tell the cluster that this node lost what a snapshot is made of.
-    ReportLost(SnapshotId),
+    ReportLost {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// Why.
+        reason: String,
+    },
+    /// Bring a snapshot's files to the disk.
+    Secure(SnapshotId),
+    /// Compare a snapshot's files with their checksums.
+    Verify(SnapshotId),
     /// Remove files that nothing refers to, then tell the cluster that these are gone.
     Collect(Vec<ObjectId>),
 }
@@ -132,6 +164,7 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     let mut actions = Vec::new();
     let mut reports = Vec::new();
     let mut wanted_images = BTreeSet::new();
+    let mut wanted_snapshots = BTreeSet::new();
 
     for vm in state.vms.values().filter(|vm| vm.node == node) {
         let image_here = observed.images.contains(&vm.spec.image);
@@ -140,6 +173,9 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
         match step.action {
             Some(Action::Boot { .. } | Action::Restore { .. }) if !image_here => {
                 wanted_images.insert(vm.spec.image);
+            }
+            Some(Action::Restore { snapshot, .. }) if !observed.is_usable(snapshot) => {
+                wanted_snapshots.insert(snapshot);
             }
             Some(action) => actions.push(action),
             None => {}
@@ -155,14 +191,14 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
         actions.push(Action::FetchImage(*image));
     }
     actions.extend(plan_operations(state, node, now, observed));
-    if observed.snapshots_known {
-        for snapshot in state.snapshots.values() {
-            let lost = snapshot.nodes.contains(&node) && !observed.snapshots.contains(&snapshot.id);
-            if lost && snapshot.content.is_some() {
-                actions.push(Action::ReportLost(snapshot.id));
-            }
-        }
-    }
+    wanted_snapshots.extend(
+        state
+            .operations
+            .values()
+            .filter(|operation| operation.node == node && operation.state == OperationState::Open)
+            .map(|operation| operation.snapshot),
+    );
+    actions.extend(plan_snapshots(state, node, observed, &wanted_snapshots));
     if !reports.is_empty() {
         actions.push(Action::Report(reports));
     }
@@ -185,6 +221,52 @@ fn still_here(id: ObjectId, observed: &Observed) -> bool {
         ObjectId::Image(image) => observed.fetching.contains(&image),
         ObjectId::Snapshot(_) => false,
     }
+}
+
+/// What is lost is reported; what is in doubt is verified, what is wanted first; then what is only in memory is secured.
+fn plan_snapshots(
+    state: &State,
+    node: NodeId,
+    observed: &Observed,
+    wanted: &BTreeSet<SnapshotId>,
+) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let (mut verify, mut secure) = (Vec::new(), Vec::new());
+    for snapshot in state.snapshots.values() {
+        let (true, Some(content)) = (snapshot.nodes.contains(&node), &snapshot.content) else {
+            continue;
+        };
+        let id = snapshot.id;
+        let mut lost = |reason: &str| {
+            actions.push(Action::ReportLost {
+                snapshot: id,
+                reason: reason.to_owned(),
+            });
+        };
+        match (observed.snapshots.get(&id), &content.safety) {
+            (None, _) | (Some(Files::Good), Safety::Disk(_)) => {}
+            (Some(Files::Gone), _) => lost("its files are gone from its node"),
+            (Some(Files::Damaged(reason)), _) => lost(reason),
+            (Some(Files::Unverified), Safety::Memory) => {
+                lost("its node's host was restarted before its files were on disk");
+            }
+            (Some(Files::Unverified), Safety::Disk(_)) => verify.push(id),
+            (Some(Files::Good), Safety::Memory) => secure.push(id),
+        }
+    }
+    if !observed.storing {
+        let first = verify
+            .iter()
+            .find(|id| wanted.contains(id))
+            .or(verify.first());
+        let next = match (first, secure.first()) {
+            (Some(id), _) => Some(Action::Verify(*id)),
+            (None, Some(id)) => Some(Action::Secure(*id)),
+            (None, None) => None,
+        };
+        actions.extend(next);
+    }
+    actions
 }
 
 fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Vec<Action> {
@@ -213,7 +295,7 @@ fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed
                 "its node was away until it was too late to begin",
                 false,
             ));
-        } else if !running {
+        } else if !running && observed.is_usable(operation.snapshot) {
             actions.push(Action::Run(operation.id));
         }
     }

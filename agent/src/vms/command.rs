@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use qemu::{
     capture::{CaptureError, Captured, Expected, Mode},
+    checksum::CheckedStream,
     machine::Launch,
     record::{LayerName, StreamName, StreamRef, VmName},
 };
@@ -48,7 +49,7 @@ pub enum Command {
     /// Load a stream into it.
     Load {
         /// Which.
-        stream: StreamRef,
+        stream: CheckedStream,
         /// Answered when it is loaded.
         done: oneshot::Sender<Result<(), String>>,
     },

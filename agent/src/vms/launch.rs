@@ -304,7 +304,7 @@ pub fn base_name(base: FileId) -> BaseName {
 pub fn stream(content: &Content) -> StreamRef {
     StreamRef {
         name: stream_name(content.stream),
-        crc: content.stream_crc,
+        checksum: content.stream_checksum,
     }
 }
 

@@ -6,6 +6,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use qapi::qmp::ShutdownCause;
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
+    checksum::CheckedStream,
     machine::{Ending, Engine, Launch, Machine, MachineError},
     record::{LayerName, Stage, StreamName, StreamRef, VmName, VmRecord},
 };
@@ -129,7 +130,7 @@ impl VmTask {
                 stream,
                 paused,
             } => {
-                self.restore(*launch, &stream, paused).await;
+                self.restore(*launch, stream, paused).await;
                 Ok(())
             }
             Command::Pause => self.pause().await,
@@ -263,11 +264,19 @@ impl VmTask {
         );
     }
 
-    async fn restore(&mut self, launch: Launch, stream: &StreamRef, paused: bool) {
+    async fn restore(&mut self, launch: Launch, stream: StreamRef, paused: bool) {
         let boot = launch.boot;
         let started = async {
-            let mut machine = Machine::launch(&self.engine, launch).await?;
-            if let Err(error) = machine.load(stream).await {
+            // Beside the start of the process.
+            let checked = CheckedStream::check(&self.engine.layout, stream);
+            let launched = Machine::launch(&self.engine, launch);
+            let (checked, launched) = tokio::join!(checked, launched);
+            let mut machine = launched?;
+            let loaded = match &checked {
+                Ok(stream) => machine.load(stream).await,
+                Err(unfit) => Err(MachineError::Load(chain(unfit))),
+            };
+            if let Err(error) = loaded {
                 machine.kill().await?;
                 return Err(error);
             }

@@ -25,6 +25,7 @@ use self::{
 };
 
 use crate::{
+    checksum::{self, Checksum},
     disk,
     machine::{Machine, MachineError, system},
     memory::{Memory, allocated_bytes},
@@ -140,8 +141,8 @@ pub struct Captured {
     pub base_bytes: u64,
     /// Bytes of the stream.
     pub stream_bytes: u64,
-    /// The stream's checksum, to be given when it is loaded.
-    pub stream_crc: u32,
+    /// The stream's checksum.
+    pub stream_checksum: Checksum,
     /// Bytes of the newest layer; 0 when nothing was written to the disk since the capture before.
     pub layer_bytes: u64,
     /// How it went.
@@ -567,7 +568,7 @@ impl Machine {
         let (stream_name, base_name) = (stream.clone(), base.clone());
         let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
         let layer_moved = moment.layer_moved;
-        let (stream_bytes, stream_crc, base_bytes, layer_bytes) = blocking(move || {
+        let (written, base_bytes, layer_bytes) = blocking(move || {
             let main = lock(&guest).main().clone();
             let stream = stream::assemble(
                 hardware.machine.name(),
@@ -577,7 +578,7 @@ impl Machine {
                 &moment.devices,
             )?;
             let path = layout.stream(&stream_name);
-            let crc = write_stream(&path, &stream).map_err(write("stream"))?;
+            let checksum = write_stream(&path, &stream).map_err(write("stream"))?;
             layout.share(&path).map_err(write("stream"))?;
             let layer_bytes = match (layer_moved, &frozen) {
                 (true, Some(layer)) => {
@@ -590,7 +591,7 @@ impl Machine {
             };
             let base_bytes =
                 allocated_bytes(&fs::metadata(layout.base(&base_name)).map_err(write("base"))?);
-            Ok((stream.len(), crc, base_bytes, layer_bytes))
+            Ok(((stream.len(), checksum), base_bytes, layer_bytes))
         })
         .await?;
 
@@ -607,23 +608,21 @@ impl Machine {
             hardware: self.record.hardware.clone(),
             qemu_version: self.qemu_version().to_owned(),
             base_bytes,
-            stream_bytes,
-            stream_crc,
+            stream_bytes: written.0,
+            stream_checksum: written.1,
             layer_bytes,
             report,
         })
     }
 }
 
-/// Gives the checksum of what was written.
-fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<u32> {
+/// Writes a stream out, and sums it up from the same memory: what the file must give back.
+fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<Checksum> {
     let mut file = File::create(path)?;
-    let mut crc = crc32fast::Hasher::new();
     for part in stream.parts() {
-        crc.update(&part);
         file.write_all(&part)?;
     }
-    Ok(crc.finalize())
+    Ok(checksum::of_parts(&stream.parts()))
 }
 
 /// QEMU's timestamps are seconds and microseconds since the epoch; the type keeps its fields to itself.

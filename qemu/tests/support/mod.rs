@@ -20,11 +20,12 @@ use anyhow::Context as _;
 use qemu::{
     TRACKING_LIBRARY,
     capture::{Afterwards, Captured, Expected, Mode},
+    checksum::CheckedStream,
     console::output_channel,
     disk::Overlays,
     layout::Layout,
     machine::{Engine, Launch, Machine},
-    record::{LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
+    record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start},
     stream::Block,
 };
@@ -101,7 +102,7 @@ impl Host {
             layout,
             qemu: "qemu-system-x86_64".into(),
             track_writes,
-            host_boot: host_boot()?,
+            host_boot: host_boot(Path::new(HOST_BOOT))?,
             naming: RwLock::new(()),
         };
         // An emulated guest cannot measure it while the host is busy, and hangs early in its kernel.
@@ -228,12 +229,8 @@ impl Host {
             cpus: captured.hardware.cpus,
         };
         let mut child = self.wait(name, &expected, shape).await?;
-        child
-            .load(&StreamRef {
-                name: StreamName(stream.into()),
-                crc: captured.stream_crc,
-            })
-            .await?;
+        let stream = self.checked(stream, captured).await?;
+        child.load(&stream).await?;
         Ok(child)
     }
 
@@ -246,10 +243,23 @@ impl Host {
     ) -> anyhow::Result<Machine> {
         let path = self.engine.layout.stream(&StreamName(stream.into()));
         let edited = Captured {
-            stream_crc: crc32fast::hash(&fs::read(path)?),
+            stream_checksum: crc32fast::hash(&fs::read(path)?),
             ..captured.clone()
         };
         self.load(name, &edited, stream).await
+    }
+
+    /// A stream that was compared with its checksum.
+    pub async fn checked(
+        &self,
+        stream: &str,
+        captured: &Captured,
+    ) -> anyhow::Result<CheckedStream> {
+        let reference = StreamRef {
+            name: StreamName(stream.into()),
+            checksum: captured.stream_checksum,
+        };
+        Ok(CheckedStream::check(&self.engine.layout, reference).await?)
     }
 
     /// A process that waits for a stream.

@@ -3,7 +3,7 @@
 
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
-    Accelerator, Blob, Capacity, CaptureMode, ChildResult, Content, Digests, DiskBlob, Labels,
+    Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Labels,
     Machine, Millis, ObjectId, Phase,
 };
 
@@ -163,17 +163,21 @@ pub enum Command {
         vm: Option<String>,
         count: u32,
     },
-    /// A node has put a snapshot's files on its disk.
+    /// Deletes a snapshot.
+    DeleteSnapshot { snapshot: String },
+    /// A node found that it no longer has what a snapshot is made of (its host was restarted, a file is damaged). The snapshot
+    /// stays listed for its dependents, without this node.
+    LostSnapshot {
+        snapshot: SnapshotId,
+        node: NodeId,
+        reason: String,
+    },
+    /// A node has brought a snapshot's files to its disk, and these are the checksums of what it shares with others.
     SecureSnapshot {
         snapshot: SnapshotId,
         node: NodeId,
-        digests: Digests,
+        checksums: Checksums,
     },
-    /// Deletes a snapshot.
-    DeleteSnapshot { snapshot: String },
-    /// A node found that it no longer has what a snapshot is made of (its host was restarted). The snapshot stays listed
-    /// for its dependents, without this node.
-    LostSnapshot { snapshot: SnapshotId, node: NodeId },
 
     // -- Removal -----------------------------------------------------------------------------------------------------
     /// A node has deleted what it held of these.
@@ -196,8 +200,8 @@ impl Command {
             | Self::SnapshotReady { .. }
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
-            | Self::SecureSnapshot { .. }
             | Self::LostSnapshot { .. }
+            | Self::SecureSnapshot { .. }
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
             | Self::RevokeToken { .. }

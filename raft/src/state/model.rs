@@ -267,8 +267,8 @@ pub struct Snapshot {
     pub operation: OperationId,
     /// What is in it; `None` while it is being captured.
     pub content: Option<Content>,
-    /// What its files hold, once they are on disk: then it survives a reboot of the host.
-    pub digests: Option<Digests>,
+    /// Why a node that held it does not hold it any more; empty while none has lost it.
+    pub lost: String,
     /// How many of its forks are to be kept ready on each node that holds it.
     pub warm: u32,
     /// When it was asked for.
@@ -298,10 +298,12 @@ pub struct Content {
     pub base_bytes: u64,
     /// Bytes of the stream.
     pub stream_bytes: u64,
-    /// CRC-32 (IEEE 802.3) of the stream: checked whenever it is loaded.
-    pub stream_crc: u32,
+    /// The stream's checksum, compared before every load.
+    pub stream_checksum: Checksum,
     /// Bytes of the newest layer.
     pub layer_bytes: u64,
+    /// What it would survive.
+    pub safety: Safety,
     /// How the capture went.
     pub report: CaptureReport,
 }
@@ -310,15 +312,25 @@ pub struct Content {
 /// twice, not even when an operation is begun again: what was told of the first time may be on its way into the state.
 pub type FileId = u128;
 
-/// SHA-256 digests of a snapshot's files. A sparse file's is that of its pages that are not all zeros, each after its number.
+/// A file's checksum, as the engine takes it.
+pub type Checksum = u32;
+
+/// What a snapshot would survive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Digests {
-    /// Of the base.
-    pub base: [u8; 32],
-    /// Of the stream, as it is.
-    pub stream: [u8; 32],
-    /// Of the layers, in their order, as they are.
-    pub layers: Vec<[u8; 32]>,
+pub enum Safety {
+    /// The agent's end.
+    Memory,
+    /// A reboot of the host: its files are on disk, and are compared with their checksums before they are used after one.
+    Disk(Checksums),
+}
+
+/// Checksums of what a snapshot shares with others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checksums {
+    /// Of its base.
+    pub base: Checksum,
+    /// Of its layers, in their order.
+    pub layers: Vec<Checksum>,
 }
 
 /// How a running VM is captured.

@@ -81,9 +81,9 @@ mirrors! {
         CancelOperation { operation: String },
         TagSnapshot { snapshot: String, name: String },
         WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
-        SecureSnapshot { snapshot: Id, node: NodeId, digests: Digests },
         DeleteSnapshot { snapshot: String },
-        LostSnapshot { snapshot: Id, node: NodeId },
+        LostSnapshot { snapshot: Id, node: NodeId, reason: String },
+        SecureSnapshot { snapshot: Id, node: NodeId, checksums: Checksums },
         Purged { node: NodeId, objects: Vec<ObjectId> },
     }
 
@@ -187,7 +187,7 @@ mirrors! {
         spec: VmSpec,
         operation: Id,
         content: Option<Content>,
-        digests: Option<Digests>,
+        lost: String,
         warm: u32,
         created_at: Millis,
     }
@@ -202,11 +202,13 @@ mirrors! {
         devices: Vec<String>,
         base_bytes: u64,
         stream_bytes: u64,
-        stream_crc: u32,
+        stream_checksum: u32,
         layer_bytes: u64,
+        safety: Safety,
         report: CaptureReport,
     }
-    struct Digests { base: [u8; 32], stream: [u8; 32], layers: Vec<[u8; 32]> }
+    enum Safety { Memory, Disk(checksums: Checksums) }
+    struct Checksums { base: u32, layers: Vec<u32> }
     enum CaptureMode { Auto, Paused, Live }
     struct CaptureReport {
         pause_us: u64,

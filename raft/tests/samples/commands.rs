@@ -106,18 +106,6 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
-            "secure",
-            Command::SecureSnapshot {
-                snapshot: SnapshotId(0x51),
-                node: 2,
-                digests: Digests {
-                    base: [1; 32],
-                    stream: [2; 32],
-                    layers: vec![[3; 32]],
-                },
-            },
-        ),
-        (
             "delete-snapshot",
             Command::DeleteSnapshot {
                 snapshot: "a@gold".into(),
@@ -128,6 +116,18 @@ fn commands() -> Vec<(&'static str, Command)> {
             Command::LostSnapshot {
                 snapshot: SnapshotId(0x51),
                 node: 1,
+                reason: "its host was restarted".into(),
+            },
+        ),
+        (
+            "secure-snapshot",
+            Command::SecureSnapshot {
+                snapshot: SnapshotId(0x51),
+                node: 1,
+                checksums: Checksums {
+                    base: 7,
+                    layers: vec![u32::MAX, 0],
+                },
             },
         ),
         (

@@ -51,8 +51,12 @@ fn content() -> Content {
         devices: vec!["virtio-blk".into(), "virtio-console".into()],
         base_bytes: 256 << 20,
         stream_bytes: 1_200_000,
-        stream_crc: 0xcbf4_3926,
+        stream_checksum: 0x1234_5678,
         layer_bytes: 300_000,
+        safety: Safety::Disk(Checksums {
+            base: u32::MAX,
+            layers: vec![1, 2, 3],
+        }),
         report: CaptureReport {
             pause_us: 1,
             agent_pause_us: 2,

@@ -179,13 +179,9 @@ fn add_operations(state: &mut State) {
             nodes: content.iter().map(|_| 1).collect(),
             spec: spec(),
             operation,
-            digests: (number == 1).then(|| Digests {
-                base: [1; 32],
-                stream: [2; 32],
-                layers: vec![[3; 32]; 3],
-            }),
             warm: number as u32,
             content,
+            lost: "its host was restarted".into(),
             created_at: 60,
         };
         state.snapshots.insert(snapshot.id, Arc::new(snapshot));

@@ -150,11 +150,12 @@ fn a_snapshot() {
         capture: Some(capture),
         warm: 2,
         ready: 1,
+        reason: String::new(),
     });
     check(
         &snapshot,
         &json!({
-            "id": "01C", "name": "golden", "vm": "01B", "vmName": "demo", "parent": "", "nodes": ["host-b"], "state": "ready",
+            "id": "01C", "name": "golden", "vm": "01B", "vmName": "demo", "parent": "", "nodes": ["host-b"], "state": "ready", "reason": "",
             "safety": "memory", "createdAt": null, "baseBytes": 1, "streamBytes": 2, "layerBytes": 3,
             "dependents": ["demo-1"], "image": "tiny", "qemuVersion": "10.0.2",
             "capture": {"pauseMs": 4.5, "agentPauseMs": 0.0, "aheadMs": 0.0, "stopMs": 0.0, "diskMs": 0.0, "devicesMs": 0.0,

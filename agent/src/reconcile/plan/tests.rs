@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use proptest::prelude::*;
-use raft::state::{Accelerator, CaptureMode, Machine, Operation, OperationKind, Tombstone, VmSpec};
+use raft::state::{
+    Accelerator, CaptureMode, CaptureReport, Checksums, Content, Machine, Operation, OperationKind,
+    Snapshot, Tombstone, VmSpec,
+};
 
 use super::*;
 
@@ -83,7 +86,16 @@ fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
                     }
                 }
             }
-            Action::ReportLost(snapshot) => {
+            Action::Secure(snapshot) => {
+                let snapshot = Arc::make_mut(state.snapshots.get_mut(&snapshot).unwrap());
+                let content = snapshot.content.as_mut().unwrap();
+                content.safety = Safety::Disk(Checksums {
+                    base: 1,
+                    layers: vec![],
+                });
+            }
+            Action::Verify(snapshot) => drop(observed.snapshots.insert(snapshot, Files::Good)),
+            Action::ReportLost { snapshot, .. } => {
                 Arc::make_mut(state.snapshots.get_mut(&snapshot).unwrap())
                     .nodes
                     .remove(&NODE);
@@ -323,4 +335,134 @@ fn a_child_of_a_fork_under_way_is_left_to_its_operation() {
     child.operation = Some(id);
     state.vms.insert(child.id, Arc::new(child));
     assert_eq!(plan(&state, NODE, 50, &observed), []);
+}
+
+/// A snapshot of this node.
+fn snapshot(id: u128, safety: Safety) -> Snapshot {
+    let report = CaptureReport {
+        pause_us: 0,
+        agent_pause_us: 0,
+        ahead_us: 0,
+        stop_us: 0,
+        disk_us: 0,
+        devices_us: 0,
+        scan_us: 0,
+        copy_us: 0,
+        cont_us: 0,
+        write_us: 0,
+        rounds: 0,
+        ahead_bytes: 0,
+        paused_bytes: 0,
+        new_base: true,
+        live: true,
+        note: String::new(),
+    };
+    let content = Content {
+        base: id,
+        stream: id,
+        layers: vec![],
+        accelerator: Accelerator::Tcg,
+        cpu_model: "max".into(),
+        qemu_version: "10.0.2".into(),
+        machine: "microvm".into(),
+        devices: vec![],
+        base_bytes: 0,
+        stream_bytes: 0,
+        stream_checksum: 0,
+        layer_bytes: 0,
+        safety,
+        report,
+    };
+    let owner = vm(1, Power::Running, Phase::Running, 1, 1, Source::Image);
+    Snapshot {
+        id: SnapshotId(id),
+        name: None,
+        vm: (owner.id, owner.name),
+        parent: None,
+        nodes: [NODE].into(),
+        spec: owner.spec,
+        operation: OperationId(0),
+        content: Some(content),
+        lost: String::new(),
+        warm: 0,
+        created_at: 0,
+    }
+}
+
+fn on_disk() -> Safety {
+    Safety::Disk(Checksums {
+        base: 1,
+        layers: vec![],
+    })
+}
+
+fn any_files() -> impl Strategy<Value = Option<Files>> {
+    prop_oneof![
+        3 => Just(Some(Files::Good)),
+        2 => Just(Some(Files::Unverified)),
+        1 => Just(Some(Files::Damaged("a bit".into()))),
+        1 => Just(Some(Files::Gone)),
+        1 => Just(None),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn snapshots_come_to_be_on_disk_verified_or_lost(files in proptest::collection::vec((any_files(), any::<bool>()), 1..6)) {
+        let (mut state, mut observed) = (State::new(), Observed::default());
+        for (id, (files, secured)) in (1u128..).zip(&files) {
+            let safety = if *secured { on_disk() } else { Safety::Memory };
+            state.snapshots.insert(SnapshotId(id), Arc::new(snapshot(id, safety)));
+            if let Some(files) = files {
+                observed.snapshots.insert(SnapshotId(id), files.clone());
+            }
+        }
+        for _ in 0..20 {
+            let actions = plan(&state, NODE, 0, &observed);
+            let works = |action: &&Action| matches!(action, Action::Secure(_) | Action::Verify(_));
+            prop_assert!(actions.iter().filter(works).count() <= 1, "one at a time");
+            fake(&mut state, &mut observed, actions);
+        }
+        prop_assert_eq!(plan(&state, NODE, 0, &observed), vec![]);
+        for (id, (files, secured)) in (1u128..).zip(files) {
+            let found = &state.snapshots[&SnapshotId(id)];
+            let safe = found.content.as_ref().unwrap().safety != Safety::Memory;
+            match files {
+                Some(Files::Good) => prop_assert!(safe && !found.nodes.is_empty()),
+                // What was only in memory when the host went down is not trusted, whatever it looks like.
+                Some(Files::Unverified) => prop_assert_eq!(found.nodes.is_empty(), !secured),
+                Some(Files::Damaged(_) | Files::Gone) => prop_assert!(found.nodes.is_empty()),
+                None => prop_assert_eq!(safe, secured, "nothing is known of it"),
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_starts_from_a_snapshot_before_it_is_verified() {
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    for id in [5, 6] {
+        let files = (SnapshotId(id), Arc::new(snapshot(id, on_disk())));
+        state.snapshots.insert(files.0, files.1);
+        observed.snapshots.insert(SnapshotId(id), Files::Unverified);
+    }
+    let source = Source::Snapshot(SnapshotId(6));
+    let fork = vm(3, Power::Running, Phase::Pending, 1, 0, source);
+    state.vms.insert(fork.id, Arc::new(fork));
+    observed.images.insert(IMAGE);
+    let mut under_way = operation(OperationId(0), 10);
+    under_way.vm = None;
+    under_way.snapshot = SnapshotId(6);
+    state
+        .operations
+        .insert(under_way.id, Arc::new(under_way.clone()));
+    // What somebody waits for comes first.
+    let verify = Action::Verify(SnapshotId(6));
+    assert_eq!(plan(&state, NODE, 0, &observed), [verify]);
+    observed.storing = true;
+    assert_eq!(plan(&state, NODE, 0, &observed), []);
+    observed.snapshots.insert(SnapshotId(6), Files::Good);
+    let actions = plan(&state, NODE, 0, &observed);
+    assert!(actions.contains(&Action::Run(under_way.id)), "{actions:?}");
+    assert!(matches!(actions[0], Action::Restore { .. }), "{actions:?}");
 }

@@ -67,6 +67,7 @@ pub(super) async fn prepare(
                 .content
                 .as_ref()
                 .ok_or("the snapshot is not ready")?;
+            node.store.check_usable(id, content)?;
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
             ready = Some((id, node.pool.take(id, count)));
             (Parts::of(content), hardware, snapshot.spec.clone())

@@ -164,6 +164,7 @@ impl Forks {
         }
         let context = Arc::clone(node);
         let work = node.tasks.spawn(async move {
+            let _way = context.store.give_way();
             let state = context.state();
             match prepare(&context, &state, operation, source, count, mode).await {
                 Ok(prepared) => prepared,
@@ -230,6 +231,7 @@ impl Forks {
         let context = Arc::clone(node);
         let ahead = self.ahead().remove(&operation);
         node.tasks.spawn(async move {
+            let _way = context.store.give_way();
             context.forks.catch_up(&context).await;
             let begun = ahead
                 .as_ref()

@@ -5,17 +5,19 @@ use std::sync::Arc;
 use futures::future::join_all;
 use qemu::{
     capture::Captured,
+    checksum::CheckedStream,
     record::{StreamName, StreamRef},
 };
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
-    OperationState, Power, Snapshot, State, VmId,
+    OperationState, Power, Safety, Snapshot, State, VmId,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Parts, Prepared, Starting, engine_mode, fresh_file, start_child};
 use crate::{
+    admission::{CHILD_BYTES, Need},
     convert::capture_report,
     errors::chain,
     node::Node,
@@ -52,9 +54,13 @@ impl Run {
             return Ok(());
         }
         self.note("its intent is here");
+        self.admit(&operation)?;
         let mut told = None;
         let content = match &snapshot.content {
-            Some(content) => content.clone(),
+            Some(content) => {
+                self.node.store.check_usable(snapshot.id, content)?;
+                content.clone()
+            }
             None => {
                 let content = self.capture(&state, &operation).await?;
                 let ready = Change::SnapshotReady {
@@ -101,6 +107,28 @@ impl Run {
             })
             .await;
         Ok(())
+    }
+
+    /// Refuses what does not fit on this host: a base of all that is the captured process's own, and the children that do not
+    /// run yet.
+    fn admit(&self, operation: &Operation) -> Result<(), String> {
+        let pid = operation.vm.map_or(0, |vm| self.node.pid_of(vm));
+        // A process that is gone fails the capture, with a better reason.
+        let disk = match pid {
+            0 => 0,
+            pid => qemu::host::own_memory(pid).unwrap_or_default(),
+        };
+        let runs = |number: &u32| {
+            let child = self.node.vms.get(operation.id.child(*number));
+            child.is_some_and(|child| {
+                matches!(child.seen().is, Is::Running { .. } | Is::Paused { .. })
+            })
+        };
+        let children = (0..operation.count).filter(|number| !runs(number)).count();
+        self.node.admit(Need {
+            memory: children as u64 * CHILD_BYTES,
+            disk,
+        })
     }
 
     /// Says in the log how far it has come, and how long that took since this node knew of it.
@@ -266,10 +294,27 @@ async fn load_child(
         }
         None => false,
     };
-    if !waits {
-        node.fetch_image(child.spec.image).await?;
-        start_child(node, child, hardware, parts).await?;
-    }
+    let check = CheckedStream::check(&node.vms.engine().layout, stream);
+    let start = async {
+        if !waits {
+            node.fetch_image(child.spec.image).await?;
+            start_child(node, child, hardware, parts).await?;
+        }
+        Ok::<_, String>(())
+    };
+    let (checked, started) = tokio::join!(check, start);
+    started?;
+    let stream = match checked {
+        Ok(stream) => stream,
+        Err(unfit) => {
+            node.store.note_unfit(&unfit);
+            // Its process waits for a stream that it will never get.
+            if let Some(handle) = node.vms.get(child.id) {
+                let _gone = handle.tell(Command::Destroy).await;
+            }
+            return Err(chain(&unfit));
+        }
+    };
     let handle = node
         .vms
         .get(child.id)
@@ -319,8 +364,9 @@ fn content_of(captured: &Captured, stream: &StreamName) -> Option<Content> {
             .collect(),
         base_bytes: captured.base_bytes,
         stream_bytes: captured.stream_bytes,
-        stream_crc: captured.stream_crc,
+        stream_checksum: captured.stream_checksum,
         layer_bytes: captured.layer_bytes,
+        safety: Safety::Memory,
         report: capture_report(&captured.report),
     })
 }

@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use qemu::checksum::CheckedStream;
 use raft::state::{SnapshotId, State, VmId};
 use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use ulid::Ulid;
@@ -22,7 +23,7 @@ use super::{
     fork::{Parts, start_child},
     launch::{self, Child},
 };
-use crate::node::Node;
+use crate::{errors::chain, node::Node};
 
 /// How long a fork counts as recent.
 const RECENT: Duration = Duration::from_secs(120);
@@ -266,11 +267,20 @@ async fn make(
         spec: snapshot.spec.clone(),
     };
     node.fetch_image(snapshot.spec.image).await?;
+    node.store.check_usable(id, content)?;
     let parts = Parts::of(content);
     let started = async {
-        start_child(&node, &child, hardware, &parts).await?;
+        let check = CheckedStream::check(&node.vms.engine().layout, launch::stream(content));
+        let (stream, ()) = tokio::try_join!(
+            async {
+                check.await.map_err(|unfit| {
+                    node.store.note_unfit(&unfit);
+                    chain(&unfit)
+                })
+            },
+            async { start_child(&node, &child, hardware, &parts).await },
+        )?;
         let handle = node.vms.get(child.id).ok_or(gone)?;
-        let stream = launch::stream(content);
         handle
             .ask(|done| Command::Load { stream, done })
             .await

@@ -57,7 +57,8 @@ mod tests {
 
     use proptest::prelude::*;
     use raft::state::{
-        Accelerator, CaptureReport, Content, ImageId, Machine, OperationId, Snapshot, VmId, VmSpec,
+        Accelerator, CaptureReport, Content, ImageId, Machine, OperationId, Safety, Snapshot, VmId,
+        VmSpec,
     };
 
     use super::*;
@@ -83,7 +84,8 @@ mod tests {
             devices: vec![],
             base_bytes: 0,
             stream_bytes: 0,
-            stream_crc: 0,
+            stream_checksum: 0,
+            safety: Safety::Memory,
             layer_bytes: 0,
             report: CaptureReport::default(),
         };
@@ -105,7 +107,7 @@ mod tests {
             },
             operation: OperationId(id.0),
             content: Some(content),
-            digests: None,
+            lost: String::new(),
             warm,
             created_at: 0,
         }

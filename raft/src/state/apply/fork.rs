@@ -161,10 +161,12 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
             if snapshot.content.is_none() {
                 return Err(refuse("is not ready: its capture is under way or failed"));
             }
-            let node = snapshot
-                .nodes
-                .first()
-                .ok_or_else(|| refuse("is lost: no node holds it any more"))?;
+            let node = snapshot.nodes.first().ok_or_else(|| {
+                refuse(&format!(
+                    "is lost: no node holds it any more ({})",
+                    snapshot.lost
+                ))
+            })?;
             Ok(Origin {
                 captured: None,
                 snapshot: snapshot.id,
@@ -280,7 +282,7 @@ fn add_capture(
         spec: vm.spec.clone(),
         operation,
         content: None,
-        digests: None,
+        lost: String::new(),
         warm: 0,
         created_at: now,
     };

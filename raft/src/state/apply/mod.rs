@@ -131,15 +131,17 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             vm,
             count,
         } => snapshot::warm(state, snapshot, vm.as_deref(), *count),
+        Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
+        Command::LostSnapshot {
+            snapshot,
+            node,
+            reason,
+        } => removal::lost_snapshot(state, now, *snapshot, *node, reason),
         Command::SecureSnapshot {
             snapshot,
             node,
-            digests,
-        } => snapshot::secure(state, *snapshot, *node, digests),
-        Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
-        Command::LostSnapshot { snapshot, node } => {
-            removal::lost_snapshot(state, now, *snapshot, *node)
-        }
+            checksums,
+        } => snapshot::secure(state, *snapshot, *node, checksums),
 
         Command::Purged { node, objects } => removal::purged(state, *node, objects),
     }

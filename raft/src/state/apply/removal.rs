@@ -183,11 +183,14 @@ pub(super) fn lost_snapshot(
     now: Millis,
     id: SnapshotId,
     node: NodeId,
+    reason: &str,
 ) -> Outcome {
     if let Some(snapshot) = state.snapshots.get_mut(&id)
         && snapshot.nodes.contains(&node)
     {
-        Arc::make_mut(snapshot).nodes.remove(&node);
+        let snapshot = Arc::make_mut(snapshot);
+        snapshot.nodes.remove(&node);
+        reason.clone_into(&mut snapshot.lost);
         if snapshot.nodes.is_empty() {
             collect(state, now, Some(id));
         }

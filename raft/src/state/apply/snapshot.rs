@@ -6,7 +6,7 @@ use super::invalid;
 use crate::state::{
     MAX_CHILDREN,
     ids::{NodeId, SnapshotId},
-    model::{Digests, Snapshot, State},
+    model::{Checksums, Content, Safety, Snapshot, State},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -54,36 +54,23 @@ pub(super) fn warm(state: &mut State, snapshot: &str, vm: Option<&str>, count: u
     Ok(Response::Snapshot(id))
 }
 
+/// Never refused: the snapshot may be gone, or its layers others than when its node began.
 pub(super) fn secure(
     state: &mut State,
     id: SnapshotId,
     node: NodeId,
-    digests: &Digests,
+    checksums: &Checksums,
 ) -> Outcome {
-    let Some(snapshot) = state.snapshots.get_mut(&id) else {
-        return Err(Rejection::NotFound {
-            kind: Kind::Snapshot,
-            name: id.to_string(),
-        });
+    let held = |snapshot: &Snapshot| {
+        let fits = |content: &Content| content.layers.len() == checksums.layers.len();
+        snapshot.nodes.contains(&node) && snapshot.content.as_ref().is_some_and(fits)
     };
-    if !snapshot.nodes.contains(&node) {
-        return Err(Rejection::WrongState {
-            kind: Kind::Snapshot,
-            name: id.to_string(),
-            problem: "is not on this node".into(),
-        });
+    if let Some(snapshot) = state.snapshots.get_mut(&id).filter(|found| held(found))
+        && let Some(content) = &mut Arc::make_mut(snapshot).content
+    {
+        content.safety = Safety::Disk(checksums.clone());
     }
-    let layers = snapshot
-        .content
-        .as_ref()
-        .map(|content| content.layers.len());
-    if layers != Some(digests.layers.len()) {
-        return Err(not_ready(&id.to_string()));
-    }
-    if snapshot.digests.is_none() {
-        Arc::make_mut(snapshot).digests = Some(digests.clone());
-    }
-    Ok(Response::Snapshot(id))
+    Ok(Response::Done)
 }
 
 fn not_ready(name: &str) -> Rejection {

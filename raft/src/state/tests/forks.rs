@@ -425,33 +425,3 @@ fn forks_of_a_snapshot_are_kept_ready() {
     world.ok(warm("gold", 0));
     assert_eq!(world.state.snapshots[&operation.snapshot()].warm, 0);
 }
-
-#[test]
-fn a_snapshot_is_safe_once_its_files_are_on_disk() {
-    let mut world = World::new();
-    world.running("a");
-    let operation = world.capture("a", Some("gold"));
-    let secure = |node, layers| Command::SecureSnapshot {
-        snapshot: operation.snapshot(),
-        node,
-        digests: Digests {
-            base: [1; 32],
-            stream: [2; 32],
-            layers: vec![[3; 32]; layers],
-        },
-    };
-    world.wrong_state(secure(1, 1));
-    world.ready(operation);
-    let layers = world.state.snapshots[&operation.snapshot()]
-        .content
-        .as_ref()
-        .unwrap()
-        .layers
-        .len();
-    world.wrong_state(secure(9, layers));
-    world.wrong_state(secure(1, layers + 1));
-    world.ok(secure(1, layers));
-    let safe = world.state.clone();
-    world.ok(secure(1, layers));
-    assert_eq!(world.state, safe, "saying it again changes nothing");
-}

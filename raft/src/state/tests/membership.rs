@@ -155,7 +155,11 @@ fn reports_about_what_is_gone_do_nothing() {
             reason: "x".into(),
             cancelled: false,
         },
-        Command::LostSnapshot { snapshot, node: 1 },
+        Command::LostSnapshot {
+            snapshot,
+            node: 1,
+            reason: String::new(),
+        },
         Command::Purged {
             node: 1,
             objects: vec![ObjectId::Vm(vm), ObjectId::Snapshot(snapshot)],

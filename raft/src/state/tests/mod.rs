@@ -293,8 +293,9 @@ fn content(operation: OperationId) -> Content {
         devices: vec!["disk".into()],
         base_bytes: 256 * MIB,
         stream_bytes: 1_000,
-        stream_crc: 7,
+        stream_checksum: 3_000,
         layer_bytes: 2_000,
+        safety: Safety::Memory,
         report: CaptureReport {
             pause_us: 5_000,
             agent_pause_us: 5_500,

@@ -230,7 +230,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (snapshot(), name()).prop_map(|(snapshot, name)| Command::TagSnapshot { snapshot, name }),
         1 => (snapshot(), 0..5_u32).prop_map(|(snapshot, count)| Command::WarmSnapshot { snapshot, vm: None, count }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
-        1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node }),
+        1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node, reason: String::new() }),
+        2 => (snapshot_id(), 1..3u64, any::<u32>(), vec(any::<u32>(), 0..3)).prop_map(|(snapshot, node, base, layers)| Command::SecureSnapshot { snapshot, node, checksums: Checksums { base, layers } }),
         1 => purged(),
     ]
 }

@@ -208,6 +208,7 @@ fn a_lost_snapshot_stays_for_its_dependents() {
     let lost = |node| Command::LostSnapshot {
         snapshot: operation.snapshot(),
         node,
+        reason: "its host was restarted".into(),
     };
     world.ok(lost(2));
     assert_eq!(
@@ -225,7 +226,11 @@ fn a_lost_snapshot_stays_for_its_dependents() {
         vm: None,
     };
     let command = world.fork_command(source, 1, None);
-    assert!(world.wrong_state(command).contains("lost"));
+    let problem = world.wrong_state(command);
+    assert!(
+        problem.contains("lost") && problem.contains("its host was restarted"),
+        "{problem}"
+    );
     world.delete("b");
     assert!(world.state.snapshots.is_empty());
     assert_eq!(
@@ -239,6 +244,7 @@ fn a_lost_snapshot_stays_for_its_dependents() {
     world.ok(Command::LostSnapshot {
         snapshot: made.snapshot(),
         node: 1,
+        reason: String::new(),
     });
     assert!(
         world.state.snapshots.is_empty(),
@@ -249,9 +255,48 @@ fn a_lost_snapshot_stays_for_its_dependents() {
     world.ok(Command::LostSnapshot {
         snapshot: made.snapshot(),
         node: 1,
+        reason: String::new(),
     });
     assert!(
         world.state.snapshots.contains_key(&made.snapshot()),
         "somebody named it"
     );
+}
+
+#[test]
+fn a_snapshot_that_is_on_disk_says_so() {
+    let mut world = World::new();
+    world.running("a");
+    let made = world.capture("a", Some("gold"));
+    let secure = |node, layers: Vec<u32>| Command::SecureSnapshot {
+        snapshot: made.snapshot(),
+        node,
+        checksums: Checksums { base: 5, layers },
+    };
+    let safety = |world: &World| {
+        let content = world.state.snapshots[&made.snapshot()].content.as_ref();
+        content.map(|content| content.safety.clone())
+    };
+    world.ok(secure(1, vec![6]));
+    assert_eq!(safety(&world), None, "it is not ready");
+    world.ready(made);
+    world.ok(secure(2, vec![6]));
+    world.ok(secure(1, vec![6, 7]));
+    assert_eq!(
+        safety(&world),
+        Some(Safety::Memory),
+        "another node, other layers"
+    );
+    world.ok(secure(1, vec![6]));
+    let secured = Safety::Disk(Checksums {
+        base: 5,
+        layers: vec![6],
+    });
+    assert_eq!(safety(&world), Some(secured));
+    world.delete("a");
+    world.ok(Command::DeleteSnapshot {
+        snapshot: "gold".into(),
+    });
+    world.ok(secure(1, vec![6]));
+    assert!(world.state.snapshots.is_empty());
 }
