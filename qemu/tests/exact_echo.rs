@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use qemu::{
     capture::{Afterwards, Expected, Mode},
-    record::{StreamName, StreamRef},
     spec::MachineType,
 };
 use support::{
@@ -65,10 +64,7 @@ async fn a_capture_is_seen(machine: MachineType) -> anyhow::Result<()> {
     let mut child = host.wait("child", &made_of, shape).await?;
     // Somebody must listen before the load: the guest is in the middle of answering.
     let mut at_child = Witness::start(&host, "child", "child").await?;
-    let stream = StreamRef {
-        name: StreamName("held".into()),
-        crc: captured.stream_crc,
-    };
+    let stream = host.checked("held", &captured).await?;
     child.load(&stream).await?;
     child.resume().await?;
     at_child.answered(Instant::now()).await?;
