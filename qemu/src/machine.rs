@@ -21,6 +21,7 @@ use crate::{
     disk::{self, DiskError, Overlays},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
+    merge::Merging,
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
     record::{
@@ -78,6 +79,9 @@ pub enum MachineError {
     /// A disk could not be made.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Layers could not be merged.
+    #[error("layers of the disk could not be merged: {0}")]
+    Merge(String),
     /// The record could not be kept.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -166,6 +170,8 @@ pub struct Machine {
     pub(crate) spare: Option<LayerName>,
     /// What was done ahead for a capture.
     pub(crate) prepared: Option<Prepared>,
+    /// How far it is with merging its disk's layers.
+    pub(crate) merging: Merging,
     console: Console,
     cause: Option<ShutdownCause>,
     /// Whether this process was never seen by an earlier agent.
@@ -192,6 +198,8 @@ impl Machine {
             layers: launch.layers.clone(),
             next_layer: None,
             image_disk: launch.image_disk.clone(),
+            merge: None,
+            replaced: Vec::new(),
         };
         record.save(&dir)?;
         if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
@@ -225,6 +233,7 @@ impl Machine {
                 memory: None,
                 spare: None,
                 prepared: None,
+                merging: Merging::default(),
                 console,
                 cause: None,
                 fresh: true,
@@ -292,7 +301,7 @@ impl Machine {
                 record.save(&dir)?;
             }
         }
-        Ok(Some(Self {
+        let mut machine = Self {
             engine: Arc::clone(engine),
             dir,
             record,
@@ -302,10 +311,13 @@ impl Machine {
             memory: None,
             spare,
             prepared: None,
+            merging: Merging::default(),
             console,
             cause: None,
             fresh: false,
-        }))
+        };
+        machine.adopt_merge().await?;
+        Ok(Some(machine))
     }
 
     /// The VM's record as it is now.
@@ -511,6 +523,7 @@ impl Machine {
         if let Event::SHUTDOWN { data, .. } = event {
             self.cause = Some(data.reason);
         }
+        self.merging.note(event, self.record.merge.as_ref());
     }
 }
 

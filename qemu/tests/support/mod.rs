@@ -25,7 +25,7 @@ const GID: u32 = 1_879_048_192;
 
 pub struct Host {
     pub engine: Arc<Engine>,
-    cmdline: String,
+    pub cmdline: String,
     _dirs: [tempfile::TempDir; 2],
 }
 
@@ -81,7 +81,7 @@ impl Host {
         })
     }
 
-    fn launch(&self, name: &str, cpus: u32) -> Launch {
+    pub fn launch(&self, name: &str, cpus: u32) -> Launch {
         // A user for each VM, by its name's bytes: good enough for a handful.
         let uid = GID
             + 1
