@@ -33,10 +33,10 @@ use crate::{
 };
 
 /// How many frozen layers a machine that was captured may have before some are merged: its forks get one more.
-pub const OWN_LIMIT: usize = 5;
+pub const OWN_LIMIT: usize = 4;
 /// The same for one that has them all from its parent. More, since the parent is at merging them too, and a hundred children
 /// need not copy the same bytes a hundred times.
-pub const INHERITED_LIMIT: usize = 7;
+pub const INHERITED_LIMIT: usize = 6;
 /// How fast a merge copies, bytes a second: guests are not to feel it.
 const SPEED: i64 = 64 << 20;
 

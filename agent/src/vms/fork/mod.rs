@@ -215,6 +215,7 @@ impl Forks {
                     })
                     .await;
             }
+            release(&context, operation).await;
             context.forks.running().remove(&operation);
             context.wake.notify_one();
         });
@@ -225,6 +226,17 @@ impl Forks {
         if let Some(cancel) = self.running().get(&operation) {
             cancel.cancel();
         }
+    }
+}
+
+/// Tells the captured VM that the snapshot is known to all, or will not be.
+async fn release(node: &Arc<Node>, operation: OperationId) {
+    let state = node.state();
+    let vm = state.operations.get(&operation).and_then(|open| open.vm);
+    if let Some(vm) = vm.and_then(|vm| node.vms.get(vm)) {
+        let stream = launch::stream_name(operation.snapshot());
+        // One that is gone refers to nothing.
+        let _gone = vm.tell(Command::Unprepare(stream)).await;
     }
 }
 
