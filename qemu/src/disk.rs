@@ -6,13 +6,15 @@ use std::{
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::Arc,
 };
 
 use serde::Deserialize;
-use tokio::process::Command;
+use tokio::{process::Command, sync::Semaphore};
 
 use crate::{
     layout::{self, Layout},
+    merge,
     record::LayerName,
     spec::DiskNode,
 };
@@ -177,12 +179,22 @@ async fn run(mut command: Command, what: &str) -> Result<Vec<u8>, DiskError> {
 pub struct Overlays {
     layout: Layout,
     qemu_img: PathBuf,
+    turns: Arc<Semaphore>,
 }
 
 impl Overlays {
     /// For the layers of a node.
     pub fn new(layout: Layout, qemu_img: PathBuf) -> Self {
-        Self { layout, qemu_img }
+        Self {
+            layout,
+            qemu_img,
+            turns: merge::turns(),
+        }
+    }
+
+    /// Whose turn it is to merge layers.
+    pub(crate) fn turns(&self) -> Arc<Semaphore> {
+        Arc::clone(&self.turns)
     }
 
     fn template_path(&self, bytes: u64) -> PathBuf {
@@ -253,19 +265,27 @@ impl Overlays {
 /// A disk's chain of block nodes, from its layers (the writable one first) and the image's disk below them.
 pub fn chain(layers: &[LayerName], image_disk: Option<&str>) -> Vec<DiskNode> {
     let mut chain: Vec<DiskNode> = layers.iter().map(layer_node).collect();
-    if let (Some(sha256), false) = (image_disk, chain.is_empty()) {
-        chain.push(DiskNode {
-            node: "d-image".to_owned(),
-            path: layout::image(sha256),
-        });
+    if !chain.is_empty() {
+        chain.extend(image_node(image_disk));
     }
     chain
+}
+
+/// What the names of a disk's nodes begin with.
+pub const NODE_PREFIX: &str = "d-";
+
+/// The block node of the image's disk.
+pub fn image_node(image_disk: Option<&str>) -> Option<DiskNode> {
+    image_disk.map(|sha256| DiskNode {
+        node: format!("{NODE_PREFIX}image"),
+        path: layout::image(sha256),
+    })
 }
 
 /// The block node of one layer.
 pub fn layer_node(name: &LayerName) -> DiskNode {
     DiskNode {
-        node: format!("d-{name}"),
+        node: format!("{NODE_PREFIX}{name}"),
         path: layout::layer(name),
     }
 }

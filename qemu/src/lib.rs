@@ -11,6 +11,7 @@ pub mod host;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod merge;
 pub mod page_set;
 pub mod process;
 pub mod qmp;

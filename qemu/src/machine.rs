@@ -22,6 +22,7 @@ use crate::{
     disk::{self, DiskError, Overlays},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
+    merge::Merging,
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
@@ -77,6 +78,9 @@ pub enum MachineError {
     /// A disk could not be made.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Layers could not be merged.
+    #[error("layers of the disk could not be merged: {0}")]
+    Merge(String),
     /// The record could not be kept.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -167,6 +171,8 @@ pub struct Machine {
     pub(crate) spare: Option<LayerName>,
     /// What was done ahead for a capture.
     pub(crate) prepared: Option<Prepared>,
+    /// How far it is with merging its disk's layers.
+    pub(crate) merging: Merging,
     console: Console,
     cause: Option<ShutdownCause>,
     /// Whether this process was never seen by an earlier agent.
@@ -193,6 +199,8 @@ impl Machine {
             layers: launch.layers.clone(),
             next_layer: None,
             image_disk: launch.image_disk.clone(),
+            merge: None,
+            replaced: Vec::new(),
         };
         record.save(&dir)?;
         if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
@@ -226,6 +234,7 @@ impl Machine {
                 memory: None,
                 spare: None,
                 prepared: None,
+                merging: Merging::default(),
                 console,
                 cause: None,
                 fresh: true,
@@ -293,7 +302,7 @@ impl Machine {
                 record.save(&dir)?;
             }
         }
-        Ok(Some(Self {
+        let mut machine = Self {
             engine: Arc::clone(engine),
             dir,
             record,
@@ -303,10 +312,13 @@ impl Machine {
             memory: None,
             spare,
             prepared: None,
+            merging: Merging::default(),
             console,
             cause: None,
             fresh: false,
-        }))
+        };
+        machine.adopt_merge().await?;
+        Ok(Some(machine))
     }
 
     /// The VM's record as it is now.
@@ -526,6 +538,7 @@ impl Machine {
         if let Event::SHUTDOWN { data, .. } = event {
             self.cause = Some(data.reason);
         }
+        self.merging.note(event, self.record.merge.as_ref());
     }
 }
 

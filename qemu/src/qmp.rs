@@ -137,6 +137,20 @@ impl Qmp {
 #[serde(transparent)]
 pub struct BlockdevAdd(pub serde_json::Value);
 
+/// `blockdev-reopen` with the options as the command line has them.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockdevReopen {
+    /// One set of options for each node.
+    pub options: Vec<serde_json::Value>,
+}
+
+impl QmpCommand for BlockdevReopen {}
+impl Command for BlockdevReopen {
+    const NAME: &'static str = "blockdev-reopen";
+    const ALLOW_OOB: bool = false;
+    type Ok = qapi::Empty;
+}
+
 impl QmpCommand for BlockdevAdd {}
 impl Command for BlockdevAdd {
     const NAME: &'static str = "blockdev-add";

@@ -96,6 +96,22 @@ pub struct VmRecord {
     pub next_layer: Option<LayerName>,
     /// The image's disk: its SHA-256.
     pub image_disk: Option<String>,
+    /// Layers that are being merged.
+    #[serde(default)]
+    pub merge: Option<Merge>,
+    /// Layers that are not in the chain any more and may belong to a snapshot that is not known yet.
+    #[serde(default)]
+    pub replaced: Vec<LayerName>,
+}
+
+/// A run of layers that are being made one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Merge {
+    /// The layer that is being made. Nothing refers to it until it is in the chain.
+    pub into: LayerName,
+    /// What it will take the place of, newest first.
+    pub layers: Vec<LayerName>,
 }
 
 /// The form of records that this version writes.
@@ -128,6 +144,15 @@ impl VmRecord {
             &dir.record(),
             &serde_json::to_vec_pretty(self)?,
         )?)
+    }
+
+    /// All layers whose files must stay.
+    pub fn layer_files(&self) -> impl Iterator<Item = LayerName> {
+        let merge = self.merge.iter().map(|merge| merge.into.clone());
+        self.layers_with_next()
+            .into_iter()
+            .chain(merge)
+            .chain(self.replaced.clone())
     }
 
     /// The layers as they would be with the next one in use.

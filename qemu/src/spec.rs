@@ -337,8 +337,13 @@ pub fn disk_chain(chain: &[DiskNode]) -> Value {
 
 /// A node that will be put on top of a chain while the machine runs.
 pub fn overlay_node(disk: &DiskNode) -> Value {
-    let mut node = qcow2_node(disk, true);
-    node["backing"] = Value::Null;
+    backed_node(disk, true, None)
+}
+
+/// A node as it is, above another one that is there, or above none.
+pub fn backed_node(disk: &DiskNode, writable: bool, backing: Option<&str>) -> Value {
+    let mut node = qcow2_node(disk, writable);
+    node["backing"] = backing.map_or(Value::Null, Value::from);
     node
 }
 

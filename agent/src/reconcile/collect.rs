@@ -51,7 +51,7 @@ pub fn referenced(state: &State, node: NodeId, records: &[VmRecord]) -> Files {
         );
         files
             .layers
-            .extend(record.layers_with_next().into_iter().map(|layer| layer.0));
+            .extend(record.layer_files().map(|layer| layer.0));
         files.images.extend(record.image_disk.clone());
     }
     for image in state.images.values() {

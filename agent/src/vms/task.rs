@@ -8,6 +8,7 @@ use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     checksum::CheckedStream,
     machine::{Ending, Engine, Launch, Machine, MachineError},
+    merge::Happened,
     record::{LayerName, Stage, StreamName, StreamRef, VmName, VmRecord},
 };
 use tokio::{
@@ -15,7 +16,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::command::Command;
+use ulid::Ulid;
+
+use super::{command::Command, launch};
 use crate::{
     errors::chain,
     reconcile::plan::{Is, Seen},
@@ -89,13 +92,19 @@ impl VmTask {
         loop {
             let boot_deadline = self.boot.as_ref().map(|boot| boot.deadline);
             let (stopping, silent) = (self.stopping, self.silent);
+            if let Some(machine) = &mut self.machine {
+                machine.want_merge();
+            }
             let next = tokio::select! {
                 command = commands.recv() => match command {
                     Some(command) => self.carry_out(command).await,
                     None => return,
                 },
-                ending = ended(self.machine.as_mut()) => {
-                    self.ended(ending).await;
+                what = happened(self.machine.as_mut()) => {
+                    match what {
+                        Happened::Ended(ending) => self.ended(ending).await,
+                        Happened::Merge => self.merge().await,
+                    }
                     Next::Stay
                 }
                 () = ready(self.boot.as_mut()) => {
@@ -184,8 +193,12 @@ impl VmTask {
                 return Next::Stay;
             }
             Command::Unprepare(stream) => {
-                if let Some(machine) = &mut self.machine {
-                    machine.forget_prepared(&stream);
+                let released = self
+                    .machine
+                    .as_mut()
+                    .map(|machine| machine.release(&stream));
+                if let Some(Err(error)) = released {
+                    tracing::warn!(vm = %self.name, error = %chain(&error), "a VM's record could not be kept");
                 }
                 return Next::Stay;
             }
@@ -469,6 +482,17 @@ impl VmTask {
         result
     }
 
+    async fn merge(&mut self) {
+        let Some(machine) = &mut self.machine else {
+            return;
+        };
+        let name = launch::layer_name(Ulid::new().0);
+        if let Err(error) = machine.go_on_merging(name).await {
+            tracing::warn!(vm = %self.name, error = %chain(&error), "layers of a VM's disk were not merged; its chain stays as it was");
+            self.lost_touch(&error);
+        }
+    }
+
     // -- Ending ------------------------------------------------------------------------------------------------------
 
     async fn ended(&mut self, ending: Result<Ending, MachineError>) {
@@ -668,9 +692,9 @@ fn describe(ending: &Ending) -> String {
     }
 }
 
-async fn ended(machine: Option<&mut Machine>) -> Result<Ending, MachineError> {
+async fn happened(machine: Option<&mut Machine>) -> Happened {
     match machine {
-        Some(machine) => machine.ended().await,
+        Some(machine) => machine.happened().await,
         None => pending().await,
     }
 }

@@ -305,6 +305,9 @@ impl Machine {
         let result = self
             .stopped(prepared, disk_bytes, running, afterwards)
             .await;
+        if let Ok(captured) = &result {
+            self.merging.captured(stream, captured.layer_bytes > 0);
+        }
         if result.is_err() {
             self.discard(stream);
             // The disk may have moved on all the same.

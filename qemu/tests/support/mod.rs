@@ -58,7 +58,7 @@ pub struct Host {
     pub memory: u64,
     /// Whether they have a serial port to the guest's programs.
     pub port: bool,
-    cmdline: String,
+    pub cmdline: String,
     _data: tempfile::TempDir,
 }
 
@@ -118,7 +118,7 @@ impl Host {
         })
     }
 
-    fn launch(&self, name: &str, shape: Shape) -> Launch {
+    pub fn launch(&self, name: &str, shape: Shape) -> Launch {
         // A user for each VM, by its name's bytes: good enough for a handful.
         let uid = GID
             + 1

@@ -248,6 +248,7 @@ impl Forks {
                 cancel: cancel.clone(),
             };
             let outcome = run.carry_out().await;
+            let capture = run.prepared.capture.take();
             // What was started ahead and is of no use any more.
             discard(&context, operation, run.prepared).await;
             if let Err(problem) = outcome
@@ -267,6 +268,9 @@ impl Forks {
                     })
                     .await;
             }
+            if let Some(capture) = capture {
+                release(&context, capture).await;
+            }
             context.forks.running().remove(&operation);
             context.pool.look_again();
             context.wake.notify_one();
@@ -281,13 +285,19 @@ impl Forks {
     }
 }
 
-/// Throws away what was begun: forgets what was copied ahead, gives back the children that were ready, and ends the processes that were started ahead for children that will not be, also those that are still being started.
-async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
-    if let Some((vm, stream)) = prepared.capture
-        && let Some(vm) = node.vms.get(vm)
-    {
-        // A VM that is gone has nothing prepared.
+/// Tells the captured VM that its snapshot is known to all, or will not be.
+async fn release(node: &Node, (vm, stream): (VmId, StreamName)) {
+    if let Some(vm) = node.vms.get(vm) {
+        // One that is gone has nothing prepared, and refers to nothing.
         let _gone = vm.tell(Command::Unprepare(stream)).await;
+    }
+}
+
+/// Throws away what was begun: forgets what was copied ahead, gives back the children that were ready, and ends the processes
+/// that were started ahead for children that will not be, also those that are still being started.
+async fn discard(node: &Arc<Node>, operation: OperationId, prepared: Prepared) {
+    if let Some(capture) = prepared.capture {
+        release(node, capture).await;
     }
     if let Some((snapshot, unused)) = prepared.ready {
         node.pool.give_back(snapshot, unused);

@@ -150,10 +150,11 @@ impl Run {
         let id = operation.vm.ok_or("it has no VM to capture")?;
         let vm = state.vms.get(&id).ok_or("the VM was deleted meanwhile")?;
         let handle = self.node.vms.get(id).ok_or("the VM has no process")?;
-        let stream = match self.prepared.capture.take() {
-            Some((vm, stream)) if vm == id => stream,
-            _ => launch::stream_name(fresh_file(self.operation)),
-        };
+        let (_, stream) = self
+            .prepared
+            .capture
+            .get_or_insert_with(|| (id, launch::stream_name(fresh_file(self.operation))))
+            .clone();
         let asked = stream.clone();
         let (disk_bytes, mode) = (vm.spec.disk_bytes, engine_mode(operation.mode));
         let captured = handle
