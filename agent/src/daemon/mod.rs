@@ -254,6 +254,8 @@ impl Agent {
         self.node.tasks.close();
         let parts = async {
             self.node.tasks.wait().await;
+            self.node.forks.close(&self.node).await;
+            self.node.pool.close().await;
             self.node.vms.close().await;
         };
         if timeout(FAREWELL, parts).await.is_err() {

@@ -222,6 +222,14 @@ impl Forks {
         }
     }
 
+    /// Throws away what was begun for operations that had not come when the node ended.
+    pub async fn close(&self, node: &Arc<Node>) {
+        let all = std::mem::take(&mut *self.ahead());
+        for (operation, ahead) in all {
+            discard(node, operation, ahead.work.await.unwrap_or_default()).await;
+        }
+    }
+
     /// Carries an operation out.
     pub fn run(&self, node: &Arc<Node>, operation: OperationId) {
         let cancel = node.cancel.child_token();
