@@ -44,7 +44,7 @@ use crate::{
     },
     vms::{
         Vms,
-        fork::Forks,
+        fork::{self, Forks},
         launch::Fitness,
         pool::{self, Pool},
     },
@@ -228,6 +228,7 @@ impl Agent {
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));
         node.tasks
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
+        node.tasks.spawn(fork::follow(Arc::clone(&node)));
         node.tasks.spawn(pool::run(Arc::clone(&node)));
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
         Ok(Self {

@@ -349,3 +349,35 @@ async fn make(node: &Arc<Node>, state: &State, id: SnapshotId) -> Result<Member,
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_does_not_load_is_left_alone_for_a_while_and_the_others_are_not() {
+        let pool = Pool::new(Bounds {
+            unasked: 0,
+            reserve: 0,
+        });
+        let (bad, good) = (SnapshotId(1), SnapshotId(2));
+        let wanted = BTreeMap::from([(bad, 2), (good, 1)]);
+        pool.note_failure(bad, "it is damaged");
+        assert_eq!(pool.compare(&wanted), [good]);
+        tokio::time::advance(AFTER_FAILURE).await;
+        assert_eq!(pool.compare(&wanted), [bad, bad, good]);
+    }
+
+    #[test]
+    fn files_are_held_until_the_last_that_may_have_them_open_is_gone() {
+        let pool = Pool::new(Bounds {
+            unasked: 0,
+            reserve: 0,
+        });
+        let (first, second) = (pool.hold(SnapshotId(1)), pool.hold(SnapshotId(1)));
+        drop(first);
+        assert_eq!(pool.held(), BTreeSet::from([SnapshotId(1)]));
+        drop(second);
+        assert_eq!(pool.held(), BTreeSet::new());
+    }
+}
