@@ -355,7 +355,7 @@ async fn a_full_disk_fails_the_merge_and_nothing_else() -> anyhow::Result<()> {
         let about = rustix::fs::statvfs(&small.0)?;
         about.f_bavail * about.f_frsize
     };
-    let room = 512 << 10;
+    let room = 256 << 10;
     rustix::fs::fallocate(
         &filler,
         rustix::fs::FallocateFlags::empty(),
