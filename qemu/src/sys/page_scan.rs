@@ -46,17 +46,35 @@ const IS_PRESENT: u64 = 1 << 3;
 const IS_SWAPPED: u64 = 1 << 4;
 const IS_PFNZERO: u64 = 1 << 5;
 
+/// What the shared page of zeros in a process's memory means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zeros {
+    /// Nothing was ever written there.
+    Untouched,
+    /// Also what was written and then merged: the kernel may put it in the place of a page of zeros (`use_zero_pages`).
+    Written,
+}
+
+impl Zeros {
+    fn not_own(self) -> u64 {
+        match self {
+            Self::Untouched => IS_FILE | IS_PFNZERO,
+            Self::Written => IS_FILE,
+        }
+    }
+}
+
 /// Lists the pages of `range` (addresses in the other process, page-aligned) that a write made the process's own: not those
-/// of a mapped file, not the shared page of zeros. As runs of page numbers counted from the range's start, in order.
+/// of a mapped file, nor, as `zeros` says, the shared page of zeros. As runs of page numbers counted from the range's start, in order.
 /// `pagemap` is the other process's `/proc/PID/pagemap`.
 ///
 /// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`.
-pub fn own(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
+pub fn own(pagemap: &File, range: Range<u64>, zeros: Zeros) -> io::Result<Vec<Range<u32>>> {
     let request = Request {
         flags: 0,
         // Inverted categories must be absent.
-        inverted: IS_FILE | IS_PFNZERO,
-        mask: IS_FILE | IS_PFNZERO,
+        inverted: zeros.not_own(),
+        mask: zeros.not_own(),
         any_of: IS_PRESENT | IS_SWAPPED,
         answer: IS_PRESENT,
     };
@@ -75,7 +93,11 @@ pub fn own(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
 ///
 /// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`, and with `EPERM` when the range is not registered with a
 /// userfaultfd in asynchronous mode.
-pub fn written_then_protect(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
+pub fn written_then_protect(
+    pagemap: &File,
+    range: Range<u64>,
+    zeros: Zeros,
+) -> io::Result<Vec<Range<u32>>> {
     let mut runs = Vec::new();
     let whole = range.clone();
     for part in candidates(pagemap, range)? {
@@ -89,7 +111,7 @@ pub fn written_then_protect(pagemap: &File, range: Range<u64>) -> io::Result<Vec
         // Pages that are not the process's own are protected with the others and left out of the list: the next call does
         // not have to look at them again.
         request.walk(pagemap, part, |row| {
-            if row.categories & (IS_FILE | IS_PFNZERO) == 0 {
+            if row.categories & zeros.not_own() == 0 {
                 push(
                     &mut runs,
                     page_number(row.start, whole.start)..page_number(row.end, whole.start),
@@ -120,7 +142,12 @@ fn candidates(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> 
     };
     let mut parts: Vec<Range<u64>> = Vec::new();
     request.walk(pagemap, range.clone(), |row| match parts.last_mut() {
-        Some(last) if row.start - last.end <= NEAR => last.end = row.end,
+        // Rows may overlap where a huge page is split or put together meanwhile. A part that is looked at twice gives nothing
+        // the second time.
+        Some(last) if row.start <= last.end + NEAR => {
+            last.start = last.start.min(row.start);
+            last.end = last.end.max(row.end);
+        }
         _ => parts.push(row.start..row.end),
     })?;
     if swap_in_use() {
