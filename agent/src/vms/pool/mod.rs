@@ -203,7 +203,12 @@ async fn step(node: &Arc<Node>, state: &Arc<State>) -> Result<bool, String> {
         node.id(),
         &pool.recent(),
         pool.bounds.unasked,
-        pool.room(there),
+        // What waits goes before anything that runs.
+        if node.density.is_short() {
+            0
+        } else {
+            pool.room(there)
+        },
     );
     let mut excess = Vec::new();
     let mut missing = Vec::new();
