@@ -8,7 +8,31 @@ use crate::{daemon::options::MergeMemory, node::Node};
 
 /// Checks limits, merging, pressure and huge pages.
 pub fn check(node: &Node) -> Vec<HostCheck> {
-    vec![limits(node), merging(node), short(node), huge_pages()]
+    vec![
+        limits(node),
+        merging(node),
+        short(node),
+        order(),
+        huge_pages(),
+    ]
+}
+
+/// Whether the kernel's killer takes VMs before the agent.
+fn order() -> HostCheck {
+    let name = "oom-order";
+    let hint = "give the agent CAP_SYS_RESOURCE, or have what starts it set OOMScoreAdjust=-900";
+    match std::fs::read_to_string("/proc/self/oom_score_adj") {
+        Ok(score) if score.trim().parse::<i32>().is_ok_and(|score| score < 0) => ok(
+            name,
+            "when memory has run out the kernel ends forks before booted VMs, and those before the agent".to_owned(),
+        ),
+        Ok(_) => warning(
+            name,
+            "when memory has run out the kernel ends forks before booted VMs, but may end the agent before them".to_owned(),
+            hint,
+        ),
+        Err(error) => warning(name, format!("the order cannot be read: {error}"), hint),
+    }
 }
 
 fn ok(name: &str, found: String) -> HostCheck {
@@ -52,8 +76,8 @@ fn limits(node: &Node) -> HostCheck {
                 warning(
                     "limits",
                     format!(
-                        "limits are not enforced: cgroup v2 has no {} controller here",
-                        missing.join(", no ")
+                        "not all limits of a VM are enforced: cgroup v2 lacks these controllers here: {}",
+                        missing.join(", ")
                     ),
                     hint,
                 )
