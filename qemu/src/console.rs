@@ -2,11 +2,13 @@
 //! goes on), kept within bounds, and watched for the line that says that the guest is up.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
 };
 
+use rustix::fs::{Mode, OFlags, openat, renameat};
 use tokio::{
     io::AsyncReadExt as _,
     net::UnixStream,
@@ -102,28 +104,40 @@ async fn drain(
     }
 }
 
-/// A log of two files, the older of which goes when the newer is full.
+/// A log of two files, the older of which goes when the newer is full. It stays in its folder, whatever that is called by then:
+/// a fork that was ready before it was anybody's has another name than its folder began with.
 #[derive(Debug)]
 struct Log {
-    path: PathBuf,
+    folder: File,
+    name: OsString,
     file: File,
     bytes: u64,
 }
 
 impl Log {
     fn open(path: &Path) -> io::Result<Self> {
-        let file = File::options().create(true).append(true).open(path)?;
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Self::open_in(File::open(folder)?, name.to_owned())
+    }
+
+    fn open_in(folder: File, name: OsString) -> io::Result<Self> {
+        let flags = OFlags::CREATE | OFlags::APPEND | OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = File::from(openat(&folder, &name, flags, Mode::from_raw_mode(0o666))?);
         Ok(Self {
-            path: path.to_owned(),
             bytes: file.metadata()?.len(),
+            folder,
+            name,
             file,
         })
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.bytes >= KEPT_BYTES {
-            fs::rename(&self.path, older(&self.path))?;
-            *self = Self::open(&self.path.clone())?;
+            let old = older(Path::new(&self.name));
+            renameat(&self.folder, &self.name, &self.folder, &old)?;
+            *self = Self::open_in(self.folder.try_clone()?, self.name.clone())?;
         }
         self.file.write_all(bytes)?;
         self.bytes += bytes.len() as u64;
@@ -201,5 +215,19 @@ mod tests {
             kept.len()
         );
         assert_eq!(kept.last(), Some(&(399u32 as u8)));
+    }
+
+    #[test]
+    fn a_log_goes_with_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, second) = (dir.path().join("waiting"), dir.path().join("vm"));
+        fs::create_dir(&first).unwrap();
+        let mut log = Log::open(&first.join("console.log")).unwrap();
+        log.write(&vec![b'a'; KEPT_BYTES as usize]).unwrap();
+        fs::rename(&first, &second).unwrap();
+        log.write(b"b").unwrap();
+        let kept = read_log(&second.join("console.log")).unwrap();
+        assert_eq!(kept.len() as u64, KEPT_BYTES + 1);
+        assert_eq!(kept.last(), Some(&b'b'));
     }
 }

@@ -12,11 +12,7 @@ use tokio::process::Command;
 use crate::{
     process::Process,
     spec::Accelerator,
-    sys::{
-        page_scan::{self, Zeros},
-        spawn::Spawn,
-        tsc, uffd,
-    },
+    sys::{page_scan, spawn::Spawn, tsc, uffd},
 };
 
 /// The oldest QEMU that is supported.
@@ -171,7 +167,7 @@ async fn try_tracking(process: &Process) -> io::Result<bool> {
             let heap = heap(pid)?;
             uffd::register(&uffd, heap.clone())?;
             let pagemap = File::open(format!("/proc/{pid}/pagemap"))?;
-            return Ok(page_scan::written_then_protect(&pagemap, heap, Zeros::Untouched).is_ok());
+            return Ok(page_scan::written_then_protect(&pagemap, heap).is_ok());
         }
         if fs::read_to_string(format!("/proc/{pid}/syscall"))?
             .starts_with(&format!("{} ", libc::SYS_clock_nanosleep))

@@ -189,9 +189,8 @@ impl Ksm {
         if self.read_if_there("smart_scan")?.is_some() {
             self.write("smart_scan", "1")?;
         }
-        // Pages of zeros are merged with each other like all others: what the kernel puts in their place with this setting
-        // looks like memory that was never written.
-        self.write("use_zero_pages", "0")?;
+        // A page of zeros then costs nothing to remember, and any number of processes share the one.
+        self.write("use_zero_pages", "1")?;
         self.write("run", "1")
     }
 
@@ -323,7 +322,7 @@ mod tests {
             ("pages_to_scan", "100"),
             ("sleep_millisecs", "20"),
             ("smart_scan", "1"),
-            ("use_zero_pages", "1"),
+            ("use_zero_pages", "0"),
             ("pages_shared", "10"),
             ("pages_sharing", "90"),
             ("full_scans", "3"),
@@ -348,14 +347,14 @@ mod tests {
             (read("run"), read("advisor_mode")),
             ("1".into(), "scan-time".into())
         );
-        assert_eq!(read("use_zero_pages"), "0");
+        assert_eq!(read("use_zero_pages"), "1");
         ksm.restore(&found).unwrap();
         assert_eq!(ksm.settings().unwrap(), found);
         assert_eq!(
             (read("run"), read("advisor_mode")),
             ("0".into(), "none".into())
         );
-        assert_eq!(read("use_zero_pages"), "1");
+        assert_eq!(read("use_zero_pages"), "0");
     }
 
     #[test]

@@ -26,7 +26,7 @@ use crate::{
     merge::Merging,
     oom,
     process::{Exit, Process, ProcessId},
-    qmp::{Qmp, QmpError},
+    qmp::{BlockdevSetActive, Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
     spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
     sys::spawn::{FIRST_FD, Spawn, set_nice, set_oom_score},
@@ -393,7 +393,7 @@ impl Machine {
         loop {
             match self.event(deadline, "a snapshot to load").await? {
                 Event::MIGRATION { data, .. } => match data.status {
-                    MigrationStatus::completed => return Ok(()),
+                    MigrationStatus::completed => return self.activate_disk().await,
                     MigrationStatus::failed | MigrationStatus::cancelled => {
                         return Err(MachineError::Load(self.load_problem().await));
                     }
@@ -402,6 +402,17 @@ impl Machine {
                 other => self.note(&other),
             }
         }
+    }
+
+    /// Has QEMU open the disk's chain for use. It would do that in `cont` otherwise, where somebody waits: reading every layer's
+    /// header and tables takes 2 ms of it on a busy host. Before 10.0 it does so at the end of a load by itself.
+    async fn activate_disk(&self) -> Result<(), MachineError> {
+        let major = self.qmp.version().split('.').next();
+        let leaves_it = major.and_then(|major| major.parse().ok()) >= Some(10_u32);
+        if leaves_it && !self.record.layers.is_empty() {
+            self.qmp.run(BlockdevSetActive { active: true }).await?;
+        }
+        Ok(())
     }
 
     async fn load_problem(&self) -> String {
@@ -429,8 +440,13 @@ impl Machine {
 
     /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
     pub async fn resume(&mut self) -> Result<(), MachineError> {
+        let begun = Instant::now();
         self.claim()?;
-        self.cont().await
+        let claimed = Instant::now();
+        self.cont().await?;
+        let (claim, cont) = (claimed - begun, claimed.elapsed());
+        tracing::debug!(dir = %self.dir.path().display(), ?claim, ?cont, "the guest goes on");
+        Ok(())
     }
 
     /// Makes the process the VM, without letting its guest run yet.

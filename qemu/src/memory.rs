@@ -19,11 +19,7 @@ use crate::{
     page_set::PageSet,
     process::Process,
     stream::{Block, Pages},
-    sys::{
-        PAGE,
-        page_scan::{self, Zeros},
-        uffd, vm_read,
-    },
+    sys::{PAGE, page_scan, uffd, vm_read},
 };
 
 /// Bytes that are read from the guest before they are written to a base: a warm buffer takes them three times as fast as a
@@ -97,14 +93,6 @@ impl Memory {
         self.merged
     }
 
-    fn zeros(&self) -> Zeros {
-        if self.merged {
-            Zeros::Written
-        } else {
-            Zeros::Untouched
-        }
-    }
-
     /// The main block.
     pub fn main(&self) -> &Block {
         &self.main.block
@@ -119,7 +107,7 @@ impl Memory {
     pub fn scan(&mut self) -> io::Result<Vec<Range<u32>>> {
         let range = self.range();
         let written = if self.tracked {
-            page_scan::written_then_protect(&self.pagemap, range.clone(), self.zeros())?
+            page_scan::written_then_protect(&self.pagemap, range.clone())?
         } else {
             self.own_pages()?
         };
@@ -152,7 +140,7 @@ impl Memory {
     }
 
     fn own_pages(&self) -> io::Result<Vec<Range<u32>>> {
-        match page_scan::own(&self.pagemap, self.range(), self.zeros()) {
+        match page_scan::own(&self.pagemap, self.range()) {
             Err(error) if error.raw_os_error() == Some(libc::ENOTTY) => {
                 page_scan::own_pages_by_pagemap(&self.pagemap, self.range())
             }

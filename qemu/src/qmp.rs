@@ -151,6 +151,20 @@ impl Command for BlockdevReopen {
     type Ok = qapi::Empty;
 }
 
+/// `blockdev-set-active`, from QEMU 10.0 on, for all nodes.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockdevSetActive {
+    /// Whether they are used or left to another process.
+    pub active: bool,
+}
+
+impl QmpCommand for BlockdevSetActive {}
+impl Command for BlockdevSetActive {
+    const NAME: &'static str = "blockdev-set-active";
+    const ALLOW_OOB: bool = false;
+    type Ok = qapi::Empty;
+}
+
 impl QmpCommand for BlockdevAdd {}
 impl Command for BlockdevAdd {
     const NAME: &'static str = "blockdev-add";

@@ -53,9 +53,8 @@ impl Hardest {
             pages: 200_000,
             sleep_ms: 0,
         })?;
-        if zero_pages {
-            fs::write(Path::new(SETTINGS).join("use_zero_pages"), "1")?;
-        }
+        let zero_pages = if zero_pages { "1" } else { "0" };
+        fs::write(Path::new(SETTINGS).join("use_zero_pages"), zero_pages)?;
         Ok(hardest)
     }
 

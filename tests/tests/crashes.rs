@@ -170,7 +170,12 @@ fn all_agents_are_killed_and_come_back() -> anyhow::Result<()> {
         .success()?;
     let before = pids(&cluster, 1)?;
     assert_eq!(before.len(), 5);
-    let snapshots = cluster.node(1).json(&["snapshot", "ls"])?;
+    let snapshots = wait_for("the snapshots to be on disk", PATIENCE, || {
+        let listed = cluster.node(1).json(&["snapshot", "ls"])?;
+        let items = listed["items"].as_array().context("no items")?;
+        let safe = items.iter().all(|snapshot| snapshot["safety"] == "disk");
+        Ok(safe.then_some(listed))
+    })?;
 
     for agent in &mut cluster.agents {
         agent.kill()?;

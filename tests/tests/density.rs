@@ -53,7 +53,7 @@ fn merging_saves_memory_and_leaves_the_host_as_it_was() -> anyhow::Result<()> {
     let made = fork(&cluster, 1, &["parent", "-n", "10", "--name", "c"])?;
     assert_eq!(made["children"].as_array().map(Vec::len), Some(10));
 
-    let memory = wait_for("merging to save 50 MiB", PATIENCE, || {
+    let memory = wait_for("merging to save 50 MiB", 2 * PATIENCE, || {
         let status = cluster.node(1).json(&["status"])?;
         let memory = status["memory"].clone();
         let saved = memory["guests"]["mergeProfitBytes"].as_i64();
@@ -132,10 +132,7 @@ fn limits_are_enforced_or_said_not_to_be() -> anyhow::Result<()> {
             let there = controllers.split_whitespace().any(|one| one == controller);
             let warned = warnings.contains(&format!("the {limit} limit is not enforced"));
             assert_eq!(warned, !there, "{name}, {controller}: {warnings}");
-            assert_eq!(
-                found.contains(&format!("no {controller} controller")),
-                !there
-            );
+            assert_eq!(found.contains(controller), !there);
         }
     }
     // Nothing is said of what was not asked for.
@@ -155,7 +152,19 @@ fn the_kernels_killer_takes_what_is_cheapest_first() -> anyhow::Result<()> {
     let cluster = cluster(&[], "")?;
     let node = cluster.node(1);
     let agent = Value::from(node.pid().context("the agent runs")?);
-    assert_eq!(oom_score(&agent)?, -900);
+    // Lowering it takes a capability (CAP_SYS_RESOURCE) that root in a container may lack.
+    let order = check(&cluster, "oom-order")?;
+    let expected = match fs::write("/proc/self/oom_score_adj", "-1") {
+        Ok(()) => (-900, "ok"),
+        Err(_) => (0, "warning"),
+    };
+    assert_eq!(
+        (
+            oom_score(&agent)?,
+            order["result"].as_str().unwrap_or_default()
+        ),
+        expected
+    );
     fork(&cluster, 1, &["parent", "--name", "child"])?;
     let (parent, child) = (cluster.vm(1, "parent")?, cluster.vm(1, "child")?);
     assert_eq!(oom_score(&parent["pid"])?, 200);
@@ -259,9 +268,11 @@ fn a_vm_that_the_kernel_ended_for_want_of_memory_says_so() -> anyhow::Result<()>
     let tight = Tight::new(8 << 20)?;
     // It writes much more than that, over and over.
     let cluster = cluster(&[], "fp.churn=64")?;
-    fork(&cluster, 1, &["parent", "--name", "child", "--paused"])?;
+    let paused = ["fork", "parent", "--name", "child", "--paused"];
+    cluster.node(1).fp(&paused)?.success()?;
     let pid = cluster.vm(1, "child")?["pid"].to_string();
     fs::write(tight.0.join("cgroup.procs"), pid)?;
+    // It may end before this is answered.
     cluster.node(1).fp(&["vm", "resume", "child"])?;
     let vm = cluster.wait_vm(1, "child", "failed")?;
     let reason = vm["reason"].as_str().unwrap_or_default();

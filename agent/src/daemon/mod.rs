@@ -48,7 +48,7 @@ use crate::{
     },
     vms::{
         Vms,
-        fork::Forks,
+        fork::{self, Forks},
         launch::Fitness,
         pool::{self, Pool},
     },
@@ -242,6 +242,7 @@ impl Agent {
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));
         node.tasks
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
+        node.tasks.spawn(fork::follow(Arc::clone(&node)));
         node.tasks.spawn(pool::run(Arc::clone(&node)));
         node.tasks.spawn(density::run(Arc::clone(&node)));
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
@@ -269,6 +270,8 @@ impl Agent {
         self.node.tasks.close();
         let parts = async {
             self.node.tasks.wait().await;
+            self.node.forks.close(&self.node).await;
+            self.node.pool.close().await;
             self.node.vms.close().await;
         };
         if timeout(FAREWELL, parts).await.is_err() {

@@ -27,6 +27,7 @@ pub fn observe(node: &Node, state: &State) -> Observed {
             .filter(|image| node.has_image(state, *image))
             .collect(),
         fetching: node.fetching(),
+        held: node.pool.held(),
         snapshots: snapshots(node, state),
         storing: node.store.is_busy(),
     }

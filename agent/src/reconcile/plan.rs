@@ -23,6 +23,8 @@ pub struct Observed {
     pub images: BTreeSet<ImageId>,
     /// Images that are being fetched.
     pub fetching: BTreeSet<ImageId>,
+    /// Snapshots whose files forks that are ready may have open.
+    pub held: BTreeSet<SnapshotId>,
     /// How the files of snapshots are. Of one that is not in it nothing is known.
     pub snapshots: BTreeMap<SnapshotId, Files>,
     /// Whether a snapshot is being secured or verified.
@@ -219,7 +221,7 @@ fn still_here(id: ObjectId, observed: &Observed) -> bool {
     match id {
         ObjectId::Vm(vm) => observed.vms.contains_key(&vm),
         ObjectId::Image(image) => observed.fetching.contains(&image),
-        ObjectId::Snapshot(_) => false,
+        ObjectId::Snapshot(snapshot) => observed.held.contains(&snapshot),
     }
 }
 

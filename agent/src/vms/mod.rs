@@ -89,6 +89,16 @@ impl VmHandle {
         answer.await.map_err(|_| Gone)
     }
 
+    /// Returns when its task has ended: nothing is left of it.
+    pub async fn gone(&self) {
+        self.commands.closed().await;
+    }
+
+    /// Whether its task has ended.
+    pub fn is_gone(&self) -> bool {
+        self.commands.is_closed()
+    }
+
     /// Has the task do something, without waiting for it.
     pub async fn tell(&self, command: Command) -> Result<(), Gone> {
         self.commands.send(command).await.map_err(|_| Gone)

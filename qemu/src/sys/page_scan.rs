@@ -1,9 +1,9 @@
 //! `PAGEMAP_SCAN`, the ioctl on `/proc/PID/pagemap` that lists pages by what they are and write-protects them in the same
 //! step (Linux 6.7, Documentation/admin-guide/mm/pagemap.rst).
 
-use std::{fs::File, io, ops::Range, os::fd::AsRawFd};
+use std::{fs::File, io, ops::Range, os::fd::AsRawFd, ptr, slice, sync::LazyLock};
 
-use super::PAGE;
+use super::{PAGE, uffd};
 
 /// Argument of the ioctl: `struct pm_scan_arg` of linux/fs.h.
 #[repr(C)]
@@ -44,37 +44,20 @@ const IS_WRITTEN: u64 = 1 << 1;
 const IS_FILE: u64 = 1 << 2;
 const IS_PRESENT: u64 = 1 << 3;
 const IS_SWAPPED: u64 = 1 << 4;
-const IS_PFNZERO: u64 = 1 << 5;
 
-/// What the shared page of zeros in a process's memory means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Zeros {
-    /// Nothing was ever written there.
-    Untouched,
-    /// Also what was written and then merged: the kernel may put it in the place of a page of zeros (`use_zero_pages`).
-    Written,
-}
-
-impl Zeros {
-    fn not_own(self) -> u64 {
-        match self {
-            Self::Untouched => IS_FILE | IS_PFNZERO,
-            Self::Written => IS_FILE,
-        }
-    }
-}
-
-/// Lists the pages of `range` (addresses in the other process, page-aligned) that a write made the process's own: not those
-/// of a mapped file, nor, as `zeros` says, the shared page of zeros. As runs of page numbers counted from the range's start, in order.
-/// `pagemap` is the other process's `/proc/PID/pagemap`.
+/// Lists the pages of `range` (addresses in the other process, page-aligned) that may be other than the mapped file's. As
+/// runs of page numbers counted from the range's start, in order. `pagemap` is the other process's `/proc/PID/pagemap`.
+///
+/// The shared page of zeros counts: the kernel puts it where the guest wrote zeros, when it takes a huge page apart
+/// (mm/migrate.c, `try_to_map_unused_to_zeropage`) and when it merges pages (`use_zero_pages`).
 ///
 /// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`.
-pub fn own(pagemap: &File, range: Range<u64>, zeros: Zeros) -> io::Result<Vec<Range<u32>>> {
+pub fn own(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
     let request = Request {
         flags: 0,
         // Inverted categories must be absent.
-        inverted: zeros.not_own(),
-        mask: zeros.not_own(),
+        inverted: IS_FILE,
+        mask: IS_FILE,
         any_of: IS_PRESENT | IS_SWAPPED,
         answer: IS_PRESENT,
     };
@@ -93,11 +76,7 @@ pub fn own(pagemap: &File, range: Range<u64>, zeros: Zeros) -> io::Result<Vec<Ra
 ///
 /// Fails with `ENOTTY` where the kernel has no `PAGEMAP_SCAN`, and with `EPERM` when the range is not registered with a
 /// userfaultfd in asynchronous mode.
-pub fn written_then_protect(
-    pagemap: &File,
-    range: Range<u64>,
-    zeros: Zeros,
-) -> io::Result<Vec<Range<u32>>> {
+pub fn written_then_protect(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u32>>> {
     let mut runs = Vec::new();
     let whole = range.clone();
     for part in candidates(pagemap, range)? {
@@ -106,12 +85,12 @@ pub fn written_then_protect(
             inverted: 0,
             mask: IS_WRITTEN,
             any_of: IS_PRESENT | IS_SWAPPED,
-            answer: IS_FILE | IS_PFNZERO,
+            answer: IS_FILE,
         };
-        // Pages that are not the process's own are protected with the others and left out of the list: the next call does
-        // not have to look at them again.
+        // Pages of the mapped file are protected with the others and left out of the list: the next call does not have to
+        // look at them again. As in `own`, the page of zeros may be what the guest wrote.
         request.walk(pagemap, part, |row| {
-            if row.categories & zeros.not_own() == 0 {
+            if row.categories & IS_FILE == 0 {
                 push(
                     &mut runs,
                     page_number(row.start, whole.start)..page_number(row.end, whole.start),
@@ -127,38 +106,92 @@ const NEAR: u64 = 32 * PAGE as u64;
 
 /// The parts of a range in which pages may have been written: everything else is protected. The kernel answers this one
 /// question twenty times faster than any other (3 GiB in 1.4 ms rather than 27), from the bare page table entry, and counts
-/// what is not populated as written. An entry of a page that was swapped out means something else by the same bit: while
-/// the host has anything swapped out, everything is a candidate.
+/// what is not populated as written. A kernel that can be wrong about it is not asked.
 fn candidates(pagemap: &File, range: Range<u64>) -> io::Result<Vec<Range<u64>>> {
-    if swap_in_use() {
+    if !*WRITTEN_ALONE_IS_EXACT {
         return Ok(vec![range]);
     }
-    let request = Request {
-        flags: 0,
-        inverted: 0,
-        mask: IS_WRITTEN,
-        any_of: 0,
-        answer: IS_WRITTEN,
-    };
     let mut parts: Vec<Range<u64>> = Vec::new();
-    request.walk(pagemap, range.clone(), |row| match parts.last_mut() {
-        // Rows may overlap where a huge page is split or put together meanwhile. A part that is looked at twice gives nothing
-        // the second time.
-        Some(last) if row.start <= last.end + NEAR => {
-            last.start = last.start.min(row.start);
-            last.end = last.end.max(row.end);
-        }
+    WRITTEN_ALONE.walk(pagemap, range, |row| match parts.last_mut() {
+        Some(last) if row.start - last.end <= NEAR => last.end = row.end,
         _ => parts.push(row.start..row.end),
     })?;
-    if swap_in_use() {
-        return Ok(vec![range]);
-    }
     Ok(parts)
 }
 
-fn swap_in_use() -> bool {
-    let info = rustix::system::sysinfo();
-    info.freeswap != info.totalswap
+const WRITTEN_ALONE: Request = Request {
+    flags: 0,
+    inverted: 0,
+    mask: IS_WRITTEN,
+    any_of: 0,
+    answer: IS_WRITTEN,
+};
+
+/// Whether the kernel, asked for `IS_WRITTEN` alone, looks at an entry that is not present (a page that is swapped out, or
+/// that is being moved) in its own way. Before 2026 it took the bit for "protected" from where a present entry has it: a
+/// page that was written and is just being moved could be left out. A guard page tells the two apart: its entry is not
+/// present, not protected, and has the bit in that place set (arch/x86/include/asm/pgtable_64.h, include/linux/swapops.h:
+/// `~PTE_MARKER_GUARD` from bit 9 on, with the bit in question at 10). Linux before 6.13 has no guard pages: there the
+/// slower question is asked.
+static WRITTEN_ALONE_IS_EXACT: LazyLock<bool> = LazyLock::new(|| match try_guard_page() {
+    Ok(exact) => exact,
+    Err(error) => {
+        tracing::info!(%error, "memory is scanned the slower way: the kernel could not be tried for the faster");
+        false
+    }
+});
+
+fn try_guard_page() -> io::Result<bool> {
+    const MADV_GUARD_INSTALL: libc::c_int = 102;
+    let page = Mapping::new(PAGE)?;
+    let uffd = uffd::open()?;
+    let pagemap = File::open("/proc/self/pagemap")?;
+    uffd::register(&uffd, page.range())?;
+    // SAFETY: the page is ours and nothing is in it.
+    if unsafe { libc::madvise(page.0.as_ptr().cast_mut().cast(), PAGE, MADV_GUARD_INSTALL) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut found = false;
+    WRITTEN_ALONE.walk(&pagemap, page.range(), |_| found = true)?;
+    Ok(found)
+}
+
+/// Private memory of ours, to try the kernel with.
+struct Mapping(&'static mut [u8]);
+
+impl Mapping {
+    fn new(bytes: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping anywhere takes nothing away.
+        let address = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is mapped, zeroed, and nobody else knows of it until it is dropped.
+        Ok(Self(unsafe {
+            slice::from_raw_parts_mut(address.cast(), bytes)
+        }))
+    }
+
+    fn range(&self) -> Range<u64> {
+        let start = self.0.as_ptr() as u64;
+        start..start + self.0.len() as u64
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: it was mapped by `new` with this length, and its slice ends here.
+        unsafe { libc::munmap(self.0.as_mut_ptr().cast(), self.0.len()) };
+    }
 }
 
 /// What is asked of the kernel.
@@ -201,14 +234,18 @@ impl Request {
             if found < 0 {
                 return Err(io::Error::last_os_error());
             }
-            rows.iter()
-                .take(found as usize)
-                .copied()
-                .for_each(&mut take);
-            if arg.walk_end <= from {
+            let found = &rows[..found as usize];
+            found.iter().copied().for_each(&mut take);
+            // `walk_end` is where the kernel's own buffer of 512 rows was full last, however far it went after that
+            // (fs/proc/task_mmu.c, `do_pagemap_scan`): it says where to go on only when `rows` is full.
+            if found.len() < rows.len() {
+                break;
+            }
+            let reached = found.last().map_or(0, |row| row.end);
+            if reached <= from {
                 return Err(io::Error::other("PAGEMAP_SCAN does not advance"));
             }
-            from = arg.walk_end;
+            from = reached;
         }
         Ok(())
     }
@@ -252,5 +289,152 @@ fn push(runs: &mut Vec<Range<u32>>, run: Range<u32>) {
     match runs.last_mut() {
         Some(last) if last.end == run.start => last.end = run.end,
         _ => runs.push(run),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        fs,
+        os::fd::OwnedFd,
+        path::Path,
+        thread,
+        time::{Duration, Instant},
+    };
+
+    use super::*;
+    use crate::{
+        ksm::{Ksm, LEASE, Lease, Pace},
+        record::{self, HOST_BOOT},
+    };
+
+    const MIB: usize = 1 << 20;
+
+    /// Our own memory with every page written and protected.
+    struct Tracked {
+        memory: Mapping,
+        pagemap: File,
+        _uffd: OwnedFd,
+    }
+
+    impl Tracked {
+        fn new(bytes: usize, huge: bool) -> Self {
+            let memory = Mapping::new(bytes).unwrap();
+            let advice = if huge {
+                libc::MADV_HUGEPAGE
+            } else {
+                libc::MADV_NOHUGEPAGE
+            };
+            // SAFETY: advice about memory of ours.
+            let result =
+                unsafe { libc::madvise(memory.0.as_ptr().cast_mut().cast(), bytes, advice) };
+            assert_eq!(result, 0);
+            let uffd = uffd::open().unwrap();
+            uffd::register(&uffd, memory.range()).unwrap();
+            let tracked = Self {
+                memory,
+                pagemap: File::open("/proc/self/pagemap").unwrap(),
+                _uffd: uffd,
+            };
+            tracked.memory.0.fill(1);
+            let all = bytes / PAGE;
+            assert_eq!(tracked.scan(), vec![0..all as u32]);
+            assert_eq!(tracked.scan(), vec![]);
+            tracked
+        }
+
+        fn write(&mut self, page: usize, value: u8) {
+            self.memory.0[page * PAGE..(page + 1) * PAGE].fill(value);
+        }
+
+        fn scan(&self) -> Vec<Range<u32>> {
+            written_then_protect(&self.pagemap, self.memory.range()).unwrap()
+        }
+    }
+
+    /// The kernel gives its answer in pieces, of 512 rows inside and of 1,024 to us.
+    #[test]
+    fn every_page_that_was_written_is_listed_once_and_in_order() {
+        let mut tracked = Tracked::new(32 * MIB, false);
+        for count in [
+            1, 511, 512, 513, 800, 1023, 1024, 1025, 1537, 1600, 2047, 2048,
+        ] {
+            // Far enough apart that no two share a part, then close enough that all do.
+            for step in [33, 2] {
+                let pages: Vec<usize> = (0..count)
+                    .map(|i| i * step)
+                    .take_while(|page| *page < 8192)
+                    .collect();
+                for page in &pages {
+                    tracked.write(*page, 2);
+                }
+                let expected: Vec<_> = pages
+                    .iter()
+                    .map(|page| *page as u32..*page as u32 + 1)
+                    .collect();
+                assert_eq!(tracked.scan(), expected, "{count} pages, every {step}");
+                assert_eq!(tracked.scan(), vec![], "{count} pages, every {step}, again");
+            }
+        }
+    }
+
+    /// The kernel merges pages of zeros with its own page of zeros: they are what the guest wrote.
+    #[test]
+    fn zeros_that_were_written_are_listed_after_the_kernel_shared_their_page() {
+        let mut tracked = Tracked::new(4 * MIB, false);
+        tracked.memory.0.fill(2);
+        let zeroed: BTreeSet<u32> = (0..(4 * MIB / PAGE) as u32).step_by(4).collect();
+        for page in &zeroed {
+            tracked.write(*page as usize, 0);
+        }
+        // SAFETY: advice about memory of ours.
+        let result = unsafe {
+            let memory = &tracked.memory.0;
+            libc::madvise(
+                memory.as_ptr().cast_mut().cast(),
+                memory.len(),
+                libc::MADV_MERGEABLE,
+            )
+        };
+        assert_eq!(result, 0);
+        let ksm = Ksm::of_host().unwrap();
+        let host_boot = record::host_boot(Path::new(HOST_BOOT)).unwrap();
+        let (mut lease, found) = loop {
+            if let Some(mut lease) = Lease::take(Path::new(LEASE), &host_boot).unwrap() {
+                let found = lease.found().unwrap();
+                break (lease, found.unwrap_or_else(|| ksm.settings().unwrap()));
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        lease.keep(&found).unwrap();
+        ksm.set_pace(Pace::Fixed {
+            pages: 10_000,
+            sleep_ms: 0,
+        })
+        .unwrap();
+        let shared = || {
+            let entries = fs::read_to_string("/proc/self/ksm_stat").unwrap();
+            let count = entries
+                .lines()
+                .find_map(|line| line.strip_prefix("ksm_zero_pages "));
+            count.unwrap().parse::<usize>().unwrap()
+        };
+        let patience = Instant::now() + Duration::from_secs(30);
+        while shared() < zeroed.len() && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(20));
+        }
+        let enough = shared() >= zeroed.len();
+        ksm.restore(&found).unwrap();
+        lease.clear().unwrap();
+        assert!(enough, "the kernel shared {} pages", shared());
+        let found: BTreeSet<u32> = tracked.scan().into_iter().flatten().collect();
+        let missed: Vec<_> = zeroed.difference(&found).collect();
+        assert!(
+            missed.is_empty(),
+            "missed {} of {}",
+            missed.len(),
+            zeroed.len()
+        );
     }
 }

@@ -1,9 +1,10 @@
-//! The userfaultfd that the preloaded library opened in a QEMU process: found from outside and made to cover its memory.
+//! Userfaultfds in asynchronous write-protect mode: the one that the preloaded library opened in a QEMU process, found from
+//! outside and made to cover its memory, and our own, to try what the kernel does.
 
 use std::{
     fs, io,
     ops::Range,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
@@ -21,6 +22,41 @@ struct Register {
 const UFFDIO_REGISTER: libc::c_ulong =
     (3 << 30) | ((size_of::<Register>() as libc::c_ulong) << 16) | (0xAA << 8);
 const MODE_WP: u64 = 1 << 1;
+
+/// `struct uffdio_api` of linux/userfaultfd.h.
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+/// `_IOWR(0xAA, 0x3F, struct uffdio_api)`.
+const UFFDIO_API: libc::c_ulong =
+    (3 << 30) | ((size_of::<Api>() as libc::c_ulong) << 16) | (0xAA << 8) | 0x3F;
+const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+const FEATURE_WP_ASYNC: u64 = 1 << 15;
+
+/// Opens one for this process, as the preloaded library does for QEMU's (preload/write_tracking.c).
+pub fn open() -> io::Result<OwnedFd> {
+    // SAFETY: the call takes flags and gives a descriptor or -1.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut arg = Api {
+        api: 0xAA,
+        features: FEATURE_WP_UNPOPULATED | FEATURE_WP_ASYNC,
+        ioctls: 0,
+    };
+    // SAFETY: `arg` is a valid uffdio_api.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, &mut arg) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
 
 /// Takes a copy of the userfaultfd that the process holds; `None` when it has none.
 pub fn find(pid: u32, pidfd: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {

@@ -338,6 +338,23 @@ fn a_child_of_a_fork_under_way_is_left_to_its_operation() {
     assert_eq!(plan(&state, NODE, 50, &observed), []);
 }
 
+#[test]
+fn files_that_a_fork_which_is_ready_has_open_are_not_collected() {
+    let id = OperationId(1 << 20).snapshot();
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    let tombstone = Tombstone {
+        nodes: [NODE].into(),
+        name: "gone".into(),
+        created_at: 0,
+    };
+    state.tombstones.insert(ObjectId::Snapshot(id), tombstone);
+    observed.held.insert(id);
+    assert_eq!(plan(&state, NODE, 50, &observed), []);
+    observed.held.clear();
+    let collect = Action::Collect(vec![ObjectId::Snapshot(id)]);
+    assert_eq!(plan(&state, NODE, 50, &observed), [collect]);
+}
+
 /// A snapshot of this node.
 fn snapshot(id: u128, safety: Safety) -> Snapshot {
     let report = CaptureReport {

@@ -21,7 +21,8 @@ use qemu::{
     record::{BaseName, LayerName, StreamName},
 };
 use raft::state::{
-    CaptureMode, Command as Change, Content, FileId, OperationId, SnapshotId, State, VmId,
+    CaptureMode, Command as Change, Content, FileId, OperationId, OperationState, SnapshotId,
+    State, VmId,
 };
 use tokio::{
     sync::{OnceCell, Semaphore},
@@ -225,6 +226,29 @@ impl Forks {
         }
     }
 
+    /// Throws away what was begun for operations that had not come when the node ended.
+    pub async fn close(&self, node: &Arc<Node>) {
+        let all = std::mem::take(&mut *self.ahead());
+        for (operation, ahead) in all {
+            discard(node, operation, ahead.work.await.unwrap_or_default()).await;
+        }
+    }
+
+    /// Begins with the operations that were prepared for and whose intent has come.
+    fn run_prepared(&self, node: &Arc<Node>, state: &State) {
+        let came = |id: &OperationId| {
+            state.operations.get(id).is_some_and(|operation| {
+                operation.node == node.id()
+                    && operation.state == OperationState::Open
+                    && !operation.cancel_requested
+            })
+        };
+        let came: Vec<OperationId> = self.ahead().keys().copied().filter(came).collect();
+        for operation in came {
+            self.run(node, operation);
+        }
+    }
+
     /// Carries an operation out.
     pub fn run(&self, node: &Arc<Node>, operation: OperationId) {
         let cancel = node.cancel.child_token();
@@ -293,6 +317,20 @@ async fn release(node: &Node, (vm, stream): (VmId, StreamName)) {
     if let Some(vm) = node.vms.get(vm) {
         // One that is gone has nothing prepared, and refers to nothing.
         let _gone = vm.tell(Command::Unprepare(stream)).await;
+    }
+}
+
+/// Begins with operations as soon as their intent is applied, until the node ends. The reconciler begins with every operation,
+/// but after a look at all VMs and files of the node; those that were prepared for need not wait for it.
+pub async fn follow(node: Arc<Node>) {
+    let mut published = node.raft.published();
+    loop {
+        let state = Arc::clone(&published.borrow_and_update().view);
+        node.forks.run_prepared(&node, &state);
+        tokio::select! {
+            () = node.cancel.cancelled() => return,
+            changed = published.changed() => if changed.is_err() { return },
+        }
     }
 }
 

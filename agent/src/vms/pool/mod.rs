@@ -7,14 +7,20 @@
 mod plan;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures::future::join_all;
+
 use qemu::checksum::CheckedStream;
 use raft::state::{SnapshotId, State, VmId};
-use tokio::{sync::Notify, task::JoinSet, time::Instant};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use ulid::Ulid;
 
 use super::{
@@ -27,11 +33,9 @@ use crate::{errors::chain, node::Node};
 
 /// How long a fork counts as recent.
 const RECENT: Duration = Duration::from_secs(120);
-/// Memory that a fork which stands still takes for itself, bytes; what there is room for is counted with it.
-const MEMBER_BYTES: u64 = 24 << 20;
 /// How often is looked again at what should be ready, without being woken: memory may have become short.
 const TICK: Duration = Duration::from_secs(1);
-/// How long is waited after a fork that could not be made ready.
+/// How long no other fork of a snapshot is made ready after one that could not be, or that ended by itself.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// A fork that is ready, and nobody's.
@@ -41,18 +45,17 @@ pub struct Member {
     pub id: VmId,
     /// Its task.
     pub handle: VmHandle,
+    _hold: Hold,
 }
 
 impl Member {
     fn is_alive(&self) -> bool {
         self.handle.pid() != 0
     }
-
-    async fn destroy(self) {
-        // One whose task is gone has nothing left.
-        let _gone = self.handle.tell(Command::Destroy).await;
-    }
 }
+
+/// Kept by whatever may have a snapshot's files open: see [`Pool::held`].
+type Hold = Arc<()>;
 
 /// The bounds of a node's pool.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +71,12 @@ pub struct Bounds {
 pub struct Pool {
     bounds: Bounds,
     members: Mutex<BTreeMap<SnapshotId, Vec<Member>>>,
+    /// Those that are being ended.
+    leaving: Mutex<Vec<Member>>,
+    holds: Mutex<BTreeMap<SnapshotId, Hold>>,
     forked: Mutex<BTreeMap<SnapshotId, Vec<Instant>>>,
+    /// Snapshots of which a fork could not be made ready, and when that was.
+    failed: Mutex<BTreeMap<SnapshotId, Instant>>,
     changed: Notify,
 }
 
@@ -78,18 +86,27 @@ impl Pool {
         Self {
             bounds,
             members: Mutex::default(),
+            leaving: Mutex::default(),
+            holds: Mutex::default(),
             forked: Mutex::default(),
+            failed: Mutex::default(),
             changed: Notify::new(),
         }
     }
 
     fn members(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Vec<Member>>> {
-        // Changed by single insertions and removals: a panic cannot leave it half changed.
-        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.members)
     }
 
-    fn forked(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Vec<Instant>>> {
-        self.forked.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Snapshots of which a process of the pool may have files open. Their files must stay.
+    pub fn held(&self) -> BTreeSet<SnapshotId> {
+        let mut holds = lock(&self.holds);
+        holds.retain(|_, hold| Arc::strong_count(hold) > 1);
+        holds.keys().copied().collect()
+    }
+
+    fn hold(&self, snapshot: SnapshotId) -> Hold {
+        Arc::clone(lock(&self.holds).entry(snapshot).or_default())
     }
 
     /// How many forks of each snapshot are ready.
@@ -101,7 +118,7 @@ impl Pool {
 
     /// Takes up to `count` forks of a snapshot. Those that are not used are given back.
     pub fn take(&self, snapshot: SnapshotId, count: u32) -> Vec<Member> {
-        self.forked()
+        lock(&self.forked)
             .entry(snapshot)
             .or_default()
             .push(Instant::now());
@@ -130,7 +147,7 @@ impl Pool {
     }
 
     fn recent(&self) -> BTreeMap<SnapshotId, u32> {
-        let mut forked = self.forked();
+        let mut forked = lock(&self.forked);
         forked.retain(|_, times| {
             times.retain(|at| at.elapsed() < RECENT);
             !times.is_empty()
@@ -144,58 +161,107 @@ impl Pool {
     /// How many members there is memory for, those that are there included.
     fn room(&self, there: usize) -> u32 {
         match qemu::host::available_memory() {
-            Ok(free) => {
-                let more = free.saturating_sub(self.bounds.reserve) / MEMBER_BYTES;
-                if free < self.bounds.reserve {
-                    // Short already: what is ready is given up.
-                    return 0;
-                }
-                u32::try_from(more)
-                    .unwrap_or(u32::MAX)
-                    .saturating_add(there as u32)
-            }
+            Ok(free) => plan::room(free, self.bounds.reserve, there as u32),
             Err(error) => {
                 tracing::warn!(%error, "free memory cannot be told: no fork is kept ready");
                 0
             }
         }
     }
+
+    /// Leaves a snapshot alone for a while: one that does not load must not keep the others from being made ready.
+    fn note_failure(&self, snapshot: SnapshotId, problem: &str) {
+        tracing::warn!(%snapshot, problem, "a fork could not be kept ready");
+        lock(&self.failed).insert(snapshot, Instant::now());
+    }
+
+    fn failing(&self) -> BTreeSet<SnapshotId> {
+        let mut failed = lock(&self.failed);
+        failed.retain(|_, at| at.elapsed() < AFTER_FAILURE);
+        failed.keys().copied().collect()
+    }
+
+    /// Takes away what is not wanted, and gives what is missing, as often as it is.
+    fn compare(&self, wanted: &BTreeMap<SnapshotId, u32>) -> Vec<SnapshotId> {
+        let mut leaving = Vec::new();
+        let mut members = self.members();
+        for (snapshot, of) in members.iter_mut() {
+            let keep = wanted.get(snapshot).copied().unwrap_or_default() as usize;
+            let (mut alive, dead): (Vec<_>, Vec<_>) = of.drain(..).partition(Member::is_alive);
+            if !dead.is_empty() {
+                self.note_failure(*snapshot, "its process ended by itself");
+            }
+            leaving.extend(dead);
+            leaving.extend(alive.split_off(alive.len().min(keep)));
+            *of = alive;
+        }
+        members.retain(|_, of| !of.is_empty());
+        lock(&self.leaving).extend(leaving);
+        let failing = self.failing();
+        let missing = |(snapshot, count): (&SnapshotId, &u32)| {
+            let there = members.get(snapshot).map_or(0, Vec::len);
+            std::iter::repeat_n(*snapshot, (*count as usize).saturating_sub(there))
+        };
+        wanted
+            .iter()
+            .filter(|(snapshot, _)| !failing.contains(snapshot))
+            .flat_map(missing)
+            .collect()
+    }
+
+    /// Ends what is to be ended. Returns when it has ended, or after a while: then the next call tries again. Says whether
+    /// anything has ended.
+    async fn end_leaving(&self) -> bool {
+        let handles: Vec<VmHandle> = lock(&self.leaving)
+            .iter()
+            .map(|member| member.handle.clone())
+            .collect();
+        let ending = handles.iter().map(|handle| async {
+            // One that is gone has nothing left.
+            let _gone = handle.tell(Command::Destroy).await;
+            handle.gone().await;
+        });
+        if timeout(TICK, join_all(ending)).await.is_err() {
+            tracing::warn!("forks that were ready do not end; trying again");
+        }
+        let mut leaving = lock(&self.leaving);
+        let before = leaving.len();
+        leaving.retain(|member| !member.handle.is_gone());
+        leaving.len() < before
+    }
+
+    /// Ends everything that is ready: nobody's process outlives the agent's orderly end.
+    pub async fn close(&self) {
+        let all = std::mem::take(&mut *self.members());
+        lock(&self.leaving).extend(all.into_values().flatten());
+        self.end_leaving().await;
+    }
 }
 
-/// Keeps ready what should be, until the node ends; then nothing is.
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Changed by single insertions and removals: a panic cannot leave anything half changed.
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps ready what should be, until the node ends.
 pub async fn run(node: Arc<Node>) {
     let mut published = node.raft.published();
     loop {
         let state = Arc::clone(&published.borrow_and_update().view);
-        let pause = match step(&node, &state).await {
-            Ok(true) => continue,
-            Ok(false) => TICK,
-            Err(problem) => {
-                tracing::warn!(problem, "a fork could not be made ready");
-                AFTER_FAILURE
-            }
-        };
+        if step(&node, &state).await {
+            continue;
+        }
         tokio::select! {
-            () = node.cancel.cancelled() => break,
-            changed = published.changed() => if changed.is_err() { break },
+            () = node.cancel.cancelled() => return,
+            changed = published.changed() => if changed.is_err() { return },
             () = node.pool.changed.notified() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(TICK) => {}
         }
-        if pause == AFTER_FAILURE {
-            tokio::select! {
-                () = node.cancel.cancelled() => break,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    }
-    let all = std::mem::take(&mut *node.pool.members());
-    for member in all.into_values().flatten() {
-        member.destroy().await;
     }
 }
 
 /// Gives up what is not wanted, and makes some ready that are. Says whether there is more to do at once.
-async fn step(node: &Arc<Node>, state: &Arc<State>) -> Result<bool, String> {
+async fn step(node: &Arc<Node>, state: &Arc<State>) -> bool {
     let pool = &node.pool;
     let there: usize = pool.members().values().map(Vec::len).sum();
     let wanted = plan::wanted(
@@ -210,57 +276,39 @@ async fn step(node: &Arc<Node>, state: &Arc<State>) -> Result<bool, String> {
             pool.room(there)
         },
     );
-    let mut excess = Vec::new();
-    let mut missing = Vec::new();
-    {
-        let mut members = pool.members();
-        for (snapshot, of) in members.iter_mut() {
-            let keep = wanted.get(snapshot).copied().unwrap_or_default() as usize;
-            let (mut alive, dead): (Vec<_>, Vec<_>) = of.drain(..).partition(Member::is_alive);
-            excess.extend(dead);
-            excess.extend(alive.split_off(alive.len().min(keep)));
-            *of = alive;
-        }
-        members.retain(|_, of| !of.is_empty());
-        for (snapshot, count) in wanted {
-            let there = members.get(&snapshot).map_or(0, Vec::len);
-            missing.extend(std::iter::repeat_n(
-                snapshot,
-                (count as usize).saturating_sub(there),
-            ));
-        }
-    }
-    for member in excess {
-        member.destroy().await;
+    let missing = pool.compare(&wanted);
+    if pool.end_leaving().await {
+        // Files may go that were held.
+        node.wake.notify_one();
     }
     // A fork that is under way goes first; its end wakes us.
     if missing.is_empty() || node.cancel.is_cancelled() || !node.forks.is_idle() {
-        return Ok(false);
+        return false;
     }
     let together = std::thread::available_parallelism().map_or(2, usize::from);
     let mut making = JoinSet::new();
     for snapshot in missing.iter().take(together) {
-        making.spawn(make(Arc::clone(node), Arc::clone(state), *snapshot));
+        let (node, state, snapshot) = (Arc::clone(node), Arc::clone(state), *snapshot);
+        making.spawn(async move { (snapshot, make(&node, &state, snapshot).await) });
     }
-    let mut problem = None;
     while let Some(made) = making.join_next().await {
-        match made.map_err(|panic| panic.to_string())? {
-            Ok((snapshot, member)) => pool.members().entry(snapshot).or_default().push(member),
-            Err(error) => problem = Some(error),
+        match made {
+            Ok((snapshot, Ok(member))) => {
+                pool.members().entry(snapshot).or_default().push(member);
+            }
+            Ok((snapshot, Err(problem))) => pool.note_failure(snapshot, &problem),
+            Err(panic) => {
+                tracing::error!(%panic, "making a fork ready broke off");
+                return false;
+            }
         }
     }
-    match problem {
-        Some(problem) => Err(problem),
-        None => Ok(missing.len() > together),
-    }
+    missing.len() > together
 }
 
 /// Starts and loads one.
-async fn make(
-    node: Arc<Node>,
-    state: Arc<State>,
-    id: SnapshotId,
-) -> Result<(SnapshotId, Member), String> {
+async fn make(node: &Arc<Node>, state: &State, id: SnapshotId) -> Result<Member, String> {
+    let hold = node.pool.hold(id);
     let gone = "its snapshot is gone";
     let snapshot = state.snapshots.get(&id).ok_or(gone)?;
     let content = snapshot.content.as_ref().ok_or(gone)?;
@@ -283,7 +331,7 @@ async fn make(
                     chain(&unfit)
                 })
             },
-            async { start_child(&node, &child, hardware, &parts).await },
+            async { start_child(node, &child, hardware, &parts).await },
         )?;
         let handle = node.vms.get(child.id).ok_or(gone)?;
         handle
@@ -292,24 +340,49 @@ async fn make(
             .map_err(|error| error.to_string())??;
         Ok(handle)
     };
-    match started.await {
-        Ok(handle) => Ok((
-            id,
-            Member {
-                id: child.id,
-                handle,
-            },
-        )),
+    let result = started.await;
+    let member = |handle| Member {
+        id: child.id,
+        handle,
+        _hold: hold,
+    };
+    match result {
+        Ok(handle) => Ok(member(handle)),
         Err(problem) => {
-            if let Some(handle) = node.vms.get(child.id) {
-                Member {
-                    id: child.id,
-                    handle,
-                }
-                .destroy()
-                .await;
-            }
+            lock(&node.pool.leaving).extend(node.vms.get(child.id).map(member));
             Err(problem)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_that_does_not_load_is_left_alone_for_a_while_and_the_others_are_not() {
+        let pool = Pool::new(Bounds {
+            unasked: 0,
+            reserve: 0,
+        });
+        let (bad, good) = (SnapshotId(1), SnapshotId(2));
+        let wanted = BTreeMap::from([(bad, 2), (good, 1)]);
+        pool.note_failure(bad, "it is damaged");
+        assert_eq!(pool.compare(&wanted), [good]);
+        tokio::time::advance(AFTER_FAILURE).await;
+        assert_eq!(pool.compare(&wanted), [bad, bad, good]);
+    }
+
+    #[test]
+    fn files_are_held_until_the_last_that_may_have_them_open_is_gone() {
+        let pool = Pool::new(Bounds {
+            unasked: 0,
+            reserve: 0,
+        });
+        let (first, second) = (pool.hold(SnapshotId(1)), pool.hold(SnapshotId(1)));
+        drop(first);
+        assert_eq!(pool.held(), BTreeSet::from([SnapshotId(1)]));
+        drop(second);
+        assert_eq!(pool.held(), BTreeSet::new());
     }
 }

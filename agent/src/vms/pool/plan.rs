@@ -10,6 +10,19 @@ const AGAIN: u32 = 2;
 /// How many then, at most.
 const MOST: u32 = 4;
 
+/// Memory that a fork which stands still takes for itself, bytes; what there is room for is counted with it.
+const MEMBER_BYTES: u64 = 24 << 20;
+
+/// How many members there is room for where `there` are already, when so much memory is free and so much is to stay free, bytes.
+/// When memory is short, only as many are given up as it takes.
+pub fn room(free: u64, reserve: u64, there: u32) -> u32 {
+    let members = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    match free.checked_sub(reserve) {
+        Some(spare) => there.saturating_add(members(spare / MEMBER_BYTES)),
+        None => there.saturating_sub(members((reserve - free).div_ceil(MEMBER_BYTES))),
+    }
+}
+
 /// How many forks of each snapshot a node should keep ready. `recent` says how often each was forked lately, `unasked` how many
 /// may be kept in all that nobody asked for, `room` how many there is memory for.
 pub fn wanted(
@@ -134,6 +147,17 @@ mod tests {
     }
 
     proptest! {
+        /// Whatever is made or given up, what is free then is near the reserve and not below it, and nothing changes any more.
+        #[test]
+        fn room_settles(free in 0..1_u64 << 36, reserve in 0..1_u64 << 36, there in 0..2_000_u32) {
+            let fits = room(free, reserve, there);
+            let freed = (i64::from(there) - i64::from(fits)) * MEMBER_BYTES as i64;
+            let free = (free as i64 + freed) as u64;
+            prop_assert!(fits == 0 || free >= reserve);
+            prop_assert!(fits == 0 || free - reserve < MEMBER_BYTES);
+            prop_assert_eq!(room(free, reserve, fits), fits);
+        }
+
         #[test]
         fn the_bounds_hold(
             warm in proptest::collection::vec(0..20_u32, 0..6),
