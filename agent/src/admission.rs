@@ -66,6 +66,12 @@ fn check(need: Need, free: Need, reserves: Reserves) -> Result<(), String> {
 impl Node {
     /// Refuses work that does not fit into what is free now.
     pub fn admit(&self, need: Need) -> Result<(), String> {
+        if need.memory > 0 && self.density.is_short() {
+            return Err(format!(
+                "{NO_MEMORY}memory is short on node {}: nothing new is begun until it is not",
+                self.identity.name
+            ));
+        }
         let free = Need {
             memory: qemu::host::available_memory()
                 .map_err(|error| format!("free memory cannot be read: {error}"))?,

@@ -11,8 +11,9 @@ use qemu::capture::Report;
 use raft::{
     node::Status,
     state::{
-        Accelerator, CaptureMode, CaptureReport, Image, Machine, Millis, Node, NodeId, Operation,
-        OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State, Vm,
+        Accelerator, CaptureMode, CaptureReport, Image, Limits, Machine, Millis, Node, NodeId,
+        Operation, OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State,
+        Vm,
     },
 };
 
@@ -92,6 +93,24 @@ pub fn machine(machine: v1::Machine) -> Machine {
     match machine {
         v1::Machine::Unspecified | v1::Machine::Microvm => Machine::Microvm,
         v1::Machine::Q35 => Machine::Q35,
+    }
+}
+
+/// What of a request says what a VM may take.
+pub fn limits(limits: v1::Limits) -> Limits {
+    let some = |number: u32| Some(number).filter(|number| *number != 0);
+    Limits {
+        cpu_percent: some(limits.cpu_percent),
+        memory_bytes: Some(limits.memory_bytes).filter(|bytes| *bytes != 0),
+        pids: some(limits.pids),
+    }
+}
+
+fn limits_message(limits: &Limits) -> v1::Limits {
+    v1::Limits {
+        cpu_percent: limits.cpu_percent.unwrap_or_default(),
+        memory_bytes: limits.memory_bytes.unwrap_or_default(),
+        pids: limits.pids.unwrap_or_default(),
     }
 }
 
@@ -180,6 +199,10 @@ pub struct Fresh {
     pub pid: u32,
     /// How it is, if the node said.
     pub state: Option<v1::VmState>,
+    /// Why it has less protection or fewer limits than it could.
+    pub warnings: Vec<String>,
+    /// What its process takes of memory.
+    pub memory: Option<v1::MemoryUse>,
 }
 
 /// A VM, with what its node said about it just now. `online`: whether its node is there.
@@ -240,7 +263,9 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
             Power::Stopped { .. } => v1::PowerState::Stopped,
         }
         .into(),
-        warnings: vec![],
+        warnings: fresh.map_or_else(Vec::new, |fresh| fresh.warnings.clone()),
+        limits: Some(limits_message(&vm.spec.limits)),
+        memory_use: fresh.and_then(|fresh| fresh.memory),
     }
 }
 

@@ -6,13 +6,8 @@ use crate::node::Node;
 
 /// Checks everything there is to check.
 pub fn check(node: &Node) -> Vec<HostCheck> {
-    let mut checks = vec![
-        qemu(node),
-        kvm(node),
-        write_tracking(node),
-        disk(node),
-        memory_limits(),
-    ];
+    let mut checks = vec![qemu(node), kvm(node), write_tracking(node), disk(node)];
+    checks.extend(crate::density::check(node));
     checks.push(clock(node));
     checks
 }
@@ -100,30 +95,6 @@ fn disk(node: &Node) -> HostCheck {
             error.to_string(),
             "look at the data directory's file system",
         ),
-    }
-}
-
-/// cgroup v2's controllers, which limit what one VM can take from the others.
-fn memory_limits() -> HostCheck {
-    let controllers =
-        std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    if controllers
-        .split_whitespace()
-        .any(|controller| controller == "memory")
-    {
-        result(
-            "limits",
-            HostCheckResult::Ok,
-            "cgroup v2 can limit memory; limits are not set in this version",
-            "",
-        )
-    } else {
-        result(
-            "limits",
-            HostCheckResult::Warning,
-            "cgroup v2 has no memory controller here: no limit can be set for a VM",
-            "boot the host with the unified cgroup hierarchy (systemd.unified_cgroup_hierarchy=1)",
-        )
     }
 }
 

@@ -6,6 +6,7 @@ pub mod blobs;
 pub mod client;
 pub mod convert;
 pub mod daemon;
+pub mod density;
 pub mod doctor;
 pub mod errors;
 pub mod images;

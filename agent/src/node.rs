@@ -25,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admission::Reserves,
+    density::Density,
     leases::Leases,
     peers::Peers,
     store::Store,
@@ -48,6 +49,8 @@ pub struct Node {
     pub raft: Handle,
     /// Its VMs.
     pub vms: Arc<Vms>,
+    /// How its host's memory is.
+    pub density: Density,
     /// What is kept back of the host for itself.
     pub reserves: Reserves,
     /// The files of its snapshots.

@@ -118,11 +118,45 @@ pub async fn write_tracking(library: &Path) -> io::Result<bool> {
         user: None,
         nice: 0,
         huge_pages: false,
+        merge_memory: false,
+        oom_score: None,
+        group: None,
     })?;
     let result = try_tracking(&process).await;
     process.kill()?;
     process.wait().await?;
     result
+}
+
+/// Tries whether a process can be started whose pages the kernel may merge (Linux 6.7), on a process made for it.
+pub async fn memory_merging() -> io::Result<bool> {
+    let started = Process::start(Spawn {
+        program: "/bin/sleep".into(),
+        args: vec!["60".into()],
+        env: vec![],
+        directory: "/".into(),
+        fds: vec![],
+        output: File::options().write(true).open("/dev/null")?,
+        user: None,
+        nice: 0,
+        huge_pages: false,
+        merge_memory: true,
+        oom_score: None,
+        group: None,
+    });
+    let process = match started {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+        other => other?,
+    };
+    // Older kernels take the setting and lose it in `exec`, which is over when the start returns.
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", process.id().pid));
+    process.kill()?;
+    process.wait().await?;
+    let mergeable = |line: &str| {
+        line.strip_prefix("VmFlags:")
+            .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "mg"))
+    };
+    Ok(maps?.lines().any(mergeable))
 }
 
 async fn try_tracking(process: &Process) -> io::Result<bool> {

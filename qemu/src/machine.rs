@@ -20,14 +20,16 @@ use crate::{
     checksum::CheckedStream,
     console::Console,
     disk::{self, DiskError, Overlays},
+    groups::{self, Groups, Limits},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
     merge::Merging,
+    oom,
     process::{Exit, Process, ProcessId},
     qmp::{BlockdevSetActive, Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
     spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
-    sys::spawn::{FIRST_FD, Spawn, set_nice},
+    sys::spawn::{FIRST_FD, Spawn, set_nice, set_oom_score},
 };
 
 /// How long a new process may take until its control socket answers. An idle host needs a few dozen milliseconds; a hundred
@@ -110,6 +112,10 @@ pub struct Engine {
     pub qemu: PathBuf,
     /// Whether writes are to be tracked by the kernel, where it can.
     pub track_writes: bool,
+    /// Whether the kernel may merge equal pages of processes that are started from now on.
+    pub merge_memory: bool,
+    /// Where processes with limits are put.
+    pub groups: Groups,
     /// The host's boot.
     pub host_boot: String,
     /// Held for writing while a VM's folder gets another name, for reading by who looks at all of them.
@@ -129,6 +135,8 @@ pub struct Launch {
     pub user: Option<(u32, u32)>,
     /// The machine.
     pub hardware: Hardware,
+    /// What its process may take at most.
+    pub limits: Limits,
     /// The base that its memory is a private mapping of; `None` for anonymous memory.
     pub base: Option<BaseName>,
     /// What it begins with.
@@ -156,6 +164,8 @@ pub struct Ending {
     pub cause: Option<ShutdownCause>,
     /// What it printed last.
     pub log: String,
+    /// Whether it was the kernel that ended it, for want of memory.
+    pub out_of_memory: Option<oom::Cause>,
 }
 
 /// A machine whose process runs.
@@ -175,6 +185,10 @@ pub struct Machine {
     pub(crate) merging: Merging,
     console: Console,
     cause: Option<ShutdownCause>,
+    /// The group of its own that it is in.
+    group: Option<PathBuf>,
+    /// Whether we have ended it.
+    asked_to_end: bool,
     /// Whether this process was never seen by an earlier agent.
     pub(crate) fresh: bool,
 }
@@ -201,6 +215,7 @@ impl Machine {
             image_disk: launch.image_disk.clone(),
             merge: None,
             replaced: Vec::new(),
+            merge_memory: engine.merge_memory,
         };
         record.save(&dir)?;
         if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
@@ -217,7 +232,8 @@ impl Machine {
         let console_socket = dir
             .socket("console")
             .map_err(system("cannot make the VM's sockets"))?;
-        let process = start_process(engine, &dir, &launch, [&qmp_socket, &console_socket])?;
+        let (process, group) =
+            start_process(engine, &dir, &launch, [&qmp_socket, &console_socket])?;
         record.process = Some(process.id());
         record.save(&dir)?;
 
@@ -237,6 +253,8 @@ impl Machine {
                 merging: Merging::default(),
                 console,
                 cause: None,
+                group,
+                asked_to_end: false,
                 fresh: true,
             }),
             Err(error) => {
@@ -247,6 +265,9 @@ impl Machine {
                     .wait()
                     .await
                     .map_err(system("cannot wait for QEMU"))?;
+                if let Some(group) = &group {
+                    engine.groups.remove(group);
+                }
                 let log = log_tail(&dir);
                 tracing::debug!(%error, "QEMU did not answer");
                 Err(if log.is_empty() {
@@ -287,6 +308,7 @@ impl Machine {
             .map_err(system("cannot find the VM's sockets"))?;
         let (qmp, events) = Qmp::connect(socket.path(), ADOPT_PATIENCE).await?;
 
+        let group = engine.groups.of(id.pid);
         let mut spare = None;
         if let Some(next) = record.next_layer.clone() {
             let node = disk::layer_node(&next).node;
@@ -315,6 +337,8 @@ impl Machine {
             merging: Merging::default(),
             console,
             cause: None,
+            group,
+            asked_to_end: false,
             fresh: false,
         };
         machine.adopt_merge().await?;
@@ -431,8 +455,13 @@ impl Machine {
             self.record.stage = Stage::Running;
             self.record.has_run = true;
             self.record.save(&self.dir)?;
-            set_nice(self.process.id().pid, 0)
-                .map_err(system("cannot set a process's priority"))?;
+            let pid = self.process.id().pid;
+            set_nice(pid, 0).map_err(system("cannot set a process's priority"))?;
+            let score = match self.record.base {
+                None => oom::BOOTED,
+                Some(_) => oom::FORK,
+            };
+            set_oom_score(pid, score).map_err(system("cannot say how dear a process is"))?;
         }
         Ok(())
     }
@@ -473,6 +502,7 @@ impl Machine {
     /// Ends the process at once and waits until it is gone.
     pub async fn kill(&mut self) -> Result<Ending, MachineError> {
         self.process.kill().map_err(system("cannot end QEMU"))?;
+        self.asked_to_end = true;
         self.ended().await
     }
 
@@ -488,13 +518,39 @@ impl Machine {
                 exit = self.process.wait() => break exit.map_err(system("cannot wait for QEMU"))?,
             }
         };
+        // Nothing below waits: given up here, the exit status would be lost.
         while let Ok(event) = self.events.try_recv() {
             self.note(&event);
+        }
+        let out_of_memory = self.out_of_memory(exit);
+        if let Some(group) = &self.group {
+            self.engine.groups.remove(group);
         }
         Ok(Ending {
             exit,
             cause: self.cause,
             log: log_tail(&self.dir),
+            out_of_memory,
+        })
+    }
+
+    /// Whether the kernel ended the process for want of memory, as far as that can be known.
+    fn out_of_memory(&self, exit: Exit) -> Option<oom::Cause> {
+        let killed = matches!(exit, Exit::Signal(libc::SIGKILL) | Exit::Unknown);
+        if !killed || self.asked_to_end || self.cause.is_some() {
+            return None;
+        }
+        if self
+            .group
+            .as_deref()
+            .is_some_and(|group| groups::oom_kills(group) > 0)
+        {
+            return Some(oom::Cause::Group);
+        }
+        let id = self.process.id();
+        oom::killed(id.pid, id.started).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the kernel's log cannot be read: it may have been out of memory");
+            None
         })
     }
 
@@ -580,7 +636,7 @@ fn start_process(
     dir: &VmDir,
     launch: &Launch,
     sockets: [&layout::SocketPath; 2],
-) -> Result<Process, MachineError> {
+) -> Result<(Process, Option<PathBuf>), MachineError> {
     let memory = match &launch.base {
         None => spec::Memory::Anonymous,
         Some(base) => spec::Memory::Base {
@@ -624,7 +680,13 @@ fn start_process(
         .append(true)
         .open(dir.qemu_log())
         .map_err(system("cannot open QEMU's log"))?;
-    Process::start(Spawn {
+    let cannot_group = "cannot make a control group for the VM's limits";
+    let group = engine
+        .groups
+        .prepare(&launch.vm.0, &launch.limits)
+        .map_err(system(cannot_group))?;
+    let procs = group.as_ref().map(|group| group.procs.try_clone());
+    let process = Process::start(Spawn {
         program: engine.qemu.clone(),
         args: arguments.into_iter().map(OsString::from).collect(),
         env,
@@ -636,8 +698,12 @@ fn start_process(
         // A guest that was booted runs faster on them, and its memory is looked at faster. A fork's memory is a file's, which has
         // none in a private mapping; in the rest of the process they undo what copy-on-write saves.
         huge_pages: launch.base.is_none(),
+        merge_memory: engine.merge_memory,
+        oom_score: Some(oom::WAITING),
+        group: procs.transpose().map_err(system(cannot_group))?,
     })
-    .map_err(system("cannot start QEMU"))
+    .map_err(system("cannot start QEMU"))?;
+    Ok((process, group.map(|group| group.path)))
 }
 
 /// The node that the disk device is connected to.

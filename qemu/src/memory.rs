@@ -44,6 +44,8 @@ pub struct Memory {
     pagemap: File,
     /// Whether the kernel notes writes.
     tracked: bool,
+    /// Whether it may merge pages with equal ones. One that it merges counts as written from then on.
+    merged: bool,
     /// Pages that may differ from the base of the last capture, as far as scans have seen; `None` when that is not known
     /// (an agent that was away), and everything that is the process's own must be assumed.
     delta: Option<PageSet>,
@@ -52,7 +54,13 @@ pub struct Memory {
 impl Memory {
     /// Looks at a machine's memory. `blocks` is QEMU's answer to `x-query-ramblock`; `fresh` says that nothing was captured
     /// or scanned before in this process's life.
-    pub fn open(process: &Process, blocks: &str, track: bool, fresh: bool) -> io::Result<Self> {
+    pub fn open(
+        process: &Process,
+        blocks: &str,
+        track: bool,
+        merged: bool,
+        fresh: bool,
+    ) -> io::Result<Self> {
         let (main, others) = parse_blocks(blocks)?;
         let pid = process.id().pid;
         let uffd = if track {
@@ -70,6 +78,7 @@ impl Memory {
             others,
             pagemap: File::open(format!("/proc/{pid}/pagemap"))?,
             tracked: uffd.is_some(),
+            merged,
             delta: fresh.then(PageSet::default),
         })
     }
@@ -77,6 +86,11 @@ impl Memory {
     /// Whether the kernel notes writes, so that memory can be copied while the guest runs.
     pub fn is_tracked(&self) -> bool {
         self.tracked
+    }
+
+    /// Whether the kernel may have merged pages since the last scan, which then counts them as written.
+    pub fn is_merged(&self) -> bool {
+        self.merged
     }
 
     /// The main block.
@@ -144,20 +158,13 @@ impl Memory {
         vm_read::read(self.pid, &mut parts)
     }
 
-    /// Takes those pages out of the delta, and out of `pages`, that hold what the base holds: merged by the kernel, or
-    /// written with what was there.
-    pub fn drop_equal(&mut self, base: &File, pages: &mut Pages) -> io::Result<()> {
-        let mut buffer = [0; PAGE];
-        for page in pages.numbers().collect::<Vec<_>>() {
-            base.read_exact_at(&mut buffer, u64::from(page) * PAGE as u64)?;
-            if pages.get(page) == Some(&buffer[..]) {
-                pages.remove(page);
-                if let Some(delta) = &mut self.delta {
-                    delta.remove(page);
-                }
+    /// Says that pages hold what the base of the last capture holds: merged by the kernel, or written with what was there.
+    pub fn not_in_delta(&mut self, equal: &[u32]) {
+        if let Some(delta) = &mut self.delta {
+            for page in equal {
+                delta.remove(*page);
             }
         }
-        Ok(())
     }
 
     /// Copies pages from the guest to the same places of a base. Pages of zeros become holes when the base is `new`.

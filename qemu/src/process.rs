@@ -187,6 +187,9 @@ mod tests {
             user: None,
             nice: 0,
             huge_pages: false,
+            merge_memory: false,
+            oom_score: None,
+            group: None,
         })
         .unwrap()
     }

@@ -102,6 +102,9 @@ pub struct VmRecord {
     /// Layers that are not in the chain any more and may belong to a snapshot that is not known yet.
     #[serde(default)]
     pub replaced: Vec<LayerName>,
+    /// Whether the kernel may merge its pages.
+    #[serde(default)]
+    pub merge_memory: bool,
 }
 
 /// A run of layers that are being made one.

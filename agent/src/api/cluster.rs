@@ -56,6 +56,7 @@ impl ClusterService for Api {
             problems: self.problems(&status, online.as_ref()),
             started_at: Some(node.started_at.into()),
             state_digest: raft::state::digest(&state),
+            memory: Some(node.host_memory().await.map_err(ApiError::Internal)?),
         }))
     }
 
@@ -240,6 +241,7 @@ impl Api {
             let capacity = node.capacity.iter().flat_map(|capacity| &capacity.problems);
             problems.extend(capacity.map(|problem| format!("node {}: {problem}", node.name)));
         }
+        problems.extend(self.node.density.problems());
         if let Err(ApiError::DiskFull(problem)) = self.has_room() {
             problems.push(format!("{problem}: new work is refused; free room"));
         }

@@ -16,10 +16,10 @@ use tonic::{Request, Response, Status};
 
 use super::Api;
 use crate::{
-    convert,
+    convert, density,
     errors::ApiError,
     node::Node,
-    vms::{fork::Source, vm_name},
+    vms::{fork::Source, launch, vm_name},
 };
 
 const CHUNK_BYTES: usize = 1 << 20;
@@ -55,11 +55,7 @@ impl PeerService for Api {
         request: Request<ObserveRequest>,
     ) -> Result<Response<ObserveResponse>, Status> {
         let wanted = request.into_inner().vms;
-        let mut seen = observed(&self.node);
-        if !wanted.is_empty() {
-            seen.vms.retain(|vm| wanted.contains(&vm.id));
-        }
-        Ok(Response::new(seen))
+        Ok(Response::new(observed(&self.node, &wanted)))
     }
 
     async fn prepare_fork(
@@ -141,16 +137,31 @@ impl PeerService for Api {
 }
 
 /// What this node sees of its VMs.
-pub fn observed(node: &Node) -> ObserveResponse {
-    let one = |(id, handle): (VmId, crate::vms::VmHandle)| ObservedVm {
-        id: id.to_string(),
-        pid: handle.pid(),
-        state: convert::seen_state(&handle.seen().is).into(),
-        warnings: vec![],
+pub fn observed(node: &Node, wanted: &[String]) -> ObserveResponse {
+    let state = node.state();
+    let one = |(id, handle): (VmId, crate::vms::VmHandle)| {
+        let name = id.to_string();
+        let pid = handle.pid();
+        let named = wanted.contains(&name);
+        (named || wanted.is_empty()).then(|| ObservedVm {
+            id: name,
+            pid,
+            state: convert::seen_state(&handle.seen().is).into(),
+            warnings: match state.vms.get(&id) {
+                Some(vm) if pid != 0 => {
+                    let limits = launch::limits(&vm.spec);
+                    node.vms.engine().groups.not_enforced(pid, &limits)
+                }
+                _ => Vec::new(),
+            },
+            memory_use: (named && pid != 0)
+                .then(|| density::memory_of(pid))
+                .flatten(),
+        })
     };
     let pools = node.pool.ready().into_iter();
     ObserveResponse {
-        vms: node.vms.all().into_iter().map(one).collect(),
+        vms: node.vms.all().into_iter().filter_map(one).collect(),
         pools: pools
             .map(|(snapshot, ready)| ObservedPool {
                 snapshot: snapshot.to_string(),

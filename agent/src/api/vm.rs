@@ -62,6 +62,7 @@ impl VmService for Api {
             accelerator,
             cpu_model: Some(request.cpu_model).filter(|model| !model.is_empty()),
             cmdline: request.cmdline,
+            limits: convert::limits(request.limits.unwrap_or_default()),
             labels: request.labels.into_iter().collect(),
         };
         let id = match self.change(key, command, deadline).await? {
@@ -319,6 +320,8 @@ impl Api {
             let fresh = Fresh {
                 pid: seen.pid,
                 state: Some(seen.state()),
+                warnings: seen.warnings,
+                memory: seen.memory_use,
             };
             Some((seen.id.parse().ok()?, fresh))
         })
@@ -340,7 +343,7 @@ impl Api {
             let vms = vms.clone();
             async move {
                 if node == self.node.id() {
-                    return Some(super::peer::observed(&self.node));
+                    return Some(super::peer::observed(&self.node, &vms));
                 }
                 let mut client = self.node.peers.client(node).await.ok()?;
                 let answer = timeout(OBSERVE_PATIENCE, client.observe(ObserveRequest { vms }));

@@ -45,6 +45,35 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is longer than a year"))
 }
 
+/// Reads an amount of processor time: `50%` of a processor, or a number of processors such as `2` or `1.5`. In percent of
+/// one.
+pub fn parse_processors(text: &str) -> Result<u32, String> {
+    let wrong = || {
+        format!("{text:?} is neither a part of a processor such as 50% nor a number such as 1.5")
+    };
+    let digits = |text: &str| {
+        let all = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        all.then(|| text.parse::<u32>().ok()).flatten()
+    };
+    let percent = if let Some(percent) = text.strip_suffix('%') {
+        digits(percent).ok_or_else(wrong)?
+    } else {
+        let (whole, part) = text.split_once('.').unwrap_or((text, "0"));
+        let hundredths = match part.len() {
+            1 => digits(part).map(|tenths| tenths * 10),
+            2 => digits(part),
+            _ => None,
+        };
+        digits(whole)
+            .and_then(|whole| whole.checked_mul(100)?.checked_add(hundredths?))
+            .ok_or_else(wrong)?
+    };
+    if percent == 0 {
+        return Err(format!("{text:?} is nothing: at least 1% is needed"));
+    }
+    Ok(percent)
+}
+
 /// A size for a table: `256M`, `1.5G`, `12K`, `300`.
 pub fn show_size(bytes: u64) -> String {
     let units = [(40, 'T'), (30, 'G'), (20, 'M'), (10, 'K')];
@@ -71,6 +100,37 @@ pub fn show_seconds(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors() {
+        for (text, percent) in [
+            ("50%", 50),
+            ("150%", 150),
+            ("1", 100),
+            ("1.5", 150),
+            ("0.25", 25),
+            ("16", 1600),
+        ] {
+            assert_eq!(parse_processors(text), Ok(percent), "{text}");
+        }
+        for text in [
+            "",
+            "%",
+            "0",
+            "0%",
+            "0.0",
+            "-1",
+            "1.",
+            ".5",
+            "1.505",
+            "1,5",
+            "50 %",
+            "x",
+            "99999999999",
+        ] {
+            assert!(parse_processors(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn sizes() {

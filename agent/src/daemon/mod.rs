@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use qemu::{disk::Overlays, host, layout::Layout, machine::Engine, record::host_boot};
+use qemu::{
+    disk::Overlays, groups::Groups, host, layout::Layout, machine::Engine, record::host_boot,
+    sys::spawn,
+};
 use raft::{
     node::Published,
     state::{Accelerator, Capacity, ClusterId, Command},
@@ -25,10 +28,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
-use self::options::{LogFormat, RunOptions, WriteTracking};
+use self::options::{LogFormat, MergeMemory, RunOptions, WriteTracking};
 use crate::{
     admission::Reserves,
     api,
+    density::{self, Density},
     leases::Leases,
     node::{Node, now},
     peers::Peers,
@@ -53,6 +57,9 @@ use crate::{
 /// Says that the node has had a log.
 const STARTED: &str = "started";
 
+/// How much others give way to the agent (nice(2)).
+const NICE: i32 = -5;
+
 /// How long what is under way may take when the agent is asked to end.
 const FAREWELL: Duration = Duration::from_secs(15);
 
@@ -63,6 +70,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         rustix::process::geteuid().is_root(),
         "fpagent run needs root: it reads guests' memory and gives each VM a user of its own"
     );
+    come_first();
     let data = DataDir::new(&options.data_dir);
     let _lock = data.lock()?;
     let local = data.load()?;
@@ -132,7 +140,12 @@ impl TokenLookup for Tokens {
 
 impl Agent {
     async fn start(options: &RunOptions, data: &DataDir, local: LocalNode) -> anyhow::Result<Self> {
-        let (fitness, write_tracking, engine) = look_at_host(options).await?;
+        let Host {
+            fitness,
+            write_tracking,
+            can_merge,
+            engine,
+        } = look_at_host(options).await?;
         let peers = Arc::new(Peers::new(
             client::for_node(&local)?,
             &local.identity.members,
@@ -172,6 +185,7 @@ impl Agent {
                 Some(options.vm_uid_base),
                 Arc::clone(&wake),
             )),
+            density: Density::new(options, can_merge),
             reserves: Reserves {
                 memory: options.reserve_memory,
                 disk: options.reserve_disk,
@@ -230,6 +244,7 @@ impl Agent {
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
         node.tasks.spawn(fork::follow(Arc::clone(&node)));
         node.tasks.spawn(pool::run(Arc::clone(&node)));
+        node.tasks.spawn(density::run(Arc::clone(&node)));
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
         Ok(Self {
             node,
@@ -294,10 +309,16 @@ fn spawn_server(
     });
 }
 
+/// What is known of a host.
+struct Host {
+    fitness: Fitness,
+    write_tracking: Result<(), String>,
+    can_merge: Result<(), String>,
+    engine: Engine,
+}
+
 /// What this host can do, and where its VMs are kept.
-async fn look_at_host(
-    options: &RunOptions,
-) -> anyhow::Result<(Fitness, Result<(), String>, Engine)> {
+async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
     let layout = Layout::create(&options.data_dir, Some(options.vm_uid_base))
         .context("the data directory's folders cannot be made")?;
     layout
@@ -319,6 +340,14 @@ async fn look_at_host(
             Err(error) => Err(format!("trying it failed: {error}")),
         },
     };
+    let can_merge = match options.merge_memory {
+        MergeMemory::Off => Ok(()),
+        MergeMemory::On | MergeMemory::Auto => match host::memory_merging().await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("this kernel cannot merge the memory of VMs".to_owned()),
+            Err(error) => Err(format!("trying to merge memory failed: {error}")),
+        },
+    };
     if let Err(problem) = &fitness.qemu {
         tracing::warn!(problem, "no VM can run on this node");
     }
@@ -326,12 +355,37 @@ async fn look_at_host(
         overlays: Overlays::new(layout.clone(), options.qemu_img.clone()),
         qemu: options.qemu.clone(),
         track_writes: write_tracking.is_ok(),
+        merge_memory: options.merge_memory != MergeMemory::Off && can_merge.is_ok(),
+        groups: Groups::open(options.cgroup.as_deref(), &group_name(layout.root())),
         host_boot: host_boot(&options.host_boot_file)
             .context("the host's boot id cannot be read")?,
         naming: RwLock::default(),
         layout,
     };
-    Ok((fitness, write_tracking, engine))
+    Ok(Host {
+        fitness,
+        write_tracking,
+        can_merge,
+        engine,
+    })
+}
+
+/// A name for this node's control groups that no other agent of the host has.
+fn group_name(data: &std::path::Path) -> String {
+    use sha2::{Digest as _, Sha256};
+    let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
+    format!("fpagent-{}", &crate::blobs::hex(&digest)[..12])
+}
+
+/// Has guests give way to the agent: what they do costs, and what it does lets them go on. Neither is needed.
+fn come_first() {
+    let own = std::process::id();
+    if let Err(error) = spawn::set_oom_score(own, qemu::oom::AGENT) {
+        tracing::warn!(%error, "the kernel may end the agent before its VMs when memory is short");
+    }
+    if let Err(error) = spawn::set_nice(own, NICE) {
+        tracing::warn!(%error, "guests do not give way to the agent");
+    }
 }
 
 /// Ends QEMU processes of this data directory that no record knows: an agent was killed between starting one and noting it.

@@ -26,6 +26,18 @@ pub enum WriteTracking {
     Off,
 }
 
+/// Whether the kernel merges equal memory pages of VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum MergeMemory {
+    /// Never: what a VM holds cannot be guessed by the time that a write takes.
+    #[default]
+    Off,
+    /// Always.
+    On,
+    /// When memory is low or many VMs are idle, as long as it gains more than it costs.
+    Auto,
+}
+
 /// Options of `fpagent run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunOptions {
@@ -60,6 +72,20 @@ pub struct RunOptions {
     /// Whether the kernel tracks the memory that guests write.
     #[arg(long, value_enum, default_value_t)]
     pub write_tracking: WriteTracking,
+    /// Whether the kernel merges equal memory pages of VMs that are started from now on. With it, one guest can find out by
+    /// timing whether another holds a page that it knows: all VMs of this host must trust each other.
+    #[arg(long, value_enum, default_value_t)]
+    pub merge_memory: MergeMemory,
+    /// Memory counts as getting short when less than so much of it is available, percent.
+    #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u8).range(..=100))]
+    pub pressure_some: u8,
+    /// Memory counts as short when less than so much of it is available, percent: then new VMs and forks are refused, and forks
+    /// that are kept ready are given up.
+    #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u8).range(..=100))]
+    pub pressure_high: u8,
+    /// The control group (a folder of cgroup v2) below which VMs with limits get theirs. Without it the topmost one.
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
     /// How many forks are kept ready of snapshots that are forked again and again, in all; 0 for none. Those that `snapshot warm`
     /// asks for are not counted.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=1000))]

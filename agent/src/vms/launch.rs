@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::blobs::hex;
 use qemu::{
+    groups::Limits,
     layout,
     machine::Launch,
     record::{BaseName, LayerName, StreamName, StreamRef},
@@ -279,6 +280,7 @@ fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Laun
         has_run: false,
         user: place.user,
         hardware,
+        limits: limits(&vm.spec),
         base: None,
         start: Start::Incoming,
         layers: vec![],
@@ -287,6 +289,15 @@ fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Laun
         image_disk: image.disk.as_ref().map(|disk| hex(&disk.blob.sha256)),
         ready_line: None,
         console: place.console,
+    }
+}
+
+/// What a VM's process may take at most.
+pub fn limits(spec: &VmSpec) -> Limits {
+    Limits {
+        cpu_percent: spec.limits.cpu_percent,
+        memory_bytes: spec.limits.memory_bytes,
+        pids: spec.limits.pids,
     }
 }
 

@@ -679,6 +679,9 @@ fn answer<T>(done: oneshot::Sender<T>, result: T) {
 }
 
 fn describe(ending: &Ending) -> String {
+    if let Some(cause) = ending.out_of_memory {
+        return cause.to_string();
+    }
     let what = match ending.cause {
         Some(ShutdownCause::guest_shutdown) => "the guest powered off".to_owned(),
         Some(ShutdownCause::guest_reset) => "the guest reset itself".to_owned(),

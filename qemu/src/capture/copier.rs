@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, ops::Range, time::Instant};
 
-use super::{CaptureError, NEW_BASE_BYTES, Prepared, memory, write};
+use super::{CaptureError, NEW_BASE_BYTES, Prepared, memory, sift::sift, write};
 use crate::{
     layout::Layout,
     memory::{Memory, copy_base},
@@ -41,7 +41,8 @@ impl Copier<'_> {
             }
         }
         self.note_since_base(&left);
-        self.read(&left, true)
+        self.read(&left, true)?;
+        self.sift_merged(&left)
     }
 
     /// While the guest runs, right before the stop: what it wrote meanwhile, until that is little.
@@ -50,6 +51,7 @@ impl Copier<'_> {
             let written = self.scan()?;
             self.note_since_base(&written);
             self.read(&written, true)?;
+            self.sift_merged(&written)?;
             if page_count(&written) <= FEW_PAGES {
                 break;
             }
@@ -66,9 +68,11 @@ impl Copier<'_> {
         if self.prepared.report.live {
             self.note_since_base(&written);
             self.read(&written, false)?;
+            self.prepared.unsifted = written;
         } else if self.fits_old_base()? {
             let delta = self.guest.delta().runs();
             self.read(&delta, false)?;
+            self.prepared.unsifted = delta;
         } else {
             let written = self.begin_base()?;
             self.note_since_base(&written);
@@ -103,9 +107,7 @@ impl Copier<'_> {
                 self.guest
                     .read_into(&mut pages, &part)
                     .map_err(memory("read the guest's memory"))?;
-                self.guest
-                    .drop_equal(&file, &mut pages)
-                    .map_err(memory("compare the guest's memory with its base"))?;
+                sift(&file, &mut pages, &part, &mut None, self.guest)?;
             }
             if too_large(self.guest) {
                 return Ok(false);
@@ -154,6 +156,30 @@ impl Copier<'_> {
         } else {
             Ok(Vec::new())
         }
+    }
+
+    /// Of pages that were just read, leaves out those that count as written only because the kernel merged them.
+    fn sift_merged(&mut self, runs: &[Range<u32>]) -> Result<(), CaptureError> {
+        if !self.guest.is_merged() {
+            return Ok(());
+        }
+        let prepared = &mut self.prepared;
+        let opened;
+        let base = match &prepared.new_base {
+            Some(new) => new,
+            None => {
+                let path = self.layout.base(&prepared.base);
+                opened = File::open(path).map_err(memory("open the base"))?;
+                &opened
+            }
+        };
+        sift(
+            base,
+            &mut prepared.pages,
+            runs,
+            &mut prepared.since_base,
+            self.guest,
+        )
     }
 
     fn round_to_base(&mut self, runs: &[Range<u32>]) -> Result<(), CaptureError> {

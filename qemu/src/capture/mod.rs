@@ -7,10 +7,12 @@
 
 mod copier;
 mod report;
+mod sift;
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    ops::Range,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,6 +24,7 @@ pub use self::report::Report;
 use self::{
     copier::{Copier, create_base},
     report::explain,
+    sift::sift,
 };
 
 use crate::{
@@ -113,6 +116,8 @@ pub struct Prepared {
     /// Pages that were written to the new base since it was begun and are not in it: the delta against it.
     since_base: Option<PageSet>,
     pages: Pages,
+    /// Pages that were read while the guest stood still: some may hold what the base holds.
+    unsifted: Vec<Range<u32>>,
     report: Report,
 }
 
@@ -210,6 +215,7 @@ impl Machine {
             new_base: None,
             since_base: None,
             pages: Pages::default(),
+            unsifted: Vec::new(),
             report: Report {
                 live,
                 ..Report::default()
@@ -509,6 +515,7 @@ impl Machine {
                 &self.process,
                 &blocks.human_readable_text,
                 self.engine.track_writes,
+                self.record.merge_memory,
                 self.fresh,
             )
             .map_err(memory("find the guest's memory"))?;
@@ -562,8 +569,9 @@ impl Machine {
             stream,
             base,
             new_base,
-            since_base,
-            pages,
+            mut since_base,
+            mut pages,
+            unsifted,
             mut report,
         } = prepared;
         let guest = self.memory_ref()?;
@@ -571,8 +579,17 @@ impl Machine {
         let (stream_name, base_name) = (stream.clone(), base.clone());
         let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
         let layer_moved = moment.layer_moved;
-        let (written, base_bytes, layer_bytes) = blocking(move || {
-            let main = lock(&guest).main().clone();
+        let is_new = new_base.is_some();
+        let (written, base_bytes, layer_bytes, since_base) = blocking(move || {
+            let main = {
+                let mut guest = lock(&guest);
+                if guest.is_merged() {
+                    let base =
+                        File::open(layout.base(&base_name)).map_err(memory("open the base"))?;
+                    sift(&base, &mut pages, &unsifted, &mut since_base, &mut guest)?;
+                }
+                guest.main().clone()
+            };
             let stream = stream::assemble(
                 hardware.machine.name(),
                 &main,
@@ -594,11 +611,16 @@ impl Machine {
             };
             let base_bytes =
                 allocated_bytes(&fs::metadata(layout.base(&base_name)).map_err(write("base"))?);
-            Ok(((stream.len(), checksum), base_bytes, layer_bytes))
+            Ok((
+                (stream.len(), checksum),
+                base_bytes,
+                layer_bytes,
+                since_base,
+            ))
         })
         .await?;
 
-        if new_base.is_some() {
+        if is_new {
             self.record.delta_base = Some(base.clone());
             lock(&*self.memory_ref()?).set_delta(since_base.unwrap_or_default());
         }

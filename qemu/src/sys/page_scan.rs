@@ -294,9 +294,20 @@ fn push(runs: &mut Vec<Range<u32>>, run: Range<u32>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs, os::fd::OwnedFd};
+    use std::{
+        collections::BTreeSet,
+        fs,
+        os::fd::OwnedFd,
+        path::Path,
+        thread,
+        time::{Duration, Instant},
+    };
 
     use super::*;
+    use crate::{
+        ksm::{Ksm, LEASE, Lease, Pace},
+        record::{self, HOST_BOOT},
+    };
 
     const MIB: usize = 1 << 20;
 
@@ -368,42 +379,6 @@ mod tests {
         }
     }
 
-    /// The kernel's settings for merging, put back in the end.
-    struct Merging(Vec<(&'static str, String)>);
-
-    const KSM: &str = "/sys/kernel/mm/ksm";
-
-    impl Merging {
-        fn at_its_hardest() -> Self {
-            let settings = [
-                ("advisor_mode", "none"),
-                ("use_zero_pages", "1"),
-                ("sleep_millisecs", "0"),
-                ("pages_to_scan", "10000"),
-                ("smart_scan", "0"),
-                ("run", "1"),
-            ];
-            let mut found = Vec::new();
-            for (name, value) in settings {
-                let path = format!("{KSM}/{name}");
-                let text = fs::read_to_string(&path).unwrap();
-                // Of several words the chosen one is in brackets.
-                let chosen = text.split(['[', ']']).nth(1).unwrap_or(text.trim());
-                found.push((name, chosen.to_owned()));
-                fs::write(&path, value).unwrap();
-            }
-            Self(found)
-        }
-    }
-
-    impl Drop for Merging {
-        fn drop(&mut self) {
-            for (name, value) in self.0.iter().rev() {
-                fs::write(format!("{KSM}/{name}"), value).unwrap();
-            }
-        }
-    }
-
     /// The kernel merges pages of zeros with its own page of zeros: they are what the guest wrote.
     #[test]
     fn zeros_that_were_written_are_listed_after_the_kernel_shared_their_page() {
@@ -423,7 +398,21 @@ mod tests {
             )
         };
         assert_eq!(result, 0);
-        let merging = Merging::at_its_hardest();
+        let ksm = Ksm::of_host().unwrap();
+        let host_boot = record::host_boot(Path::new(HOST_BOOT)).unwrap();
+        let (mut lease, found) = loop {
+            if let Some(mut lease) = Lease::take(Path::new(LEASE), &host_boot).unwrap() {
+                let found = lease.found().unwrap();
+                break (lease, found.unwrap_or_else(|| ksm.settings().unwrap()));
+            }
+            thread::sleep(Duration::from_millis(20));
+        };
+        lease.keep(&found).unwrap();
+        ksm.set_pace(Pace::Fixed {
+            pages: 10_000,
+            sleep_ms: 0,
+        })
+        .unwrap();
         let shared = || {
             let entries = fs::read_to_string("/proc/self/ksm_stat").unwrap();
             let count = entries
@@ -431,16 +420,14 @@ mod tests {
                 .find_map(|line| line.strip_prefix("ksm_zero_pages "));
             count.unwrap().parse::<usize>().unwrap()
         };
-        let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
-        while shared() < zeroed.len() {
-            assert!(
-                std::time::Instant::now() < patience,
-                "the kernel shared {} pages",
-                shared()
-            );
-            std::thread::sleep(std::time::Duration::from_millis(20));
+        let patience = Instant::now() + Duration::from_secs(30);
+        while shared() < zeroed.len() && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(20));
         }
-        drop(merging);
+        let enough = shared() >= zeroed.len();
+        ksm.restore(&found).unwrap();
+        lease.clear().unwrap();
+        assert!(enough, "the kernel shared {} pages", shared());
         let found: BTreeSet<u32> = tracked.scan().into_iter().flatten().collect();
         let missed: Vec<_> = zeroed.difference(&found).collect();
         assert!(

@@ -33,6 +33,12 @@ pub struct Spawn {
     pub nice: i32,
     /// Whether it may use transparent huge pages.
     pub huge_pages: bool,
+    /// Whether the kernel may merge its pages with equal ones of other processes (from Linux 6.7 on; before, this is lost).
+    pub merge_memory: bool,
+    /// How soon the kernel ends it when memory is short, -1000 to 1000; `None` as we are.
+    pub oom_score: Option<i32>,
+    /// `cgroup.procs` of the control group it runs in, open for writing; `None` for ours.
+    pub group: Option<OwnedFd>,
 }
 
 /// The number of the first descriptor that a process is given.
@@ -50,6 +56,9 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
         user,
         nice,
         huge_pages,
+        merge_memory,
+        oom_score,
+        group,
     } = what;
     let mut command = Command::new(program);
     command
@@ -69,10 +78,24 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
         .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, floor))
         .collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<RawFd> = sources.iter().map(AsRawFd::as_raw_fd).collect();
+    let oom_score = oom_score.map(|score| score.to_string());
     // SAFETY: the closure runs in the new process between fork and exec and makes only async-signal-safe system calls on
     // data that was prepared before; it allocates nothing on the way that succeeds.
     unsafe {
         command.pre_exec(move || {
+            // Before its numbers are given to others.
+            if let Some(group) = &group {
+                // 0 is whoever writes it.
+                write_all(group.as_raw_fd(), b"0")?;
+            }
+            if let Some(score) = &oom_score {
+                let file = check(libc::open(
+                    c"/proc/self/oom_score_adj".as_ptr(),
+                    libc::O_WRONLY | libc::O_CLOEXEC,
+                ))?;
+                write_all(file, score.as_bytes())?;
+                check(libc::close(file))?;
+            }
             for (i, from) in numbers.iter().enumerate() {
                 check(libc::dup2(*from, FIRST_FD + i as RawFd))?;
             }
@@ -80,9 +103,11 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             if !huge_pages {
                 check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))?;
             }
-            if nice > 0 {
-                check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
+            if merge_memory {
+                check(libc::prctl(libc::PR_SET_MEMORY_MERGE, 1, 0, 0, 0))?;
             }
+            // Always: the agent's own priority is not for others.
+            check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
             libc::umask(0o077);
             if let Some((uid, gid)) = user {
                 check(libc::setgroups(0, std::ptr::null()))?;
@@ -119,10 +144,28 @@ pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
     Ok(())
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+/// Changes how soon the kernel ends a process when memory is short.
+pub fn set_oom_score(pid: u32, score: i32) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {
+        Ok(result)
+    }
+}
+
+/// Async-signal-safe. The kernel's own files take what is written in one go.
+fn write_all(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the pointer and the length are those of `bytes`.
+    let written = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+    if written == bytes.len() as isize {
         Ok(())
+    } else if written < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Err(io::ErrorKind::WriteZero.into())
     }
 }

@@ -23,6 +23,7 @@ use qemu::{
     checksum::CheckedStream,
     console::output_channel,
     disk::Overlays,
+    groups::{Groups, Limits},
     layout::Layout,
     machine::{Engine, Launch, Machine},
     record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
@@ -74,6 +75,15 @@ impl Host {
     }
 
     pub fn with_tracking(track_writes: bool) -> anyhow::Result<Self> {
+        Self::with(track_writes, false)
+    }
+
+    /// Its guests' pages may be merged.
+    pub fn merging(track_writes: bool) -> anyhow::Result<Self> {
+        Self::with(track_writes, true)
+    }
+
+    fn with(track_writes: bool, merge_memory: bool) -> anyhow::Result<Self> {
         // On the disk, as a node's data directory is.
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
         fs::create_dir_all(target)?;
@@ -102,6 +112,8 @@ impl Host {
             layout,
             qemu: "qemu-system-x86_64".into(),
             track_writes,
+            merge_memory,
+            groups: Groups::none("tests set no limits"),
             host_boot: host_boot(Path::new(HOST_BOOT))?,
             naming: RwLock::new(()),
         };
@@ -141,6 +153,7 @@ impl Host {
                     .chain(self.port.then_some(Device::Port))
                     .collect(),
             },
+            limits: Limits::default(),
             base: None,
             start: Start::Incoming,
             layers: vec![LayerName(name.into())],

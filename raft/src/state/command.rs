@@ -4,7 +4,7 @@
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Labels,
-    Machine, Millis, ObjectId, Phase,
+    Limits, Machine, Millis, ObjectId, Phase,
 };
 
 /// A command and what goes with it.
@@ -104,6 +104,8 @@ pub enum Command {
         accelerator: Accelerator,
         cpu_model: Option<String>,
         cmdline: String,
+        /// What its process may take at most of its host.
+        limits: Limits,
         labels: Labels,
     },
     /// Changes how a VM should be.

@@ -173,6 +173,19 @@ pub struct VmSpec {
     pub cpu_model: Option<String>,
     /// Added to the image's kernel command line.
     pub cmdline: String,
+    /// What its process may take at most of its host.
+    pub limits: Limits,
+}
+
+/// What a VM's process may take at most of its host, guest and emulation together; `None` for no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Processor time: percent of one processor.
+    pub cpu_percent: Option<u32>,
+    /// Memory, bytes: what is its own, not what it shares with its lineage.
+    pub memory_bytes: Option<u64>,
+    /// Threads.
+    pub pids: Option<u32>,
 }
 
 /// Where a VM's first state comes from.

@@ -59,6 +59,7 @@ mirrors! {
             accelerator: Accelerator,
             cpu_model: Option<String>,
             cmdline: String,
+            limits: Limits,
             labels: Labels,
         },
         SetPower { vm: String, action: PowerAction },
@@ -148,6 +149,7 @@ mirrors! {
     struct DiskBlob { blob: Blob, virtual_bytes: u64 }
     enum Accelerator { Auto, Kvm, Tcg }
     enum Machine { Microvm, Q35 }
+    struct Limits { cpu_percent: Option<u32>, memory_bytes: Option<u64>, pids: Option<u32> }
     struct VmSpec {
         image: Id,
         cpus: u32,
@@ -157,6 +159,7 @@ mirrors! {
         accelerator: Accelerator,
         cpu_model: Option<String>,
         cmdline: String,
+        limits: Limits,
     }
     enum Source { Image, Snapshot(id: Id) }
     enum Power { Running, Paused, Stopped { force: bool } }

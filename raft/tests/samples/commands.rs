@@ -201,6 +201,10 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         accelerator,
         cpu_model,
         cmdline: "quiet".into(),
+        limits: Limits {
+            memory_bytes: Some(512 << 20),
+            ..Limits::default()
+        },
         labels: labels(),
     };
     let phases = [

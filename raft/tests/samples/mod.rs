@@ -88,6 +88,11 @@ fn spec() -> VmSpec {
         accelerator: Accelerator::Auto,
         cpu_model: Some("max,+x2apic".into()),
         cmdline: "fp.pulse".into(),
+        limits: Limits {
+            cpu_percent: Some(150),
+            memory_bytes: Some(512 << 20),
+            pids: Some(64),
+        },
     }
 }
 

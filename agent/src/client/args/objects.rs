@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use proto::v1;
 
 use super::{Change, label};
-use crate::client::units::{parse_duration, parse_size};
+use crate::client::units::{parse_duration, parse_processors, parse_size};
 
 /// Help of `image`.
 pub const IMAGE_EXAMPLES: &str = "\
@@ -231,6 +231,15 @@ pub struct CreateArgs {
         hide_default_value = true
     )]
     pub cmdline: String,
+    /// How much processor time its process may take: 50% of a processor, or 1.5 processors. Its forks may as much.
+    #[arg(long, value_name = "CPUS", value_parser = parse_processors)]
+    pub cpu_limit: Option<u32>,
+    /// How much memory of its own its process may take, at least 64M. Its forks may as much.
+    #[arg(long, value_name = "SIZE", value_parser = nonzero_size)]
+    pub memory_limit: Option<u64>,
+    /// How many threads its process may have, at least 16. Its forks may as many.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
+    pub pids_limit: Option<u32>,
     /// A note, KEY=VALUE; can be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,

@@ -1,7 +1,7 @@
 //! `fpagent vm`.
 
 use proto::v1::{
-    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, ListVmsRequest, Machine,
+    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
     PowerAction, SetVmPowerRequest,
 };
 use serde::Serialize;
@@ -68,6 +68,11 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         accelerator: Accelerator::from(args.accel).into(),
         cpu_model: args.cpu_model,
         cmdline: args.cmdline,
+        limits: Some(Limits {
+            cpu_percent: args.cpu_limit.unwrap_or(0),
+            memory_bytes: args.memory_limit.unwrap_or(0),
+            pids: args.pids_limit.unwrap_or(0),
+        }),
         labels: args.labels.into_iter().collect(),
         wait: args.wait,
         request_id: args.change.id(),

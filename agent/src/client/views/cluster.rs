@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, node::NodeView, time};
+use super::{age, memory::HostMemoryView, node::NodeView, time};
 use crate::client::output::Row;
 
 /// The cluster and the answering node as they are printed.
@@ -24,6 +24,7 @@ pub struct StatusView {
     pub problems: Vec<String>,
     pub started_at: Option<String>,
     pub state_digest: String,
+    pub memory: Option<HostMemoryView>,
 }
 
 impl From<v1::GetStatusResponse> for StatusView {
@@ -42,6 +43,7 @@ impl From<v1::GetStatusResponse> for StatusView {
             problems: status.problems,
             started_at: time(status.started_at),
             state_digest: status.state_digest,
+            memory: status.memory.map(HostMemoryView::from),
         }
     }
 }
@@ -92,6 +94,9 @@ impl StatusView {
                 ),
             ),
         ];
+        if let Some(memory) = &self.memory {
+            lines.extend(memory.lines());
+        }
         if self.problems.is_empty() {
             lines.push(("problems", "none".to_owned()));
         }

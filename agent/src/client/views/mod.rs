@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod fork;
 pub mod image;
+pub mod memory;
 pub mod node;
 pub mod operation;
 pub mod snapshot;

@@ -87,6 +87,17 @@ fn a_vm() {
         generation: 4,
         power: v1::PowerState::Running.into(),
         warnings: vec!["no user of its own".into()],
+        limits: Some(v1::Limits {
+            cpu_percent: 150,
+            memory_bytes: 1 << 29,
+            pids: 0,
+        }),
+        memory_use: Some(v1::MemoryUse {
+            private_bytes: 3,
+            shared_bytes: 2,
+            merged_bytes: 1,
+            merge_profit_bytes: -1,
+        }),
     });
     check(
         &vm,
@@ -96,6 +107,8 @@ fn a_vm() {
             "diskBytes": 2_147_483_648_u64, "accelerator": "tcg", "cpuModel": "max", "machine": "microvm", "labels": {},
             "createdAt": "2023-11-14T22:13:20.250Z", "generation": 4, "power": "running",
             "warnings": ["no user of its own"],
+            "limits": {"cpuPercent": 150, "memoryBytes": 536_870_912, "pids": 0},
+            "memoryUse": {"privateBytes": 3, "sharedBytes": 2, "mergedBytes": 1, "mergeProfitBytes": -1},
         }),
     );
     rows(&vm);
@@ -302,6 +315,13 @@ fn the_cluster() {
         term: 3,
         applied_index: 9,
         problems: vec!["host-b is offline".into()],
+        memory: Some(v1::HostMemory {
+            total_bytes: 4,
+            available_bytes: 3,
+            pressure: v1::MemoryPressure::Some.into(),
+            processes: 2,
+            ..Default::default()
+        }),
         ..Default::default()
     });
     check(
@@ -309,6 +329,9 @@ fn the_cluster() {
         &json!({
             "clusterId": "01X", "node": null, "leader": "host-a", "quorum": false, "term": 3, "appliedIndex": 9, "nodes": [],
             "vms": 0, "snapshots": 0, "images": 0, "problems": ["host-b is offline"], "startedAt": null, "stateDigest": "",
+            "memory": {"totalBytes": 4, "availableBytes": 3, "pressure": "some", "processes": 2,
+                       "guests": {"privateBytes": 0, "sharedBytes": 0, "mergedBytes": 0, "mergeProfitBytes": 0},
+                       "merging": {"setting": "", "running": false, "reason": "", "scannerSeconds": 0.0, "scannerPercent": 0.0}},
         }),
     );
     assert!(

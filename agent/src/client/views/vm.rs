@@ -34,6 +34,50 @@ pub struct VmView {
     pub generation: u64,
     pub power: &'static str,
     pub warnings: Vec<String>,
+    pub limits: LimitsView,
+    pub memory_use: Option<MemoryUseView>,
+}
+
+/// What a VM's process may take at most, as it is printed; 0 for no limit.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct LimitsView {
+    pub cpu_percent: u32,
+    pub memory_bytes: u64,
+    pub pids: u32,
+}
+
+impl From<v1::Limits> for LimitsView {
+    fn from(limits: v1::Limits) -> Self {
+        Self {
+            cpu_percent: limits.cpu_percent,
+            memory_bytes: limits.memory_bytes,
+            pids: limits.pids,
+        }
+    }
+}
+
+/// What a process takes of its host's memory, as it is printed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct MemoryUseView {
+    pub private_bytes: u64,
+    pub shared_bytes: u64,
+    pub merged_bytes: u64,
+    pub merge_profit_bytes: i64,
+}
+
+impl From<v1::MemoryUse> for MemoryUseView {
+    fn from(used: v1::MemoryUse) -> Self {
+        Self {
+            private_bytes: used.private_bytes,
+            shared_bytes: used.shared_bytes,
+            merged_bytes: used.merged_bytes,
+            merge_profit_bytes: used.merge_profit_bytes,
+        }
+    }
 }
 
 impl From<v1::Vm> for VmView {
@@ -62,6 +106,8 @@ impl From<v1::Vm> for VmView {
             generation: vm.generation,
             power,
             warnings: vm.warnings,
+            limits: vm.limits.unwrap_or_default().into(),
+            memory_use: vm.memory_use.map(MemoryUseView::from),
         }
     }
 }

@@ -27,6 +27,7 @@ fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: So
             accelerator: Accelerator::Auto,
             cpu_model: None,
             cmdline: String::new(),
+            limits: raft::state::Limits::default(),
         },
         source,
         parent: None,

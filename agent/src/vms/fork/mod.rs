@@ -166,6 +166,9 @@ impl Forks {
         let context = Arc::clone(node);
         let work = node.tasks.spawn(async move {
             let _way = context.store.give_way();
+            if context.density.is_short() {
+                return Prepared::default();
+            }
             let state = context.state();
             match prepare(&context, &state, operation, source, count, mode).await {
                 Ok(prepared) => prepared,

@@ -269,7 +269,12 @@ async fn step(node: &Arc<Node>, state: &Arc<State>) -> bool {
         node.id(),
         &pool.recent(),
         pool.bounds.unasked,
-        pool.room(there),
+        // What waits goes before anything that runs.
+        if node.density.is_short() {
+            0
+        } else {
+            pool.room(there)
+        },
     );
     let missing = pool.compare(&wanted);
     if pool.end_leaving().await {

@@ -70,8 +70,8 @@ mod tests {
 
     use proptest::prelude::*;
     use raft::state::{
-        Accelerator, CaptureReport, Content, ImageId, Machine, OperationId, Safety, Snapshot, VmId,
-        VmSpec,
+        Accelerator, CaptureReport, Content, ImageId, Limits, Machine, OperationId, Safety,
+        Snapshot, VmId, VmSpec,
     };
 
     use super::*;
@@ -117,6 +117,7 @@ mod tests {
                 accelerator: Accelerator::Auto,
                 cpu_model: None,
                 cmdline: String::new(),
+                limits: Limits::default(),
             },
             operation: OperationId(id.0),
             content: Some(content),

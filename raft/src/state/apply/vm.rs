@@ -6,7 +6,7 @@ use super::{check_labels, check_line, invalid, placement, removal};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
-    model::{Image, Millis, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
+    model::{Image, Limits, Millis, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -17,6 +17,12 @@ const MEMORY_UNIT: u64 = 2 << 20;
 const MIN_MEMORY: u64 = 32 << 20;
 /// The most virtual processors.
 const MAX_CPUS: u32 = 255;
+/// The least that a process's memory may be limited to, bytes: QEMU itself takes half of it.
+const MIN_MEMORY_LIMIT: u64 = 64 << 20;
+/// The fewest threads: QEMU's own, one for each processor, and some for its disks.
+const MIN_PIDS: u32 = 16;
+/// The most: what Linux can have.
+const MAX_PIDS: u32 = 4_194_304;
 /// Disks come in pieces of this, bytes.
 const SECTOR: u64 = 512;
 
@@ -34,6 +40,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         accelerator,
         cpu_model,
         cmdline,
+        limits,
         labels,
     } = command
     else {
@@ -53,6 +60,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     if let Some(model) = cpu_model {
         check_cpu_model(model)?;
     }
+    check_limits(limits)?;
     check_labels(labels)?;
     let image = names::image(state, image)?;
     if image.kernel.is_none() {
@@ -70,6 +78,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         accelerator: *accelerator,
         cpu_model: cpu_model.clone(),
         cmdline: cmdline.clone(),
+        limits: *limits,
     };
     if state.vms.values().any(|vm| vm.name == *name) {
         return Err(Rejection::NameTaken {
@@ -104,6 +113,35 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     };
     state.vms.insert(*id, Arc::new(vm));
     Ok(Response::Vm(*id))
+}
+
+/// Refuses limits that QEMU cannot live with.
+fn check_limits(limits: &Limits) -> Result<(), Rejection> {
+    if limits
+        .cpu_percent
+        .is_some_and(|percent| !(1..=MAX_CPUS * 100).contains(&percent))
+    {
+        return Err(invalid(
+            "limits.cpu",
+            format!("must be 1% to {MAX_CPUS} processors"),
+        ));
+    }
+    if limits
+        .memory_bytes
+        .is_some_and(|bytes| !(MIN_MEMORY_LIMIT..=i64::MAX as u64).contains(&bytes))
+    {
+        return Err(invalid("limits.memory", "must be at least 64 MiB"));
+    }
+    if limits
+        .pids
+        .is_some_and(|pids| !(MIN_PIDS..=MAX_PIDS).contains(&pids))
+    {
+        return Err(invalid(
+            "limits.pids",
+            format!("must be {MIN_PIDS} to {MAX_PIDS}"),
+        ));
+    }
+    Ok(())
 }
 
 fn check_cpu_model(model: &str) -> Result<(), Rejection> {

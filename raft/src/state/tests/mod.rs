@@ -107,6 +107,7 @@ impl World {
             accelerator: Accelerator::Auto,
             cpu_model: None,
             cmdline: String::new(),
+            limits: Limits::default(),
             labels: Labels::new(),
         }
     }

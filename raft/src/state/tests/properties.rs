@@ -108,6 +108,7 @@ fn create() -> impl Strategy<Value = Command> {
             accelerator: Accelerator::Auto,
             cpu_model: None,
             cmdline: String::new(),
+            limits: Limits::default(),
             labels: Labels::new(),
         })
 }

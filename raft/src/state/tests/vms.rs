@@ -127,6 +127,24 @@ fn bad_vms_are_refused() {
     field("cmdline", with!(vm(), cmdline = "a\0".into()));
     field("cpuModel", with!(vm(), cpu_model = Some("max;x".into())));
     field("cpuModel", with!(vm(), cpu_model = Some(String::new())));
+    let mut limit = |field: &str, change: fn(&mut Limits)| {
+        let mut limits = Limits::default();
+        change(&mut limits);
+        let command = with!(make.vm("b"), limits = limits);
+        assert_eq!(world.invalid(command), field);
+    };
+    limit("limits.cpu", |limits| limits.cpu_percent = Some(0));
+    limit("limits.cpu", |limits| limits.cpu_percent = Some(25_501));
+    limit("limits.memory", |limits| {
+        limits.memory_bytes = Some(63 * MIB)
+    });
+    limit("limits.memory", |limits| {
+        limits.memory_bytes = Some(u64::MAX)
+    });
+    limit("limits.pids", |limits| limits.pids = Some(15));
+    limit("limits.pids", |limits| limits.pids = Some(u32::MAX));
+    let mut field = |expected: &str, command: Command| assert_eq!(world.invalid(command), expected);
+    let mut vm = || make.vm("b");
     field(
         "labels",
         with!(vm(), labels = Labels::from([("k".into(), "v".repeat(256))])),

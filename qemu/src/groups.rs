@@ -1,0 +1,481 @@
+//! Limits of single machines, by control groups (cgroup v2, Documentation/admin-guide/cgroup-v2.rst): a group for each process
+//! that has a limit, below one that is ours.
+//!
+//! A limit is kept by the kernel or it is not: what could not be set is never assumed. Whether it is set is read back from
+//! the group that the process really is in, each time somebody asks.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+/// A period of the processor limit, microseconds: the kernel's own choice.
+const PERIOD_US: u64 = 100_000;
+/// The file system's magic number (statfs(2)).
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+/// What a machine's process may take at most; `None` for no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Processor time: percent of one processor.
+    pub cpu_percent: Option<u32>,
+    /// Memory that is charged to it, bytes: its own, and what it brings into the page cache.
+    pub memory_bytes: Option<u64>,
+    /// Threads.
+    pub pids: Option<u32>,
+}
+
+/// One limit as the kernel takes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Setting {
+    /// For people.
+    what: &'static str,
+    controller: &'static str,
+    file: &'static str,
+    value: String,
+}
+
+impl Limits {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn settings(&self) -> Vec<Setting> {
+        let cpu = self.cpu_percent.map(|percent| Setting {
+            what: "CPU",
+            controller: "cpu",
+            file: "cpu.max",
+            value: format!("{} {PERIOD_US}", u64::from(percent) * PERIOD_US / 100),
+        });
+        // No `memory.high` below it: without swap there is little to reclaim, and a guest that is made to wait for that
+        // stands still for seconds instead of ending with a reason.
+        let memory = self.memory_bytes.map(|bytes| Setting {
+            what: "memory",
+            controller: "memory",
+            file: "memory.max",
+            value: bytes.to_string(),
+        });
+        let pids = self.pids.map(|pids| Setting {
+            what: "thread",
+            controller: "pids",
+            file: "pids.max",
+            value: pids.to_string(),
+        });
+        [cpu, memory, pids].into_iter().flatten().collect()
+    }
+}
+
+/// The group that machines' groups are made in, or why there is none.
+#[derive(Debug)]
+pub struct Groups {
+    place: Result<Place, String>,
+    /// Held while a group has no process yet, so that it is not taken for one that is left over.
+    making: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Place {
+    /// Where cgroup v2 is mounted.
+    mount: PathBuf,
+    root: PathBuf,
+    /// Controllers that can be used in it.
+    controllers: BTreeSet<String>,
+}
+
+impl Groups {
+    /// None, for this reason.
+    pub fn none(why: impl Into<String>) -> Self {
+        Self {
+            place: Err(why.into()),
+            making: Mutex::new(()),
+        }
+    }
+
+    /// Makes our group below `parent` (a folder of cgroup v2; `None` for the top of where that is mounted), named for whom it is
+    /// for, and removes what an earlier agent left empty in it.
+    pub fn open(parent: Option<&Path>, name: &str) -> Self {
+        let place = mount_point()
+            .map_err(|error| format!("the host's mounts cannot be read: {error}"))
+            .and_then(|mount| mount.ok_or_else(|| "cgroup v2 is not mounted".to_owned()))
+            .and_then(|mount| {
+                let parent = parent.unwrap_or(&mount).to_owned();
+                if !is_cgroup2(&parent) {
+                    return Err(format!("{} is no group of cgroup v2", parent.display()));
+                }
+                Place::make(mount, &parent, name).map_err(|error| {
+                    format!("no group can be made in {}: {error}", parent.display())
+                })
+            });
+        let groups = Self {
+            place,
+            making: Mutex::new(()),
+        };
+        groups.sweep();
+        groups
+    }
+
+    /// What can be limited: "cpu", "memory", "pids"; or why nothing can be.
+    pub fn controllers(&self) -> Result<Vec<&str>, &str> {
+        let place = self.place.as_ref().map_err(String::as_str)?;
+        Ok(["cpu", "memory", "pids"]
+            .into_iter()
+            .filter(|name| place.controllers.contains(*name))
+            .collect())
+    }
+
+    /// Makes a group for a process that is about to be started, with as many of its limits as can be set. `None` where there can be
+    /// none, or when there is nothing to limit.
+    pub fn prepare(&self, name: &str, limits: &Limits) -> io::Result<Option<NewGroup<'_>>> {
+        let Ok(place) = &self.place else {
+            return Ok(None);
+        };
+        if limits.is_empty() {
+            return Ok(None);
+        }
+        let making = self.lock();
+        self.remove_empty(place);
+        let path = place.root.join(name);
+        match fs::create_dir(&path) {
+            // Of a process that has just ended.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        for setting in limits.settings() {
+            if place.controllers.contains(setting.controller) {
+                fs::write(path.join(setting.file), &setting.value)?;
+            }
+        }
+        let procs = File::options()
+            .write(true)
+            .open(path.join("cgroup.procs"))?;
+        Ok(Some(NewGroup {
+            procs: procs.into(),
+            path,
+            _making: making,
+        }))
+    }
+
+    /// The group of ours that a process is in.
+    pub fn of(&self, pid: u32) -> Option<PathBuf> {
+        let place = self.place.as_ref().ok()?;
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = own_path(&text)?;
+        let path = place.mount.join(path.trim_start_matches('/'));
+        (path.parent() == Some(&place.root)).then_some(path)
+    }
+
+    /// The limits of a process that are not enforced, one sentence each.
+    pub fn not_enforced(&self, pid: u32, limits: &Limits) -> Vec<String> {
+        if limits.is_empty() {
+            return Vec::new();
+        }
+        let why = |setting: &Setting| match &self.place {
+            Err(why) => why.clone(),
+            Ok(place) if !place.controllers.contains(setting.controller) => {
+                format!("cgroup v2 has no {} controller here", setting.controller)
+            }
+            Ok(_) => "its process runs without it; restart the VM".to_owned(),
+        };
+        let group = self.of(pid);
+        missing(group.as_deref(), limits)
+            .iter()
+            .map(|setting| {
+                format!(
+                    "the {} limit is not enforced: {}",
+                    setting.what,
+                    why(setting)
+                )
+            })
+            .collect()
+    }
+
+    /// Removes a group whose process has ended.
+    pub fn remove(&self, group: &Path) {
+        if let Err(error) = fs::remove_dir(group) {
+            // The kernel may not have let go of the process yet: the next one to be made removes it.
+            tracing::debug!(group = %group.display(), %error, "a group is not removed yet");
+        }
+    }
+
+    fn sweep(&self) {
+        if let Ok(place) = &self.place {
+            let _making = self.lock();
+            self.remove_empty(place);
+        }
+    }
+
+    fn remove_empty(&self, place: &Place) {
+        let groups = match fs::read_dir(&place.root) {
+            Ok(groups) => groups,
+            Err(error) => {
+                tracing::warn!(%error, "groups that are left over cannot be looked for");
+                return;
+            }
+        };
+        // Those that are in use refuse, and files are no groups.
+        for group in groups.flatten() {
+            let _in_use = fs::remove_dir(group.path());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        if let Ok(place) = &self.place {
+            self.sweep();
+            // Stays as long as a VM is in it.
+            let _in_use = fs::remove_dir(&place.root);
+        }
+    }
+}
+
+impl Place {
+    fn make(mount: PathBuf, parent: &Path, name: &str) -> io::Result<Self> {
+        let root = parent.join(name);
+        hand_down(parent)?;
+        match fs::create_dir(&root) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other?,
+        }
+        hand_down(&root)?;
+        let controllers = words(&root.join("cgroup.subtree_control"))?;
+        Ok(Self {
+            mount,
+            root,
+            controllers,
+        })
+    }
+}
+
+/// Lets groups below this one have the controllers that it has, of those that are of use to us.
+fn hand_down(group: &Path) -> io::Result<()> {
+    let there = words(&group.join("cgroup.controllers"))?;
+    let used = words(&group.join("cgroup.subtree_control"))?;
+    for name in ["cpu", "memory", "pids"] {
+        if there.contains(name)
+            && !used.contains(name)
+            && let Err(error) = fs::write(group.join("cgroup.subtree_control"), format!("+{name}"))
+        {
+            // A group with processes of its own cannot: then this limit is not there, and is said not to be.
+            tracing::warn!(group = %group.display(), controller = name, %error, "a controller cannot be handed down");
+        }
+    }
+    Ok(())
+}
+
+fn words(file: &Path) -> io::Result<BTreeSet<String>> {
+    let text = fs::read_to_string(file)?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The limits that a group does not have.
+fn missing(group: Option<&Path>, limits: &Limits) -> Vec<Setting> {
+    let is_set = |setting: &Setting| {
+        group.is_some_and(|group| {
+            fs::read_to_string(group.join(setting.file))
+                .is_ok_and(|value| value.trim() == setting.value)
+        })
+    };
+    let mut settings = limits.settings();
+    settings.retain(|setting| !is_set(setting));
+    settings
+}
+
+/// How often the kernel ended a process of a group because it had used up its memory.
+pub fn oom_kills(group: &Path) -> u64 {
+    let Ok(text) = fs::read_to_string(group.join("memory.events")) else {
+        // There is no memory controller, or no group any more.
+        return 0;
+    };
+    text.lines()
+        .find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
+        .unwrap_or_default()
+}
+
+/// A group that has no process yet.
+#[derive(Debug)]
+pub struct NewGroup<'a> {
+    /// Its `cgroup.procs`, for the process that starts.
+    pub procs: OwnedFd,
+    /// Where it is.
+    pub path: PathBuf,
+    _making: MutexGuard<'a, ()>,
+}
+
+fn mount_point() -> io::Result<Option<PathBuf>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(find_mount(&mounts).map(PathBuf::from))
+}
+
+/// proc_pid_mountinfo(5): the fifth field is where, and the type follows a lone hyphen.
+fn find_mount(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        right
+            .starts_with("cgroup2 ")
+            .then(|| left.split(' ').nth(4))
+            .flatten()
+    })
+}
+
+/// The path in cgroup v2's hierarchy, of `/proc/PID/cgroup`.
+fn own_path(text: &str) -> Option<&str> {
+    text.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == CGROUP2_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{process::Process, sys::spawn::Spawn};
+
+    fn limits() -> Limits {
+        Limits {
+            cpu_percent: Some(150),
+            memory_bytes: Some(64 << 20),
+            pids: Some(64),
+        }
+    }
+
+    /// A folder that looks like a group with these controllers.
+    fn fake(controllers: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("cgroup.controllers"), controllers).unwrap();
+        fs::write(dir.path().join("cgroup.subtree_control"), "").unwrap();
+        dir
+    }
+
+    #[test]
+    fn limits_are_written_as_the_kernel_takes_them() {
+        let settings: Vec<_> = limits()
+            .settings()
+            .into_iter()
+            .map(|setting| (setting.file, setting.value))
+            .collect();
+        assert_eq!(
+            settings,
+            [
+                ("cpu.max", "150000 100000".to_owned()),
+                ("memory.max", "67108864".to_owned()),
+                ("pids.max", "64".to_owned())
+            ]
+        );
+        assert!(Limits::default().settings().is_empty());
+    }
+
+    #[test]
+    fn what_a_group_does_not_have_is_missing() {
+        let group = fake("");
+        let files = |group: Option<&Path>| -> Vec<_> {
+            missing(group, &limits())
+                .into_iter()
+                .map(|setting| setting.file)
+                .collect()
+        };
+        assert_eq!(files(None), ["cpu.max", "memory.max", "pids.max"]);
+        fs::write(group.path().join("cpu.max"), "150000 100000\n").unwrap();
+        fs::write(group.path().join("memory.max"), "max\n").unwrap();
+        assert_eq!(files(Some(group.path())), ["memory.max", "pids.max"]);
+    }
+
+    #[test]
+    fn controllers_are_handed_down_once() {
+        let group = fake("cpuset cpu pids hugetlb");
+        hand_down(group.path()).unwrap();
+        // The kernel adds the word to the list; the last one written is what a file holds.
+        let control = group.path().join("cgroup.subtree_control");
+        assert_eq!(fs::read_to_string(&control).unwrap(), "+pids");
+        fs::write(&control, "cpu pids").unwrap();
+        hand_down(group.path()).unwrap();
+        assert_eq!(fs::read_to_string(&control).unwrap(), "cpu pids");
+    }
+
+    #[test]
+    fn mounts_and_paths_are_read() {
+        let mounts = "30 23 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
+                      31 23 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_mount(mounts), Some("/sys/fs/cgroup/unified"));
+        assert_eq!(find_mount("1 2 0:1 / / rw - ext4 /dev/a rw"), None);
+        assert_eq!(own_path("8:pids:/\n0::/a/b\n"), Some("/a/b"));
+        assert_eq!(own_path("8:pids:/\n"), None);
+    }
+
+    #[test]
+    fn without_groups_every_limit_is_said_not_to_be_enforced() {
+        let groups = Groups::none("cgroup v2 is not mounted");
+        let said = groups.not_enforced(std::process::id(), &limits());
+        assert_eq!(said.len(), 3);
+        assert_eq!(
+            said[1],
+            "the memory limit is not enforced: cgroup v2 is not mounted"
+        );
+        assert!(groups.not_enforced(1, &Limits::default()).is_empty());
+        assert!(groups.prepare("x", &limits()).unwrap().is_none());
+        let folder = tempfile::tempdir().unwrap();
+        let wrong = Groups::open(Some(folder.path()), "x");
+        assert!(wrong.controllers().is_err());
+    }
+
+    /// Whatever this host can do: the process is in its group before it runs, what is said of its limits is what the kernel has, and
+    /// nothing is left.
+    #[tokio::test]
+    async fn a_process_is_started_in_its_group() {
+        let name = format!("fpagent-test-{}", std::process::id());
+        let groups = Groups::open(None, &name);
+        let Ok(controllers) = groups.controllers() else {
+            // Seen in the report of the run: there is nothing to try here.
+            eprintln!("no cgroup v2: {:?}", groups.controllers());
+            return;
+        };
+        let limits = Limits {
+            pids: Some(20),
+            ..limits()
+        };
+        let group = groups.prepare("one", &limits).unwrap().unwrap();
+        let path = group.path.clone();
+        let process = Process::start(Spawn {
+            program: "sleep".into(),
+            args: vec!["60".into()],
+            env: vec![],
+            directory: "/".into(),
+            fds: vec![],
+            output: File::options().write(true).open("/dev/null").unwrap(),
+            user: None,
+            nice: 0,
+            huge_pages: false,
+            merge_memory: false,
+            oom_score: Some(123),
+            group: Some(group.procs.try_clone().unwrap()),
+        })
+        .unwrap();
+        drop(group);
+        let pid = process.id().pid;
+        assert_eq!(groups.of(pid), Some(path.clone()));
+        let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        assert_eq!(score.trim(), "123");
+        let not = groups.not_enforced(pid, &limits);
+        assert_eq!(not.len(), 3 - controllers.len(), "{not:?}");
+        // In use: it stays, also when the next one is made.
+        drop(groups.prepare("two", &limits).unwrap());
+        assert!(path.exists());
+        process.kill().unwrap();
+        process.wait().await.unwrap();
+        groups.remove(&path);
+        assert!(!path.exists());
+        let root = path.parent().unwrap().to_owned();
+        drop(groups);
+        assert!(!root.exists());
+    }
+}
