@@ -24,7 +24,6 @@ On the kernel command line the guest understands
   fp.churn-disk         keep a file on the disk busy as well
   fp.fill=MIB           fill MIB of memory once, and say "fp.fill done"
   fp.rate=MIB           write so much of it again each second
-  fp.answer             say each line that the console is given again, after "answer: "
   fp.echo               send back what comes through the virtio serial port org.forkypig.agent
 
 environment: FP_CACHE   where the kernel's package is kept (.local/cache in the repository)

@@ -6,13 +6,17 @@ use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rustix::fs::{Mode, OFlags, openat, renameat};
 use tokio::{
-    io::AsyncReadExt as _,
-    net::UnixStream,
-    sync::{broadcast, watch},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch},
     task::JoinHandle,
 };
 
@@ -27,33 +31,105 @@ const BEHIND: usize = 256;
 pub struct Console {
     task: JoinHandle<()>,
     ready: watch::Receiver<bool>,
-    output: broadcast::Sender<Vec<u8>>,
+    wire: Wire,
+    input: Input,
 }
 
 impl Drop for Console {
     fn drop(&mut self) {
         self.task.abort();
+        let mut current = self.wire.input();
+        // The next process may have its own there already.
+        if current
+            .as_ref()
+            .is_some_and(|input| Arc::ptr_eq(input, &self.input))
+        {
+            *current = None;
+        }
+    }
+}
+
+/// Where a process's console takes its input.
+type Input = Arc<tokio::sync::Mutex<OwnedWriteHalf>>;
+
+/// What leads from a VM's console to those who read and write it, the same through all processes that the VM has.
+#[derive(Debug, Clone)]
+pub struct Wire {
+    output: broadcast::Sender<Vec<u8>>,
+    input: Arc<Mutex<Option<Input>>>,
+    pen: Arc<Semaphore>,
+}
+
+impl Default for Wire {
+    fn default() -> Self {
+        Self {
+            output: broadcast::Sender::new(BEHIND),
+            input: Arc::default(),
+            pen: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+impl Wire {
+    /// What the guest prints from now on.
+    pub fn follow(&self) -> broadcast::Receiver<Vec<u8>> {
+        self.output.subscribe()
+    }
+
+    /// The right to write, for one at a time; `None` while somebody has it.
+    pub fn take_pen(&self) -> Option<Pen> {
+        let permit = Arc::clone(&self.pen).try_acquire_owned().ok()?;
+        Some(Pen {
+            wire: self.clone(),
+            _permit: permit,
+        })
+    }
+
+    fn input(&self) -> std::sync::MutexGuard<'_, Option<Input>> {
+        self.input.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The right to write to a console, until it is dropped.
+#[derive(Debug)]
+pub struct Pen {
+    wire: Wire,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Pen {
+    /// Has the guest read these bytes. Waits while it does not read; cut short, a part of them may have been taken. Fails with
+    /// `NotConnected` while the VM has no process.
+    pub async fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        let input = self.wire.input().clone();
+        let input = input.ok_or(io::ErrorKind::NotConnected)?;
+        let mut input = input.lock().await;
+        input.write_all(bytes).await
     }
 }
 
 impl Console {
-    /// Connects to a console and drains it into `log`. Every chunk also goes to `output`. `ready_line` is the line to wait
-    /// for; without one the guest counts as ready at once.
+    /// Connects to a console and drains it into `log`. Every chunk also goes to `wire`, which takes its input from now on.
+    /// `ready_line` is the line to wait for; without one the guest counts as ready at once.
     pub async fn open(
         socket: &Path,
         log: &Path,
         ready_line: Option<&str>,
-        output: broadcast::Sender<Vec<u8>>,
+        wire: Wire,
     ) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket).await?;
+        let (stream, input) = UnixStream::connect(socket).await?.into_split();
         let log = Log::open(log)?;
         let watcher = ready_line.map(LineWatcher::new);
         let (sender, ready) = watch::channel(watcher.is_none());
-        let task = tokio::spawn(drain(stream, log, watcher, sender, output.clone()));
+        let output = wire.output.clone();
+        let task = tokio::spawn(drain(stream, log, watcher, sender, output));
+        let input = Arc::new(tokio::sync::Mutex::new(input));
+        *wire.input() = Some(Arc::clone(&input));
         Ok(Self {
             task,
             ready,
-            output,
+            wire,
+            input,
         })
     }
 
@@ -64,17 +140,12 @@ impl Console {
 
     /// What the guest prints from now on.
     pub fn follow(&self) -> broadcast::Receiver<Vec<u8>> {
-        self.output.subscribe()
+        self.wire.follow()
     }
 }
 
-/// A sender for [`Console::open`], of the size that readers of it may rely on.
-pub fn output_channel() -> broadcast::Sender<Vec<u8>> {
-    broadcast::Sender::new(BEHIND)
-}
-
 async fn drain(
-    mut stream: UnixStream,
+    mut stream: OwnedReadHalf,
     mut log: Log,
     mut watcher: Option<LineWatcher>,
     ready: watch::Sender<bool>,

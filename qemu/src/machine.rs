@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     capture::Prepared,
     checksum::CheckedStream,
-    console::Console,
+    console::{Console, Wire},
     disk::{self, DiskError, Overlays},
     groups::{self, Groups, Limits},
     layout::{self, Layout, VmDir},
@@ -151,8 +151,8 @@ pub struct Launch {
     pub image_disk: Option<String>,
     /// See [`Console::open`].
     pub ready_line: Option<String>,
-    /// Where the console's output goes besides the log.
-    pub console: broadcast::Sender<Vec<u8>>,
+    /// What leads from its console to those who read and write it.
+    pub console: Wire,
 }
 
 /// How a machine ended.
@@ -285,7 +285,7 @@ impl Machine {
         vm: &VmName,
         mut record: VmRecord,
         ready_line: Option<&str>,
-        console: broadcast::Sender<Vec<u8>>,
+        console: Wire,
     ) -> Result<Option<Self>, MachineError> {
         let dir = engine.layout.vm(vm);
         let Some(id) = record

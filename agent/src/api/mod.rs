@@ -1,6 +1,7 @@
 //! The gRPC services of a node, and who may call what.
 
 mod cluster;
+mod console;
 mod fork;
 mod image;
 mod node;

@@ -9,10 +9,11 @@ use proto::peer::{
     ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse,
     RenewLeaseRequest, RenewLeaseResponse, peer_service_server::PeerService,
 };
+use proto::v1::ConsoleRequest;
 use raft::state::VmId;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::Api;
 use crate::{
@@ -113,6 +114,21 @@ impl PeerService for Api {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    type ConsoleStream = super::console::Outputs;
+
+    async fn console(
+        &self,
+        request: Request<Streaming<ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let mut inputs = request.into_inner();
+        let first = super::console::first(&mut inputs).await?;
+        let vm = first
+            .vm
+            .parse()
+            .map_err(|_| Status::invalid_argument("not a VM's id"))?;
+        super::console::open(&self.node, vm, first.input, inputs).map(Response::new)
     }
 
     type ReadConsoleStream =

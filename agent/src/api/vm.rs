@@ -10,9 +10,9 @@ use futures::{Stream, StreamExt as _, future::join_all};
 use proto::{
     peer::{ObserveRequest, ObserveResponse, ReadConsoleRequest},
     v1::{
-        CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest, ForkResponse,
-        GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action, ReadLogsRequest,
-        ReadLogsResponse, SetVmPowerRequest, Vm, vm_service_server::VmService,
+        ConsoleRequest, CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest,
+        ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action,
+        ReadLogsRequest, ReadLogsResponse, SetVmPowerRequest, Vm, vm_service_server::VmService,
     },
 };
 use raft::state::{
@@ -20,7 +20,7 @@ use raft::state::{
     Rejection, Response as Outcome, State, VmId, names,
 };
 use tokio::time::{Instant, timeout};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use ulid::Ulid;
 
 use super::{Api, deadline, request_key, unexpected};
@@ -204,6 +204,30 @@ impl VmService for Api {
         Ok(Response::new(
             self.fork_message(&ended, ahead.min(arrived.elapsed())),
         ))
+    }
+
+    type ConsoleStream = super::console::Outputs;
+
+    async fn console(
+        &self,
+        request: Request<Streaming<ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let first = super::console::first(&mut inputs).await?;
+        let state = self.read(deadline).await?;
+        let vm = names::vm(&state, &first.vm).map_err(ApiError::from)?;
+        if vm.node == self.node.id() {
+            return super::console::open(&self.node, vm.id, first.input, inputs).map(Response::new);
+        }
+        let client = self.client(&state, vm.node).await?;
+        let carried = ConsoleRequest {
+            vm: vm.id.to_string(),
+            ..first
+        };
+        super::console::carry(client, carried, inputs)
+            .await
+            .map(Response::new)
     }
 
     type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;

@@ -104,6 +104,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Tree(args) => commands::tree::run(&context, args).await,
         Command::Op(command) => commands::operation::run(&context, command).await,
         Command::Logs(args) => commands::logs::run(&context, args).await,
+        Command::Console(args) => commands::console::run(&context, args).await,
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "fpagent", &mut script);

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::blobs::hex;
 use qemu::{
+    console::Wire,
     groups::Limits,
     layout,
     machine::Launch,
@@ -13,7 +14,6 @@ use qemu::{
 use raft::state::{
     Accelerator, Content, FileId, Image, ImageId, Machine, SnapshotId, State, Vm, VmId, VmSpec,
 };
-use tokio::sync::broadcast;
 
 /// What of a host decides how machines are started on it.
 #[derive(Debug, Clone)]
@@ -195,8 +195,8 @@ fn machine_type(name: &str) -> Result<MachineType, Unfit> {
 pub struct Place {
     /// User and group of its process.
     pub user: Option<(u32, u32)>,
-    /// Where its console's output goes besides the log.
-    pub console: broadcast::Sender<Vec<u8>>,
+    /// What leads from its console to those who read and write it.
+    pub console: Wire,
 }
 
 /// How a VM is started from its disk. `layers` are those it has; none when it has never been started.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use qemu::{
-    console::output_channel,
+    console::{Pen, Wire},
     machine::Engine,
     record::{VmName, VmRecord},
 };
@@ -35,7 +35,7 @@ pub struct VmHandle {
     commands: mpsc::Sender<Command>,
     seen: Arc<watch::Sender<Seen>>,
     pid: Arc<watch::Sender<u32>>,
-    console: broadcast::Sender<Vec<u8>>,
+    console: Wire,
     user: Option<(u32, u32)>,
 }
 
@@ -65,7 +65,12 @@ impl VmHandle {
 
     /// What it prints from now on.
     pub fn follow_console(&self) -> broadcast::Receiver<Vec<u8>> {
-        self.console.subscribe()
+        self.console.follow()
+    }
+
+    /// The right to write to its console, for one at a time; `None` while somebody has it.
+    pub fn take_pen(&self) -> Option<Pen> {
+        self.console.take_pen()
     }
 
     /// Has the task do something; until it is done the VM is busy. `false` when too much waits already, or it is gone: then
@@ -233,7 +238,7 @@ impl Vms {
         }));
         let pid = Arc::new(watch::Sender::new(0));
         let (commands, receiver) = mpsc::channel(COMMANDS);
-        let console = output_channel();
+        let console = Wire::default();
         let handle = VmHandle {
             commands,
             seen: Arc::clone(&seen),

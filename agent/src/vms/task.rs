@@ -7,12 +7,13 @@ use qapi::qmp::ShutdownCause;
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     checksum::CheckedStream,
+    console::Wire,
     machine::{Ending, Engine, Launch, Machine, MachineError},
     merge::Happened,
     record::{LayerName, Stage, StreamName, StreamRef, VmName, VmRecord},
 };
 use tokio::{
-    sync::{broadcast, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until},
 };
 
@@ -52,7 +53,7 @@ pub struct VmTask {
     silent: Option<Instant>,
     seen: Arc<watch::Sender<Seen>>,
     pid: Arc<watch::Sender<u32>>,
-    console: broadcast::Sender<Vec<u8>>,
+    console: Wire,
 }
 
 /// What goes on after a command.
@@ -71,7 +72,7 @@ impl VmTask {
         name: VmName,
         seen: Arc<watch::Sender<Seen>>,
         pid: Arc<watch::Sender<u32>>,
-        console: broadcast::Sender<Vec<u8>>,
+        console: Wire,
     ) -> Self {
         let (machine, boot, stopping, silent) = (None, None, None, None);
         Self {

@@ -91,6 +91,15 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
+    type ConsoleStream = Pin<Box<dyn Stream<Item = Result<ConsoleResponse, Status>> + Send>>;
+
+    async fn console(
+        &self,
+        _request: Request<Streaming<ConsoleRequest>>,
+    ) -> Answer<Self::ConsoleStream> {
+        unused()
+    }
+
     type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
 
     async fn read_logs(&self, request: Request<ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {

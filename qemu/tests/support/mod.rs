@@ -21,7 +21,7 @@ use qemu::{
     TRACKING_LIBRARY,
     capture::{Afterwards, Captured, Expected, Mode},
     checksum::CheckedStream,
-    console::output_channel,
+    console::Wire,
     disk::Overlays,
     groups::{Groups, Limits},
     layout::Layout,
@@ -161,7 +161,7 @@ impl Host {
             new_layer: true,
             image_disk: Some("disk.qcow2".into()),
             ready_line: None,
-            console: output_channel(),
+            console: Wire::default(),
         }
     }
 
@@ -294,7 +294,7 @@ impl Host {
         let vm = VmName(name.into());
         let loaded = VmRecord::load(&self.engine.layout.vm(&vm))?.context("it has a record")?;
         assert_eq!(loaded, record);
-        Ok(Machine::adopt(&self.engine, &vm, loaded, None, output_channel()).await?)
+        Ok(Machine::adopt(&self.engine, &vm, loaded, None, Wire::default()).await?)
     }
 }
 

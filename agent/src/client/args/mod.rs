@@ -11,7 +11,8 @@ use ulid::Ulid;
 use self::{
     cluster::{InitArgs, JoinArgs, NodeCommand, TokenCommand},
     objects::{
-        ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs, VmCommand,
+        ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
+        VmCommand,
     },
 };
 use super::{reach::Address, units};
@@ -168,6 +169,9 @@ Ends with 1 when a check failed.")]
     /// Prints what a VM wrote on its console.
     #[command(after_help = objects::LOGS_EXAMPLES)]
     Logs(LogsArgs),
+    /// Opens a VM's serial console. Ctrl-] leaves.
+    #[command(after_help = objects::CONSOLE_EXAMPLES)]
+    Console(ConsoleArgs),
     /// Prints a script that completes commands in a shell.
     #[command(after_help = "\
 Examples:

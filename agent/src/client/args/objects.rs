@@ -61,6 +61,15 @@ Examples:
   fpagent logs demo
   fpagent logs demo -f";
 
+/// Help of `console`.
+pub const CONSOLE_EXAMPLES: &str = "\
+Examples:
+  fpagent console demo
+  echo 'uname -a' | fpagent console demo --linger 2s
+
+From a terminal every key goes to the guest; Ctrl-] leaves. Other input is sent as it is; after its end the console stays
+open for --linger. Any number may look on, one at a time may write. What was printed before is in `fpagent logs`.";
+
 /// What to do about images.
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
@@ -383,6 +392,16 @@ pub enum OperationCommand {
         #[command(flatten)]
         change: Change,
     },
+}
+
+/// Arguments of `console`.
+#[derive(Debug, Args)]
+pub struct ConsoleArgs {
+    /// The VM's name or id.
+    pub vm: String,
+    /// How long to go on printing after the end of input that is no terminal's.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "1s")]
+    pub linger: Duration,
 }
 
 /// Arguments of `logs`.

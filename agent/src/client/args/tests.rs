@@ -58,6 +58,7 @@ fn the_contract() {
         "tree V -o yaml",
         "op cancel O",
         "logs V -f",
+        "console V --linger 3s",
         "completion bash",
         "--timeout 5m -o wide vm ls",
     ] {

@@ -2,7 +2,6 @@
 //!
 //! It is linked statically and takes no crates for its command line: it lies in every initrd.
 
-mod answer;
 mod churn;
 mod echo;
 mod fill;
@@ -16,7 +15,6 @@ const USAGE: &str = "\
 usage: fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
-       fpguest answer
        fpguest echo --port NAME
 
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
@@ -24,7 +22,6 @@ pulse  writes a numbered, checksummed record again and again: to memory, to FILE
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
        that it finds what it wrote; with --disk it does the same with a file's blocks
 fill   fills memory once and writes so much of it again each second
-answer says each line of standard input again
 echo   sends back what comes through a virtio serial port
 ";
 
@@ -42,7 +39,6 @@ fn main() -> ExitCode {
         options::Command::Pulse(pulse) => pulse::run(&pulse),
         options::Command::Churn(churn) => churn::run(&churn),
         options::Command::Fill(fill) => fill::run(&fill),
-        options::Command::Answer => answer::run(),
         options::Command::Echo { port } => echo::run(&port),
     });
     match outcome {

@@ -18,8 +18,6 @@ pub enum Command {
     Churn(Churn),
     /// `fpguest fill`
     Fill(Fill),
-    /// `fpguest answer`
-    Answer,
     /// `fpguest echo`
     Echo {
         /// The port's name.
@@ -65,7 +63,6 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             mib: mib as usize,
             rate: rate as usize,
         })),
-        "answer" => Ok(Command::Answer),
         "echo" => Ok(Command::Echo {
             port: port.ok_or("echo needs --port NAME")?,
         }),
@@ -129,7 +126,6 @@ mod tests {
         );
         let fill = Command::Fill(Fill { mib: 3, rate: 2 });
         assert_eq!(parse_text("fill --mib 3 --rate 2"), Ok(fill));
-        assert_eq!(parse_text("answer"), Ok(Command::Answer));
     }
 
     #[test]
