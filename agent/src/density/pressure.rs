@@ -14,8 +14,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 /// Where the kernel says how long processes wait for memory.
 pub const PSI: &str = "/proc/pressure/memory";
-/// A stall of a tenth of a second within one wakes whoever watches. The kernel takes the last byte for the end.
-const TRIGGER: &[u8] = b"some 100000 1000000\0";
+/// A stall of a fifth of a second within two wakes whoever watches: without CAP_SYS_RESOURCE the kernel takes windows of whole
+/// two seconds only. It takes the last byte for the end.
+const TRIGGER: &[u8] = b"some 200000 2000000\0";
 /// Processes that wait for so much of ten seconds, percent: memory is getting short, and short.
 const SOME_WAIT: f64 = 10.0;
 const ALL_WAIT: f64 = 20.0;
