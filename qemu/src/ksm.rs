@@ -22,13 +22,11 @@ pub const SETTINGS: &str = "/sys/kernel/mm/ksm";
 pub const LEASE: &str = "/run/fpagent/ksm.lease";
 
 /// The settings that are changed, besides `run` and `advisor_mode`.
-const CHANGED: [&str; 6] = [
+const CHANGED: [&str; 4] = [
     "pages_to_scan",
     "sleep_millisecs",
     "smart_scan",
     "use_zero_pages",
-    "advisor_max_cpu",
-    "advisor_target_scan_time",
 ];
 
 /// How the kernel looks for equal pages.
@@ -36,28 +34,15 @@ const CHANGED: [&str; 6] = [
 pub enum Pace {
     /// Not at all. What is merged stays so until it is written.
     Stopped,
-    /// As its advisor says, which looks at every page once in `scan_seconds` with at most so much of a processor. Where there is no
-    /// advisor (before Linux 6.8), at a fixed rate.
-    Advised {
-        /// Percent of a processor.
-        max_cpu: u32,
-        /// Seconds.
-        scan_seconds: u32,
-    },
-    /// So many pages, then a pause: what tests use.
-    Fixed {
+    /// So many pages, then a pause. Not as the kernel's advisor says (`advisor_mode`): it looks again only when everything was
+    /// looked at once, and a first look at little leaves it at ten pages (500 a second) for minutes.
+    Steady {
         /// Pages in one go.
         pages: u32,
         /// The pause.
         sleep_ms: u32,
     },
 }
-
-/// The fixed rate where there is no advisor: 25 MiB/s.
-const WITHOUT_ADVISOR: Pace = Pace::Fixed {
-    pages: 128,
-    sleep_ms: 20,
-};
 
 /// Settings as they were found: by the names of their files.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,21 +149,10 @@ impl Ksm {
 
     /// Has the kernel look for equal pages at a pace.
     pub fn set_pace(&self, pace: Pace) -> io::Result<()> {
-        let has_advisor = self.read_if_there("advisor_mode")?.is_some();
         match pace {
             Pace::Stopped => return self.write("run", "0"),
-            Pace::Advised { .. } if !has_advisor => return self.set_pace(WITHOUT_ADVISOR),
-            Pace::Advised {
-                max_cpu,
-                scan_seconds,
-            } => {
-                self.write("sleep_millisecs", "20")?;
-                self.write("advisor_max_cpu", &max_cpu.to_string())?;
-                self.write("advisor_target_scan_time", &scan_seconds.to_string())?;
-                self.write("advisor_mode", "scan-time")?;
-            }
-            Pace::Fixed { pages, sleep_ms } => {
-                if has_advisor {
+            Pace::Steady { pages, sleep_ms } => {
+                if self.read_if_there("advisor_mode")?.is_some() {
                     // It would not have its number of pages changed.
                     self.write("advisor_mode", "none")?;
                 }
@@ -316,9 +290,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (name, value) in [
             ("run", "0"),
-            ("advisor_mode", "[none] scan-time"),
-            ("advisor_max_cpu", "70"),
-            ("advisor_target_scan_time", "200"),
+            ("advisor_mode", "none [scan-time]"),
             ("pages_to_scan", "100"),
             ("sleep_millisecs", "20"),
             ("smart_scan", "1"),
@@ -337,41 +309,36 @@ mod tests {
     fn what_was_found_is_put_back() {
         let (dir, ksm) = fake();
         let found = ksm.settings().unwrap();
-        ksm.set_pace(Pace::Advised {
-            max_cpu: 30,
-            scan_seconds: 60,
+        ksm.set_pace(Pace::Steady {
+            pages: 128,
+            sleep_ms: 20,
         })
         .unwrap();
         let read = |name| fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(
             (read("run"), read("advisor_mode")),
-            ("1".into(), "scan-time".into())
+            ("1".into(), "none".into())
         );
         assert_eq!(read("use_zero_pages"), "1");
         ksm.restore(&found).unwrap();
         assert_eq!(ksm.settings().unwrap(), found);
         assert_eq!(
             (read("run"), read("advisor_mode")),
-            ("0".into(), "none".into())
+            ("0".into(), "scan-time".into())
         );
         assert_eq!(read("use_zero_pages"), "0");
     }
 
     #[test]
-    fn a_kernel_without_an_advisor_gets_a_fixed_rate() {
+    fn a_kernel_without_an_advisor_will_do() {
         let (dir, ksm) = fake();
-        for name in [
-            "advisor_mode",
-            "advisor_max_cpu",
-            "advisor_target_scan_time",
-            "smart_scan",
-        ] {
+        for name in ["advisor_mode", "smart_scan"] {
             fs::remove_file(dir.path().join(name)).unwrap();
         }
         let found = ksm.settings().unwrap();
-        ksm.set_pace(Pace::Advised {
-            max_cpu: 30,
-            scan_seconds: 60,
+        ksm.set_pace(Pace::Steady {
+            pages: 128,
+            sleep_ms: 20,
         })
         .unwrap();
         assert_eq!(

@@ -49,7 +49,7 @@ impl Hardest {
         };
         lease.keep(&found)?;
         let hardest = Self { ksm, found, lease };
-        hardest.ksm.set_pace(Pace::Fixed {
+        hardest.ksm.set_pace(Pace::Steady {
             pages: 200_000,
             sleep_ms: 0,
         })?;

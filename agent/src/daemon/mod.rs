@@ -18,6 +18,7 @@ use raft::{
     node::Published,
     state::{Accelerator, Capacity, ClusterId, Command},
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -385,6 +386,15 @@ fn come_first() {
     }
     if let Err(error) = spawn::set_nice(own, NICE) {
         tracing::warn!(%error, "guests do not give way to the agent");
+    }
+    // Each VM takes half a dozen.
+    let files = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: files.maximum,
+        ..files
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, most) {
+        tracing::warn!(%error, "the agent may run out of file descriptors with many VMs");
     }
 }
 

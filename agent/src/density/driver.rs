@@ -5,13 +5,6 @@ use std::{io, path::PathBuf};
 
 use qemu::ksm::{Ksm, Lease, Pace, Settings};
 
-/// How the kernel looks for equal pages while it is to: everything three times a minute (a page is merged when it was the same
-/// twice), with half a processor at most.
-const PACE: Pace = Pace::Advised {
-    max_cpu: 50,
-    scan_seconds: 20,
-};
-
 /// Changes the host's settings, and puts them back.
 #[derive(Debug)]
 pub struct Driver {
@@ -19,6 +12,8 @@ pub struct Driver {
     lease_path: PathBuf,
     host_boot: String,
     mine: Option<Mine>,
+    /// What was set last.
+    pace: Option<Pace>,
     /// Somebody changed what we had set: until this agent's end it is theirs.
     yielded: bool,
 }
@@ -51,12 +46,14 @@ impl Driver {
             lease_path,
             host_boot,
             mine: None,
+            pace: None,
             yielded: false,
         }
     }
 
-    /// Has the kernel look for equal pages, or not, if we may say so.
-    pub fn drive(&mut self, run: bool) -> io::Result<Outcome> {
+    /// Has the kernel look for equal pages at a pace, or not, if we may say so.
+    pub fn drive(&mut self, pace: Pace) -> io::Result<Outcome> {
+        let run = pace != Pace::Stopped;
         if self.yielded {
             return Ok(Outcome::SomebodyElse);
         }
@@ -89,7 +86,10 @@ impl Driver {
             }
             mine.lease.keep(&mine.found)?;
             mine.set = Some(run);
-            self.ksm.set_pace(if run { PACE } else { Pace::Stopped })?;
+        }
+        if (run || running) && self.pace != Some(pace) {
+            self.ksm.set_pace(pace)?;
+            self.pace = Some(pace);
         }
         Ok(Outcome::Done)
     }
@@ -112,12 +112,15 @@ mod tests {
 
     use super::*;
 
+    const RUN: Pace = Pace::Steady {
+        pages: 100,
+        sleep_ms: 20,
+    };
+
     fn fake(dir: &Path) -> Ksm {
         for (name, value) in [
             ("run", "0"),
             ("advisor_mode", "[none] scan-time"),
-            ("advisor_max_cpu", "70"),
-            ("advisor_target_scan_time", "200"),
             ("pages_to_scan", "100"),
             ("sleep_millisecs", "20"),
             ("smart_scan", "1"),
@@ -138,15 +141,15 @@ mod tests {
         let ksm = fake(dir.path());
         let found = ksm.settings().unwrap();
         let (mut one, mut other) = (driver(dir.path(), &ksm), driver(dir.path(), &ksm));
-        assert_eq!(one.drive(true).unwrap(), Outcome::Done);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::Done);
         assert!(ksm.is_running().unwrap());
-        assert_eq!(other.drive(false).unwrap(), Outcome::AnotherAgent);
-        assert_eq!(one.drive(false).unwrap(), Outcome::Done);
+        assert_eq!(other.drive(Pace::Stopped).unwrap(), Outcome::AnotherAgent);
+        assert_eq!(one.drive(Pace::Stopped).unwrap(), Outcome::Done);
         assert!(!ksm.is_running().unwrap());
-        assert_eq!(one.drive(true).unwrap(), Outcome::Done);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::Done);
         one.end().unwrap();
         assert_eq!(ksm.settings().unwrap(), found);
-        assert_eq!(other.drive(true).unwrap(), Outcome::Done);
+        assert_eq!(other.drive(RUN).unwrap(), Outcome::Done);
         other.end().unwrap();
         assert_eq!(ksm.settings().unwrap(), found);
     }
@@ -157,11 +160,11 @@ mod tests {
         let ksm = fake(dir.path());
         let found = ksm.settings().unwrap();
         let mut one = driver(dir.path(), &ksm);
-        assert_eq!(one.drive(true).unwrap(), Outcome::Done);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::Done);
         drop(one);
         assert_ne!(ksm.settings().unwrap(), found);
         let mut next = driver(dir.path(), &ksm);
-        assert_eq!(next.drive(true).unwrap(), Outcome::Done);
+        assert_eq!(next.drive(RUN).unwrap(), Outcome::Done);
         next.end().unwrap();
         assert_eq!(ksm.settings().unwrap(), found);
     }
@@ -173,17 +176,17 @@ mod tests {
         fs::write(dir.path().join("run"), "1").unwrap();
         let found = ksm.settings().unwrap();
         let mut one = driver(dir.path(), &ksm);
-        assert_eq!(one.drive(false).unwrap(), Outcome::SomebodyElse);
-        assert_eq!(one.drive(true).unwrap(), Outcome::SomebodyElse);
+        assert_eq!(one.drive(Pace::Stopped).unwrap(), Outcome::SomebodyElse);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::SomebodyElse);
         one.end().unwrap();
         assert_eq!(ksm.settings().unwrap(), found);
 
         fs::write(dir.path().join("run"), "0").unwrap();
-        assert_eq!(one.drive(true).unwrap(), Outcome::Done);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::Done);
         // Turned off by hand.
         fs::write(dir.path().join("run"), "0").unwrap();
-        assert_eq!(one.drive(true).unwrap(), Outcome::SomebodyElse);
-        assert_eq!(one.drive(true).unwrap(), Outcome::SomebodyElse);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::SomebodyElse);
+        assert_eq!(one.drive(RUN).unwrap(), Outcome::SomebodyElse);
         one.end().unwrap();
         assert!(!ksm.is_running().unwrap());
     }

@@ -21,6 +21,41 @@ const WORTH: f64 = (4 << 20) as f64;
 const FIRST_REST: Duration = Duration::from_secs(60);
 const LONGEST_REST: Duration = Duration::from_secs(16 * 60);
 
+/// The pause between two goes of the kernel, and the pages that it looks at in one, at least and at most.
+pub const SLEEP_MS: u32 = 20;
+/// See there.
+const FEWEST: u32 = 100;
+/// See there.
+const MOST: u32 = 50_000;
+/// In how many goes everything should have been looked at: ten seconds' worth. A page is merged when it was the same twice.
+const GOES: u64 = 500;
+/// The part of a processor that this may take.
+const PART: f64 = 0.5;
+
+/// How many pages are looked at in one go, from one look to the next.
+#[derive(Debug)]
+pub struct Rate(u32);
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self(FEWEST)
+    }
+}
+
+impl Rate {
+    /// The next rate, for so many pages of all processes, when the one before took so much of a processor.
+    pub fn next(&mut self, pages: u64, scanner_part: f64) -> u32 {
+        let wanted = u32::try_from(pages / GOES).unwrap_or(MOST);
+        let bearable = if scanner_part > PART {
+            (f64::from(self.0) * PART / scanner_part) as u32
+        } else {
+            self.0.saturating_mul(2)
+        };
+        self.0 = wanted.min(bearable).clamp(FEWEST, MOST);
+        self.0
+    }
+}
+
 /// What is seen of a host.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sight {
@@ -126,6 +161,19 @@ mod tests {
             profit: 0,
             scanner_seconds: Some(0.0),
         }
+    }
+
+    #[test]
+    fn the_rate_follows_what_there_is_and_what_it_costs() {
+        let mut rate = Rate::default();
+        assert_eq!(rate.next(0, 0.0), 100);
+        // Ten seconds for a million pages, reached step by step.
+        let rates: Vec<u32> = (0..6).map(|_| rate.next(1_000_000, 0.3)).collect();
+        assert_eq!(rates, [200, 400, 800, 1600, 2000, 2000]);
+        // It took a whole processor: half of that.
+        assert_eq!(rate.next(1_000_000, 1.0), 1000);
+        assert_eq!(rate.next(1_000_000, 0.5), 2000);
+        assert_eq!(rate.next(100_000, 0.5), 200);
     }
 
     #[test]

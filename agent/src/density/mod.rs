@@ -16,7 +16,10 @@ use std::{
 };
 
 use proto::v1;
-use qemu::ksm::{self, Ksm};
+use qemu::{
+    ksm::{self, Ksm, Pace},
+    sys::PAGE,
+};
 use tokio::{
     sync::watch,
     task::spawn_blocking,
@@ -30,7 +33,7 @@ pub use self::{
 };
 use self::{
     driver::{Driver, Outcome},
-    merging::{Rule, Sight, Verdict},
+    merging::{Rate, Rule, SLEEP_MS, Sight, Verdict},
     pressure::{Bounds, Judge, Trigger},
     usage::{Usage, memory_use},
 };
@@ -242,6 +245,7 @@ fn look(node: &Node, judge: &mut Judge, begun: Instant) {
 struct Merger {
     driver: Option<Driver>,
     rule: Rule,
+    rate: Rate,
     cpu: usage::Idle,
     begun: Instant,
     last: Option<(Instant, f64)>,
@@ -256,6 +260,7 @@ impl Merger {
         Self {
             driver: ksm.map(|ksm| Driver::new(ksm, ksm::LEASE.into(), host_boot)),
             rule: Rule::default(),
+            rate: Rate::default(),
             cpu: usage::Idle::default(),
             begun,
             last: None,
@@ -321,9 +326,16 @@ impl Merger {
     ) -> std::io::Result<Merging> {
         let scanner_seconds = ksm::scanner_seconds()?;
         let now = Instant::now();
+        let usage = Usage::of(pids)?;
+        let scanner_part = match (self.last, scanner_seconds) {
+            (Some((then, before)), Some(seconds)) if now > then => {
+                (seconds - before) / (now - then).as_secs_f64()
+            }
+            _ => 0.0,
+        };
+        self.last = scanner_seconds.map(|seconds| (now, seconds));
         let verdict = match setting {
             MergeMemory::Auto => {
-                let usage = Usage::of(pids)?;
                 let profit = memory_use(&usage.memory, usage.saved_part).merge_profit_bytes;
                 self.rule.judge(Sight {
                     at: now - self.begun,
@@ -342,18 +354,20 @@ impl Merger {
         let Some(driver) = &mut self.driver else {
             return Ok(Merging::default());
         };
-        let reason = match driver.drive(verdict.run)? {
+        let pace = if verdict.run {
+            let pages = (usage.memory.private + usage.memory.merged) / PAGE as u64;
+            Pace::Steady {
+                pages: self.rate.next(pages, scanner_part),
+                sleep_ms: SLEEP_MS,
+            }
+        } else {
+            Pace::Stopped
+        };
+        let reason = match driver.drive(pace)? {
             Outcome::Done => verdict.reason,
             Outcome::AnotherAgent => "another agent of this host decides".to_owned(),
             Outcome::SomebodyElse => "somebody else has set it for this host".to_owned(),
         };
-        let scanner_part = match (self.last, scanner_seconds) {
-            (Some((then, before)), Some(seconds)) if now > then => {
-                (seconds - before) / (now - then).as_secs_f64()
-            }
-            _ => 0.0,
-        };
-        self.last = scanner_seconds.map(|seconds| (now, seconds));
         Ok(Merging {
             running: Ksm::of_host().map_or(Ok(false), |ksm| ksm.is_running())?,
             reason,

@@ -408,7 +408,7 @@ mod tests {
             thread::sleep(Duration::from_millis(20));
         };
         lease.keep(&found).unwrap();
-        ksm.set_pace(Pace::Fixed {
+        ksm.set_pace(Pace::Steady {
             pages: 10_000,
             sleep_ms: 0,
         })

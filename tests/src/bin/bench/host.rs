@@ -19,6 +19,14 @@ pub fn available() -> anyhow::Result<u64> {
     Ok(kib << 10)
 }
 
+/// Memory that a process has resident, bytes.
+pub fn resident(pid: u32) -> anyhow::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next());
+    Ok(kib.context("no VmRSS")?.parse::<u64>()? << 10)
+}
+
 /// Processor time that a process has used, its ended threads included, milliseconds; 0 when it has ended.
 pub fn cpu_ms(pid: u32) -> f64 {
     let spent = || {

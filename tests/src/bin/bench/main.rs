@@ -6,6 +6,7 @@
 
 mod draw;
 mod host;
+mod many;
 mod report;
 mod run;
 mod scenario;

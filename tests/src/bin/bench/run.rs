@@ -47,6 +47,7 @@ pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result
             Scenario::Deep { depths, rounds } => bench.deep(depths, *rounds),
             Scenario::Ready { rounds } => bench.ready(*rounds),
             Scenario::Burst { forks, warm } => bench.burst(*forks, *warm),
+            Scenario::Many { forks } => bench.many(*forks),
             Scenario::Yardsticks { rounds } => yardstick::measure(&bench, *rounds, prototypes),
         };
         for mut row in rows.with_context(|| format!("{scenario:?}"))? {
@@ -61,7 +62,7 @@ pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result
 pub struct Bench {
     pub cluster: Cluster,
     leader: usize,
-    other: usize,
+    pub other: usize,
 }
 
 /// What forks cost, one after the other.
@@ -123,11 +124,11 @@ impl Bench {
         })
     }
 
-    fn fp(&self, args: &[&str]) -> anyhow::Result<()> {
+    pub fn fp(&self, args: &[&str]) -> anyhow::Result<()> {
         self.cluster.node(self.other).fp(args)?.success()
     }
 
-    fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
+    pub fn json(&self, args: &[&str]) -> anyhow::Result<Value> {
         self.cluster.node(self.other).json(args)
     }
 
@@ -308,8 +309,13 @@ impl Bench {
 
     /// Has the node of the VMs keep no forks ready unless it is asked to.
     fn keep_nothing_ready(&mut self) -> anyhow::Result<()> {
+        self.restart_holder(&["--ready-forks", "0"])
+    }
+
+    /// Starts the agent of the VMs' node anew, with these options.
+    pub fn restart_holder(&mut self, options: &[&str]) -> anyhow::Result<()> {
         let holder = self.cluster.node_mut(2);
-        holder.set_options(&["--ready-forks", "0"]);
+        holder.set_options(options);
         holder.terminate()?;
         holder.start()?;
         holder.wait_answers()?;

@@ -26,6 +26,8 @@ pub enum Scenario {
     Ready { rounds: u32 },
     /// A snapshot forked many at once.
     Burst { forks: u32, warm: bool },
+    /// More forks at once than there are processors for.
+    Many { forks: u32 },
     /// A bare QEMU with the same files, QEMU's own way, and the prototypes.
     Yardsticks { rounds: u32 },
 }
@@ -38,6 +40,7 @@ impl Scenario {
             Self::Deep { .. } => "deep",
             Self::Ready { .. } => "ready",
             Self::Burst { .. } => "burst",
+            Self::Many { .. } => "many",
             Self::Yardsticks { .. } => "yardstick",
         }
     }
@@ -151,10 +154,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             forks: 100,
             warm: true,
         },
-        Scenario::Burst {
-            forks: 1000,
-            warm: false,
-        },
+        Scenario::Many { forks: 1000 },
         Scenario::Yardsticks { rounds: 20 },
     ]
 }

@@ -1,0 +1,255 @@
+//! A thousand forks at once on one host, more than it has processors for: slow is allowed, lost is not.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::PathBuf,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use agent::trust::tls::connect::{Target, channel};
+use anyhow::Context as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use harness::wait_for;
+use proto::v1::{ConsoleRequest, ListVmsRequest, VmState, vm_service_client::VmServiceClient};
+use serde_json::Value;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use crate::{
+    host,
+    report::{Row, Series},
+    run::Bench,
+};
+
+/// What the request, and everything until the last answer, may take.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How many guests are asked at once.
+const ASKED_AT_ONCE: usize = 32;
+/// Merging is done when it has saved less than this in a while, bytes and time.
+const LITTLE: u64 = 64 << 20;
+/// See there.
+const WHILE: Duration = Duration::from_secs(30);
+/// How long merging is given.
+const MERGING: Duration = Duration::from_secs(600);
+
+impl Bench {
+    /// So many forks of one snapshot in one request: how long until each has answered, what they take of memory once it is
+    /// merged, and that nothing else suffers.
+    pub fn many(&mut self, forks: u32) -> anyhow::Result<Vec<Row>> {
+        self.restart_holder(&["--ready-forks", "0", "--merge-memory", "on"])?;
+        self.cluster.import("idle", "")?;
+        self.fp(&[
+            "vm", "create", "parent", "--image", "idle", "--node", "node2", "--memory", "256M",
+            "--wait",
+        ])?;
+        self.fp(&["snapshot", "create", "parent", "s"])?;
+        self.fp(&["vm", "pause", "parent"])?;
+        sleep(Duration::from_secs(3));
+        let before = Traces::of(self)?;
+        let term = self.term()?;
+        let free = host::available()?;
+
+        let begun = Instant::now();
+        let count = forks.to_string();
+        let (_, names) = self.fork(self.other, &["@s", "-n", &count, "--timeout", "10m"])?;
+        let running = begun.elapsed();
+        anyhow::ensure!(
+            names.len() == forks as usize,
+            "{} forks of {forks}",
+            names.len()
+        );
+        let socket = self.cluster.node(self.other).address();
+        let socket = socket.strip_prefix("unix://").context("no socket")?;
+        let service = VmServiceClient::new(channel(Target::Unix(PathBuf::from(socket))))
+            .max_decoding_message_size(64 << 20);
+        let runtime = tokio::runtime::Runtime::new()?;
+        let paused = runtime.block_on(not_running(&service, &names))?;
+        anyhow::ensure!(paused.is_empty(), "do not run: {paused:?}");
+        runtime.block_on(all_answer(&service, &names))?;
+        let answered = begun.elapsed();
+
+        let mut listed = Vec::new();
+        for _ in 0..10 {
+            let begun = Instant::now();
+            runtime.block_on(service.clone().list_vms(ListVmsRequest::default()))?;
+            listed.push(begun.elapsed().as_secs_f64() * 1e3);
+        }
+        let unmerged = free.saturating_sub(host::available()?);
+        let merging = Instant::now();
+        let merged = free.saturating_sub(merged(free)?);
+        let merging = merging.elapsed();
+        let agent = self.cluster.node(2).pid().context("no agent")?;
+        let resident = host::resident(agent)?;
+        let term_after = self.term()?;
+
+        let begun = Instant::now();
+        let all: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.fp(&[&["vm", "rm", "--force", "--timeout", "10m"], &all[..]].concat())?;
+        let removed = begun.elapsed();
+        let after = wait_for("everything to be as before", PATIENCE, || {
+            let after = Traces::of(self)?;
+            Ok((after == before).then_some(()))
+        });
+        after.with_context(|| {
+            format!(
+                "left over, {:?} before and {:?} now",
+                before,
+                Traces::of(self)
+            )
+        })?;
+        sleep(Duration::from_secs(5));
+        let back = free as i64 - host::available()? as i64;
+
+        let per_fork = |bytes: u64| bytes as f64 / f64::from(1 << 20) / f64::from(forks);
+        let row = |what: &str, figure: String| Row {
+            what: format!("{forks} forks: {what}"),
+            forks,
+            note: figure,
+            ..Row::default()
+        };
+        let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
+        Ok(vec![
+            Row {
+                running_ms: Series::of(vec![running.as_secs_f64() * 1e3]),
+                memory_mib: Some(per_fork(unmerged)),
+                ..row(
+                    "until the request was answered",
+                    format!(
+                        "none paused; {} until each had said a word on its console",
+                        seconds(answered)
+                    ),
+                )
+            },
+            Row {
+                memory_mib: Some(per_fork(merged)),
+                ..row("memory once merged", format!("after {}", seconds(merging)))
+            },
+            Row {
+                running_ms: Series::of(listed),
+                ..row("vm ls", "in place of request to running".to_owned())
+            },
+            row(
+                "the agent's memory",
+                format!(
+                    "{} MiB; Raft term {term} before, {term_after} after",
+                    resident >> 20
+                ),
+            ),
+            row(
+                "all removed",
+                format!(
+                    "{}; {} MiB less available than before",
+                    seconds(removed),
+                    back >> 20
+                ),
+            ),
+        ])
+    }
+
+    fn term(&self) -> anyhow::Result<u64> {
+        let status = self.json(&["status"])?;
+        status["term"]
+            .as_u64()
+            .with_context(|| format!("no term in {status}"))
+    }
+}
+
+/// What VMs leave on a host.
+#[derive(Debug, PartialEq, Eq)]
+struct Traces {
+    processes: BTreeSet<u32>,
+    files: BTreeSet<PathBuf>,
+    vms: usize,
+}
+
+impl Traces {
+    fn of(bench: &Bench) -> anyhow::Result<Self> {
+        let mut files = BTreeSet::new();
+        for folder in ["vms", "layers", "streams", "bases"] {
+            for entry in fs::read_dir(bench.cluster.folder().join("node2").join(folder))? {
+                files.insert(entry?.path());
+            }
+        }
+        let listed = bench.json(&["vm", "ls"])?;
+        Ok(Self {
+            processes: bench.cluster.processes()?.into_iter().collect(),
+            files,
+            vms: listed["items"].as_array().map_or(0, Vec::len),
+        })
+    }
+}
+
+/// Those that QEMU does not say are running.
+async fn not_running(
+    service: &VmServiceClient<Channel>,
+    names: &[String],
+) -> anyhow::Result<Vec<String>> {
+    let names: BTreeSet<&String> = names.iter().collect();
+    let listed = service.clone().list_vms(ListVmsRequest::default()).await?;
+    let listed = listed.into_inner().vms.into_iter();
+    let mut missing: BTreeSet<String> = names.iter().map(|name| (*name).clone()).collect();
+    for vm in listed.filter(|vm| names.contains(&vm.name)) {
+        if vm.state() == VmState::Running {
+            missing.remove(&vm.name);
+        }
+    }
+    Ok(missing.into_iter().collect())
+}
+
+/// Has every guest say a word on its console that it could not know.
+async fn all_answer(service: &VmServiceClient<Channel>, names: &[String]) -> anyhow::Result<()> {
+    let asked = names.iter().map(|name| async move {
+        let answer = tokio::time::timeout(PATIENCE, answer(service.clone(), name)).await;
+        answer
+            .with_context(|| format!("{name} does not answer"))?
+            .with_context(|| format!("{name} cannot be asked"))
+    });
+    stream::iter(asked)
+        .buffer_unordered(ASKED_AT_ONCE)
+        .try_collect()
+        .await
+}
+
+async fn answer(mut service: VmServiceClient<Channel>, vm: &str) -> anyhow::Result<()> {
+    let mut nonce = [0; 8];
+    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut nonce)?;
+    let nonce = format!("{:016x}", u64::from_ne_bytes(nonce));
+    let (sender, inputs) = tokio::sync::mpsc::channel(2);
+    // The terminal echoes the two halves apart: what has them together is the shell's answer.
+    let (head, tail) = nonce.split_at(8);
+    let first = ConsoleRequest {
+        vm: vm.to_owned(),
+        input: format!("echo {head}''{tail}\n").into(),
+    };
+    sender.send(first).await?;
+    let mut outputs = service
+        .console(ReceiverStream::new(inputs))
+        .await?
+        .into_inner();
+    let mut seen = Vec::new();
+    while let Some(part) = outputs.message().await? {
+        seen.extend_from_slice(&part.output);
+        if String::from_utf8_lossy(&seen).contains(&nonce) {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("it ended after {:?}", String::from_utf8_lossy(&seen))
+}
+
+/// Waits until merging saves little more; what is available then.
+fn merged(free: u64) -> anyhow::Result<u64> {
+    let deadline = Instant::now() + MERGING;
+    let mut last = host::available()?;
+    while Instant::now() < deadline {
+        sleep(WHILE);
+        let now = host::available()?;
+        eprintln!("    {} MiB taken", free.saturating_sub(now) >> 20);
+        if now < last + LITTLE {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
+}
