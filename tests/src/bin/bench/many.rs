@@ -13,7 +13,6 @@ use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use harness::wait_for;
 use proto::v1::{ConsoleRequest, ListVmsRequest, VmState, vm_service_client::VmServiceClient};
-use serde_json::Value;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
