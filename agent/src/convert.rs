@@ -219,6 +219,7 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         (true, Phase::Paused) => v1::VmState::Paused,
         (true, Phase::Stopped) => v1::VmState::Stopped,
         (true, Phase::Failed) => v1::VmState::Failed,
+        (true, Phase::Suspended) => v1::VmState::Suspended,
     };
     let image = state.images.get(&vm.spec.image);
     v1::Vm {
@@ -261,6 +262,7 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
             Power::Running => v1::PowerState::Running,
             Power::Paused => v1::PowerState::Paused,
             Power::Stopped { .. } => v1::PowerState::Stopped,
+            Power::Suspended => v1::PowerState::Suspended,
         }
         .into(),
         warnings: fresh.map_or_else(Vec::new, |fresh| fresh.warnings.clone()),
@@ -370,7 +372,17 @@ pub fn operation(state: &State, operation: &Operation) -> v1::Operation {
         .snapshots
         .get(&operation.snapshot)
         .is_some_and(|snapshot| snapshot.content.is_some());
-    let capture = operation.vm.is_some();
+    let capture = match operation.kind {
+        OperationKind::Snapshot | OperationKind::Fork => operation.vm.is_some(),
+        OperationKind::Suspend => true,
+        OperationKind::Reset => false,
+    };
+    let vms = match (operation.kind, operation.vm) {
+        (OperationKind::Reset | OperationKind::Suspend, Some(vm)) => vec![vm.to_string()],
+        _ => (0..operation.count)
+            .map(|number| operation.id.child(number).to_string())
+            .collect(),
+    };
     let (is, error) = match &operation.state {
         OperationState::Open => (v1::OperationState::Open, String::new()),
         OperationState::Complete => (v1::OperationState::Complete, String::new()),
@@ -381,6 +393,8 @@ pub fn operation(state: &State, operation: &Operation) -> v1::Operation {
         kind: match operation.kind {
             OperationKind::Snapshot => v1::OperationKind::Snapshot,
             OperationKind::Fork => v1::OperationKind::Fork,
+            OperationKind::Reset => v1::OperationKind::Reset,
+            OperationKind::Suspend => v1::OperationKind::Suspend,
         }
         .into(),
         state: is.into(),
@@ -388,9 +402,7 @@ pub fn operation(state: &State, operation: &Operation) -> v1::Operation {
             .vm
             .map_or_else(|| operation.snapshot.to_string(), |vm| vm.to_string()),
         snapshot: operation.snapshot.to_string(),
-        vms: (0..operation.count)
-            .map(|number| operation.id.child(number).to_string())
-            .collect(),
+        vms,
         node: node_name(state, operation.node),
         created_at: Some(timestamp(operation.created_at)),
         ended_at: operation.ended_at.map(timestamp),

@@ -79,6 +79,8 @@ pub struct Node {
     pub collecting: AtomicBool,
     /// Rung when there may be something to reconcile.
     pub wake: Arc<Notify>,
+    /// Rung when files may have been left that nothing refers to.
+    pub left_over: Notify,
     /// Ends everything.
     pub cancel: CancellationToken,
     /// Everything that runs.

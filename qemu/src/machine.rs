@@ -438,6 +438,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Has a process that waited be this boot of its VM; kept when it is claimed.
+    pub fn set_boot(&mut self, boot: u64) {
+        self.record.boot = boot;
+    }
+
     /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
     pub async fn resume(&mut self) -> Result<(), MachineError> {
         let begun = Instant::now();
@@ -501,9 +506,15 @@ impl Machine {
 
     /// Ends the process at once and waits until it is gone.
     pub async fn kill(&mut self) -> Result<Ending, MachineError> {
+        self.strike()?;
+        self.ended().await
+    }
+
+    /// Ends the process at once: nothing of it runs any more when this returns, though the kernel may still be taking it down.
+    pub fn strike(&mut self) -> Result<(), MachineError> {
         self.process.kill().map_err(system("cannot end QEMU"))?;
         self.asked_to_end = true;
-        self.ended().await
+        Ok(())
     }
 
     /// Waits until the process has ended. Can be given up and called again.

@@ -7,6 +7,7 @@ mod image;
 mod node;
 mod operation;
 mod peer;
+mod reset;
 mod snapshot;
 mod vm;
 

@@ -133,7 +133,7 @@ impl SnapshotService for Api {
 }
 
 /// Takes `VM@NAME`, `@NAME` and `NAME` apart.
-fn vm_and_name(text: &str) -> (Option<&str>, &str) {
+pub(super) fn vm_and_name(text: &str) -> (Option<&str>, &str) {
     match text.split_once('@') {
         None => (None, text),
         Some(("", name)) => (None, name),

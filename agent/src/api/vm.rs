@@ -12,7 +12,8 @@ use proto::{
     v1::{
         ConsoleRequest, CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest,
         ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action,
-        ReadLogsRequest, ReadLogsResponse, SetVmPowerRequest, Vm, vm_service_server::VmService,
+        ReadLogsRequest, ReadLogsResponse, ResetVmRequest, ResetVmResponse, SetVmPowerRequest,
+        SuspendVmRequest, Vm, vm_service_server::VmService,
     },
 };
 use raft::state::{
@@ -126,6 +127,13 @@ impl VmService for Api {
         };
         let no_wait = request.no_wait;
         let key = request_key(&request, |request| &mut request.request_id);
+        if action == PowerAction::Resume
+            && let Some(resumed) = self
+                .resume_suspended(key.clone(), &request.vm, deadline)
+                .await?
+        {
+            return Ok(Response::new(resumed.vm.unwrap_or_default()));
+        }
         let id = match self
             .change(
                 key,
@@ -167,6 +175,21 @@ impl VmService for Api {
             }
             other => Err(unexpected(other).into()),
         }
+    }
+
+    async fn reset_vm(
+        &self,
+        request: Request<ResetVmRequest>,
+    ) -> Result<Response<ResetVmResponse>, Status> {
+        let deadline = deadline(&request);
+        let reset = self.reset(request.into_inner(), deadline);
+        reset.await.map(Response::new).map_err(Status::from)
+    }
+
+    async fn suspend_vm(&self, request: Request<SuspendVmRequest>) -> Result<Response<Vm>, Status> {
+        let deadline = deadline(&request);
+        let suspended = self.suspend(request.into_inner(), deadline);
+        suspended.await.map(Response::new).map_err(Status::from)
     }
 
     async fn fork(&self, request: Request<ForkRequest>) -> Result<Response<ForkResponse>, Status> {
@@ -311,7 +334,7 @@ impl Api {
         purged.await.is_some() && !offline
     }
 
-    async fn vm_message(&self, id: VmId) -> Result<Vm, ApiError> {
+    pub(super) async fn vm_message(&self, id: VmId) -> Result<Vm, ApiError> {
         let state = self.node.state();
         let vm = state.vms.get(&id).ok_or_else(|| Rejection::NotFound {
             kind: Kind::Vm,

@@ -55,6 +55,8 @@ impl Key {
 pub struct Forest {
     entries: BTreeMap<Key, Branch>,
     children: BTreeMap<Key, Vec<Key>>,
+    /// Which VM each snapshot was captured from.
+    captured: BTreeMap<Key, Key>,
     roots: Vec<Key>,
 }
 
@@ -68,14 +70,23 @@ impl Forest {
             .map(|snapshot| snapshot.id.as_str())
             .collect();
         let listed = |id: &str| known.contains(id).then(|| Key::Snapshot(id.to_owned()));
+        let gone_back_to = moments_of_own(vms, snapshots);
         for snapshot in snapshots {
             let key = Key::Snapshot(snapshot.id.clone());
             forest
                 .entries
                 .insert(key.clone(), snapshot_branch(snapshot));
-            parents.insert(key, Some(Key::Vm(snapshot.vm.clone())));
+            let parent = if gone_back_to.contains(snapshot.id.as_str()) {
+                listed(&snapshot.parent)
+            } else {
+                Some(Key::Vm(snapshot.vm.clone()))
+            };
+            parents.insert(key, parent);
             // Replaced below when it is still there.
             let captured = Key::Vm(snapshot.vm.clone());
+            forest
+                .captured
+                .insert(Key::Snapshot(snapshot.id.clone()), captured.clone());
             forest.entries.insert(
                 captured.clone(),
                 deleted_vm(&snapshot.vm, &snapshot.vm_name),
@@ -111,7 +122,12 @@ impl Forest {
     /// The trees of all that descend from nothing.
     pub fn whole(mut self) -> Vec<Branch> {
         let roots = std::mem::take(&mut self.roots);
-        roots.iter().filter_map(|root| self.take(root)).collect()
+        let mut trees: Vec<Branch> = roots.iter().filter_map(|root| self.take(root)).collect();
+        // VMs that were set to each other's moments descend from each other: they begin with the first of them.
+        while let Some(first) = self.entries.keys().min_by_key(|key| key.id()).cloned() {
+            trees.extend(self.take(&first));
+        }
+        trees
     }
 
     /// The tree below a VM or a snapshot: name or id of either, `@SNAPSHOT`, or `VM@SNAPSHOT`.
@@ -137,12 +153,7 @@ impl Forest {
             let mut keys = vec![self.pick(snapshot, text, |key| matches!(key, Key::Snapshot(_)))?];
             if !vm.is_empty() {
                 let vm = self.pick(vm, text, |key| matches!(key, Key::Vm(_)))?;
-                let captured = self
-                    .children
-                    .get(&vm)
-                    .map(Vec::as_slice)
-                    .unwrap_or_default();
-                keys.retain(|key| captured.contains(key));
+                keys.retain(|key| self.captured.get(key) == Some(&vm));
             }
             return keys
                 .pop()
@@ -185,6 +196,26 @@ impl Forest {
             .collect();
         one(begun)?.ok_or_else(|| RootError::NotFound(text.to_owned()))
     }
+}
+
+/// Snapshots that were captured from a VM which has been set to them, or to a later one, since: the VM is drawn below them, and
+/// they below what it came from.
+fn moments_of_own<'a>(vms: &'a [VmView], snapshots: &'a [SnapshotView]) -> BTreeSet<&'a str> {
+    let by_id: BTreeMap<&str, &SnapshotView> = snapshots
+        .iter()
+        .map(|snapshot| (snapshot.id.as_str(), snapshot))
+        .collect();
+    let mut own = BTreeSet::new();
+    for vm in vms {
+        let (mut next, mut left) = (vm.snapshot.as_str(), snapshots.len());
+        while let Some(snapshot) = by_id.get(next).filter(|_| left > 0) {
+            if snapshot.vm == vm.id {
+                own.insert(snapshot.id.as_str());
+            }
+            (next, left) = (snapshot.parent.as_str(), left - 1);
+        }
+    }
+    own
 }
 
 fn vm_branch(vm: &VmView) -> Branch {

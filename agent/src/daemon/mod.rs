@@ -207,6 +207,7 @@ impl Agent {
             reporting: Default::default(),
             collecting: Default::default(),
             wake,
+            left_over: Notify::new(),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
             started_at: SystemTime::now(),

@@ -1,7 +1,7 @@
 //! Which files of a node nothing refers to any more. Pure; [`super::execute`] removes them.
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use qemu::record::VmRecord;
 use raft::state::{DERIVED_IDS, NodeId, OperationId, State};
@@ -21,9 +21,9 @@ pub struct Files {
     pub images: BTreeSet<String>,
 }
 
-/// What is referred to: by snapshots and images of the state, by the records of the VMs that are here. Files of operations
+/// What is referred to: by snapshots and images of the state, by the records of the VMs that are here, by their ids. Files of operations
 /// that are under way or may come are in the way of nobody, but must stay as well: see [`unreferenced`].
-pub fn referenced(state: &State, node: NodeId, records: &[VmRecord]) -> Files {
+pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmRecord>) -> Files {
     let mut files = Files::default();
     for snapshot in state
         .snapshots
@@ -39,9 +39,13 @@ pub fn referenced(state: &State, node: NodeId, records: &[VmRecord]) -> Files {
         }
     }
     for vm in state.vms.values().filter(|vm| vm.node == node) {
-        files.layers.insert(vm.id.to_string());
+        let id = vm.id.to_string();
+        // Without a record here, its first overlay is all that can be known.
+        if !records.contains_key(&id) {
+            files.layers.insert(id);
+        }
     }
-    for record in records {
+    for record in records.values() {
         files.bases.extend(
             record
                 .base

@@ -1,7 +1,7 @@
 //! Doing what was planned. Nothing here waits: VMs have their tasks, everything else becomes one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::Path,
     sync::{Arc, PoisonError},
@@ -273,12 +273,13 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
                 .filter(|name| !name.ends_with(".part"))
                 .collect(),
         };
-        let mut records = Vec::new();
+        let mut records = BTreeMap::new();
         {
             // A folder that got another name between the two would be overlooked.
             let _names_stay = engine.naming.read().unwrap_or_else(PoisonError::into_inner);
             for name in names(&layout.vms(), "")? {
-                records.extend(VmRecord::load(&layout.vm(&qemu::record::VmName(name)))?);
+                let record = VmRecord::load(&layout.vm(&qemu::record::VmName(name.clone())))?;
+                records.extend(record.map(|record| (name, record)));
             }
         }
         let free = unreferenced(&there, &referenced(&state, id, &records), &in_flight);

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::state::{
-    ImageId, Millis, NodeId, ObjectId, OperationId, OperationState, Phase, Power, Safety,
-    SnapshotId, Source, State, Vm, VmId, VmReport,
+    ImageId, Millis, NodeId, ObjectId, Operation, OperationId, OperationKind, OperationState,
+    Phase, Power, Safety, SnapshotId, Source, State, Vm, VmId, VmReport,
 };
 
 /// What a node sees of itself.
@@ -168,7 +168,9 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     let mut wanted_images = BTreeSet::new();
     let mut wanted_snapshots = BTreeSet::new();
 
-    for vm in state.vms.values().filter(|vm| vm.node == node) {
+    let taken = taken_by_operations(state, node);
+    let left_to_us = |vm: &&std::sync::Arc<Vm>| vm.node == node && !taken.contains(&vm.id);
+    for vm in state.vms.values().filter(left_to_us) {
         let image_here = observed.images.contains(&vm.spec.image);
         let step = plan_vm(state, vm, observed.vms.get(&vm.id));
         reports.extend(step.report);
@@ -216,6 +218,38 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     actions
 }
 
+/// VMs that are being reset or suspended: they belong to that operation until it is known what became of them.
+fn taken_by_operations(state: &State, node: NodeId) -> BTreeSet<VmId> {
+    state
+        .operations
+        .values()
+        .filter(|operation| {
+            operation.node == node
+                && operation.state == OperationState::Open
+                && matches!(
+                    operation.kind,
+                    OperationKind::Reset | OperationKind::Suspend
+                )
+        })
+        .filter_map(|operation| operation.vm)
+        .collect()
+}
+
+/// Whether a reset cannot be given up any more: its VM has given way, and the one at the other moment is there or to come.
+fn is_past_return(state: &State, operation: &Operation, observed: &Observed) -> bool {
+    let (OperationKind::Reset, Some(vm)) = (operation.kind, operation.vm) else {
+        return false;
+    };
+    let wanted = state.vms.get(&vm).map(|vm| vm.boot);
+    match observed.vms.get(&vm).map(|seen| &seen.is) {
+        None => wanted.is_some(),
+        Some(Is::Booting { boot } | Is::Running { boot } | Is::Paused { boot }) => {
+            wanted.is_some_and(|wanted| *boot > wanted)
+        }
+        Some(Is::Unknown | Is::Absent | Is::Ended { .. }) => false,
+    }
+}
+
 /// Whether something of an object must be ended before its files can go.
 fn still_here(id: ObjectId, observed: &Observed) -> bool {
     match id {
@@ -261,7 +295,11 @@ fn plan_snapshots(
             .iter()
             .find(|id| wanted.contains(id))
             .or(verify.first());
-        let next = match (first, secure.first()) {
+        let next_to_secure = secure
+            .iter()
+            .find(|id| wanted.contains(id))
+            .or(secure.first());
+        let next = match (first, next_to_secure) {
             (Some(id), _) => Some(Action::Verify(*id)),
             (None, Some(id)) => Some(Action::Secure(*id)),
             (None, None) => None,
@@ -290,7 +328,11 @@ fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed
             cancelled,
             running,
         };
-        if operation.cancel_requested {
+        if is_past_return(state, operation, observed) {
+            if !running && observed.is_usable(operation.snapshot) {
+                actions.push(Action::Run(operation.id));
+            }
+        } else if operation.cancel_requested {
             actions.push(give_up("it was cancelled", true));
         } else if !running && now > operation.expires_at {
             actions.push(give_up(
@@ -368,6 +410,9 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
     }
     match (&seen.is, vm.power) {
         (Is::Unknown, _) => Step::default(),
+        (Is::Absent | Is::Ended { .. }, Power::Suspended) => {
+            Step::report(vm, Phase::Suspended, &vm.reason)
+        }
         (Is::Absent, Power::Stopped { .. }) => Step::report(vm, Phase::Stopped, ""),
         (Is::Absent, _) => start(vm, seen),
         (Is::Ended { reason, .. }, Power::Stopped { .. }) => {
@@ -400,6 +445,8 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
 fn process(vm: &Vm, is: &Is, boot: u64, power: Power) -> Step {
     match (is, power) {
         (_, Power::Stopped { force: true }) => Step::act(Action::Kill(vm.id)),
+        // Its moment is on disk, which makes this one a thing of the past.
+        (_, Power::Suspended) => Step::act(Action::Kill(vm.id)),
         // A guest that stands still, or is not up yet, does not feel its power button.
         (Is::Paused { .. } | Is::Booting { .. }, Power::Stopped { .. }) => {
             Step::act(Action::Kill(vm.id))

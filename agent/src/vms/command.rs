@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use qemu::{
-    capture::{CaptureError, Captured, Expected, Mode},
+    capture::{Afterwards, CaptureError, Captured, Expected, Mode},
     checksum::CheckedStream,
     machine::Launch,
     record::{LayerName, StreamName, StreamRef, VmName},
@@ -39,6 +39,17 @@ pub enum Command {
     Kill,
     /// End it, and the task with it. What is left of it are files.
     Destroy,
+    /// The same, for another process that takes the VM's place: it is answered as soon as nothing of this one can run any more and
+    /// its folder is gone, while the process is still being taken down.
+    MakeWay {
+        /// Answered then.
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// End it: its moment is kept elsewhere.
+    PutAway {
+        /// Answered when it has no process.
+        done: oneshot::Sender<()>,
+    },
     /// Start a process that waits for a stream.
     Prestart {
         /// How.
@@ -57,6 +68,8 @@ pub enum Command {
     Go {
         /// What it goes by from now on.
         name: VmName,
+        /// Which boot of that VM it is.
+        boot: u64,
         /// Whether it stands still.
         paused: bool,
         /// Answered with the time at which it went on.
@@ -94,6 +107,8 @@ pub enum Command {
         disk_bytes: u64,
         /// How.
         mode: Mode,
+        /// What becomes of its guest then.
+        afterwards: Afterwards,
         /// Answered when the snapshot's files are written.
         done: oneshot::Sender<Result<Captured, CaptureError>>,
     },

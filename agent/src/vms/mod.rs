@@ -202,6 +202,14 @@ impl Vms {
         }
     }
 
+    /// Has a VM go by another id from now on, in the place of what there is of that: see [`Command::MakeWay`].
+    pub fn replace(&self, from: VmId, to: VmId) {
+        let mut handles = self.handles();
+        if let Some(handle) = handles.remove(&from) {
+            handles.insert(to, handle);
+        }
+    }
+
     /// Finds the VMs that an earlier agent left, and their processes. Returns when all were asked.
     pub async fn adopt(self: &Arc<Self>) -> std::io::Result<()> {
         let mut asked = Vec::new();

@@ -151,6 +151,12 @@ impl VmTask {
                 Ok(())
             }
             Command::Destroy => return self.destroy().await,
+            Command::MakeWay { done } => return self.make_way(done).await,
+            Command::PutAway { done } => {
+                self.kill("it is suspended").await;
+                answer(done, ());
+                return Next::Stay;
+            }
             Command::Prestart { launch, done } => {
                 answer(done, self.prestart(*launch).await);
                 return Next::Stay;
@@ -162,8 +168,13 @@ impl VmTask {
                 answer(done, result);
                 return Next::Stay;
             }
-            Command::Go { name, paused, done } => {
-                answer(done, self.go(name, paused).await);
+            Command::Go {
+                name,
+                boot,
+                paused,
+                done,
+            } => {
+                answer(done, self.go(name, boot, paused).await);
                 return Next::Stay;
             }
             Command::Expect {
@@ -208,9 +219,11 @@ impl VmTask {
                 layer,
                 disk_bytes,
                 mode,
+                afterwards,
                 done,
             } => {
-                answer(done, self.capture(stream, layer, disk_bytes, mode).await);
+                let captured = self.capture(stream, layer, disk_bytes, mode, afterwards);
+                answer(done, captured.await);
                 return Next::Stay;
             }
         };
@@ -331,7 +344,7 @@ impl VmTask {
         }
     }
 
-    async fn go(&mut self, name: VmName, paused: bool) -> Result<Instant, String> {
+    async fn go(&mut self, name: VmName, boot: u64, paused: bool) -> Result<Instant, String> {
         if name != self.name {
             self.with_machine(async |machine| machine.rename(&name))
                 .await?;
@@ -339,6 +352,7 @@ impl VmTask {
         }
         let result = self
             .with_machine(async |machine| {
+                machine.set_boot(boot);
                 if paused {
                     machine.claim()
                 } else {
@@ -348,10 +362,6 @@ impl VmTask {
             .await;
         let now = Instant::now();
         result?;
-        let boot = self
-            .machine
-            .as_ref()
-            .map_or(0, |machine| machine.record().boot);
         self.publish(if paused {
             Is::Paused { boot }
         } else {
@@ -471,12 +481,17 @@ impl VmTask {
         layer: LayerName,
         disk_bytes: u64,
         mode: Mode,
+        afterwards: Afterwards,
     ) -> Result<Captured, CaptureError> {
         let running = matches!(self.seen.borrow().is, Is::Running { .. });
         let machine = self.machine.as_mut().ok_or_else(no_process)?;
         let result = machine
-            .capture(&stream, &layer, disk_bytes, mode, running, Afterwards::GoOn)
+            .capture(&stream, &layer, disk_bytes, mode, running, afterwards)
             .await;
+        let boot = machine.record().boot;
+        if afterwards == Afterwards::Hold && result.is_ok() {
+            self.publish(Is::Paused { boot });
+        }
         if let Err(CaptureError::Machine(error)) = &result {
             self.lost_touch(error);
         }
@@ -564,6 +579,31 @@ impl VmTask {
             }
             _ => Next::Leave,
         }
+    }
+
+    async fn make_way(&mut self, done: oneshot::Sender<Result<(), String>>) -> Next {
+        self.boot = None;
+        let struck = match &mut self.machine {
+            Some(machine) => machine.strike().map_err(|error| chain(&error)),
+            None => Ok(()),
+        };
+        let gone = struck.and_then(|()| {
+            match std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path()) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    Err(format!("the VM's folder cannot be deleted: {error}"))
+                }
+                _ => Ok(()),
+            }
+        });
+        let next = match gone {
+            Ok(()) => Next::Leave,
+            Err(_) => Next::Stay,
+        };
+        answer(done, gone);
+        if next == Next::Leave {
+            self.end_process().await;
+        }
+        next
     }
 
     /// The overlay of a process whose guest never ran: nothing can refer to it.

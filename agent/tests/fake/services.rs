@@ -55,6 +55,25 @@ impl vm_service_server::VmService for Shared {
         unused()
     }
 
+    async fn reset_vm(&self, request: Request<ResetVmRequest>) -> Answer<ResetVmResponse> {
+        let request = request.into_inner();
+        self.obey(&request.request_id).await?;
+        Ok(Response::new(ResetVmResponse {
+            operation: "OP".to_owned(),
+            vm: Some(vm(&request.vm)),
+            running_ms: 41.5,
+        }))
+    }
+
+    async fn suspend_vm(&self, request: Request<SuspendVmRequest>) -> Answer<Vm> {
+        let request = request.into_inner();
+        self.obey(&request.request_id).await?;
+        Ok(Response::new(Vm {
+            state: VmState::Suspended.into(),
+            ..vm(&request.vm)
+        }))
+    }
+
     async fn delete_vm(&self, request: Request<DeleteVmRequest>) -> Answer<DeleteVmResponse> {
         self.obey(&request.into_inner().request_id).await?;
         Ok(Response::new(DeleteVmResponse { completed: true }))

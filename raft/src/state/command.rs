@@ -127,6 +127,22 @@ pub enum Command {
         mode: CaptureMode,
         expires_at: Millis,
     },
+    /// Begins to set a VM to the moment of a snapshot (with the VM's name or id when the user gave it before the `@`); without
+    /// one, to let a suspended VM go on.
+    ResetVm {
+        operation: OperationId,
+        vm: String,
+        to: Option<(String, Option<String>)>,
+        paused: bool,
+        expires_at: Millis,
+    },
+    /// Begins to capture a VM to disk and to end its process.
+    SuspendVm {
+        operation: OperationId,
+        vm: String,
+        mode: CaptureMode,
+        expires_at: Millis,
+    },
     /// Begins a fork: notes the operation, the snapshot when there is none yet, and the children.
     Fork {
         operation: OperationId,
@@ -216,6 +232,8 @@ impl Command {
             | Self::SetPower { .. }
             | Self::DeleteVm { .. }
             | Self::CreateSnapshot { .. }
+            | Self::ResetVm { .. }
+            | Self::SuspendVm { .. }
             | Self::Fork { .. }
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }

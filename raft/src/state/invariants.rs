@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Debug};
 use super::{
     KEPT_OPERATIONS, KEPT_REQUESTS,
     ids::{DERIVED_IDS, ImageId, SnapshotId},
-    model::{ObjectId, OperationKind, OperationState, Source, State},
+    model::{ObjectId, OperationKind, OperationState, Power, Source, State},
     names,
 };
 
@@ -118,9 +118,22 @@ fn vms(state: &State) -> Result<(), Violation> {
                     id,
                     "a fork's snapshot exists",
                 )?;
-                hold(vm.parent.is_some(), id, "a fork has a parent")?;
+                hold(
+                    vm.parent.is_some() || vm.generation > 1,
+                    id,
+                    "a fork has a parent, unless it was reset or suspended",
+                )?;
             }
         }
+        let moment = match vm.source {
+            Source::Image => None,
+            Source::Snapshot(snapshot) => state.snapshots.get(&snapshot),
+        };
+        hold(
+            vm.power != Power::Suspended || moment.is_some_and(|found| found.content.is_some()),
+            id,
+            "a suspended VM has its moment",
+        )?;
     }
     Ok(())
 }
@@ -209,6 +222,11 @@ fn operations(state: &State) -> Result<(), Violation> {
                 )?;
             }
             OperationKind::Fork => hold(operation.count > 0, id, "a fork has children")?,
+            OperationKind::Reset | OperationKind::Suspend => hold(
+                operation.count == 1 && operation.vm.is_some(),
+                id,
+                "what changes a VM has one, and one result",
+            )?,
         }
         let open = operation.state == OperationState::Open;
         hold(
@@ -217,8 +235,8 @@ fn operations(state: &State) -> Result<(), Violation> {
             "what has ended has a time of its end",
         )?;
         if open {
-            let exists =
-                operation.vm.is_none() || state.snapshots.contains_key(&operation.snapshot);
+            let made = operation.vm.is_some() && operation.kind != OperationKind::Reset;
+            let exists = !made || state.snapshots.contains_key(&operation.snapshot);
             hold(exists, id, "the snapshot of an open operation exists")?;
         } else {
             ended += 1;

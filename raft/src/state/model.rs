@@ -193,7 +193,8 @@ pub struct Limits {
 pub enum Source {
     /// It boots from its image.
     Image,
-    /// It goes on from a snapshot; after its first start it boots from its disk like any other.
+    /// It goes on from a snapshot: the one it was forked from, reset to, or suspended into. After that it boots from its disk like
+    /// any other.
     Snapshot(SnapshotId),
 }
 
@@ -209,6 +210,8 @@ pub enum Power {
         /// Whether to end it at once.
         force: bool,
     },
+    /// Without a process, its moment kept on disk: the snapshot that is its source.
+    Suspended,
 }
 
 /// How a VM was when its node reported it last.
@@ -224,6 +227,8 @@ pub enum Phase {
     Stopped,
     /// It ended in an unforeseen way or could not be started.
     Failed,
+    /// It has no process, and can go on from where it was.
+    Suspended,
 }
 
 /// A virtual machine.
@@ -401,6 +406,10 @@ pub enum OperationKind {
     Snapshot,
     /// Forks a VM or a snapshot.
     Fork,
+    /// Sets a VM to the moment of a snapshot, or lets a suspended one go on. Its one result is the VM's.
+    Reset,
+    /// Captures a VM to disk and ends its process. Its one result is the VM's.
+    Suspend,
 }
 
 /// How an operation is. The first end wins.
@@ -428,15 +437,18 @@ pub struct Operation {
     pub kind: OperationKind,
     /// How it is.
     pub state: OperationState,
-    /// The VM that is captured; `None` when a snapshot is forked.
+    /// The VM that is captured or reset; `None` when a snapshot is forked.
     pub vm: Option<VmId>,
-    /// The snapshot that is made or forked.
+    /// The snapshot that is made, forked or gone back to.
     pub snapshot: SnapshotId,
     /// How to capture.
     pub mode: CaptureMode,
-    /// How many children: ids are [`OperationId::child`] of 0 to `count - 1`.
+    /// How many results: a fork's children, whose ids are [`OperationId::child`] of 0 to `count - 1`, or the one of a VM that is
+    /// reset or suspended.
     pub count: u32,
-    /// What became of each child, by its number; absent while it is not known.
+    /// Whether a VM that is reset is left standing still.
+    pub paused: bool,
+    /// What became of each, by its number; absent while it is not known.
     pub results: BTreeMap<u32, ChildResult>,
     /// The node that does it.
     pub node: NodeId,
@@ -450,13 +462,15 @@ pub struct Operation {
     pub cancel_requested: bool,
 }
 
-/// What became of a child.
+/// What became of a child, or of a VM that is reset or suspended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildResult {
     /// From the operation's beginning on its node to `cont` having returned, microseconds.
     pub running_us: u64,
     /// Why it failed; empty when it did not.
     pub error: String,
+    /// Whether a VM whose reset failed had given way already: it is not as it was before, and has to be started anew.
+    pub gave_way: bool,
 }
 
 /// An object of any kind that leaves a tombstone.

@@ -66,6 +66,14 @@ mirrors! {
         DeleteVm { vm: String, force: bool },
         ReportVms { node: NodeId, reports: Vec<VmReport> },
         CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, expires_at: Millis },
+        ResetVm {
+            operation: Id,
+            vm: String,
+            to: Option<(String, Option<String>)>,
+            paused: bool,
+            expires_at: Millis,
+        },
+        SuspendVm { operation: Id, vm: String, mode: CaptureMode, expires_at: Millis },
         Fork {
             operation: Id,
             source: ForkSource,
@@ -162,8 +170,8 @@ mirrors! {
         limits: Limits,
     }
     enum Source { Image, Snapshot(id: Id) }
-    enum Power { Running, Paused, Stopped { force: bool } }
-    enum Phase { Pending, Running, Paused, Stopped, Failed }
+    enum Power { Running, Paused, Stopped { force: bool }, Suspended }
+    enum Phase { Pending, Running, Paused, Stopped, Failed, Suspended }
     struct Vm {
         id: Id,
         name: String,
@@ -231,7 +239,7 @@ mirrors! {
         live: bool,
         note: String,
     }
-    enum OperationKind { Snapshot, Fork }
+    enum OperationKind { Snapshot, Fork, Reset, Suspend }
     enum OperationState { Open, Complete, Failed { reason: String, cancelled: bool } }
     struct Operation {
         id: Id,
@@ -241,6 +249,7 @@ mirrors! {
         snapshot: Id,
         mode: CaptureMode,
         count: u32,
+        paused: bool,
         results: BTreeMap<u32, ChildResult>,
         node: NodeId,
         created_at: Millis,
@@ -248,7 +257,7 @@ mirrors! {
         ended_at: Option<Millis>,
         cancel_requested: bool,
     }
-    struct ChildResult { running_us: u64, error: String }
+    struct ChildResult { running_us: u64, error: String, gave_way: bool }
     enum ObjectId { Image(id: Id), Vm(id: Id), Snapshot(id: Id) }
     struct Tombstone { name: String, nodes: BTreeSet<NodeId>, created_at: Millis }
     struct RequestRecord { body: [u8; 32], outcome: Outcome }

@@ -77,6 +77,35 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "reset",
+            Command::ResetVm {
+                operation,
+                vm: "a".into(),
+                to: Some(("gold".into(), Some("a".into()))),
+                paused: true,
+                expires_at: 70,
+            },
+        ),
+        (
+            "resume-suspended",
+            Command::ResetVm {
+                operation,
+                vm: "a".into(),
+                to: None,
+                paused: false,
+                expires_at: 70,
+            },
+        ),
+        (
+            "suspend",
+            Command::SuspendVm {
+                operation,
+                vm: "a".into(),
+                mode: CaptureMode::Auto,
+                expires_at: 70,
+            },
+        ),
+        (
             "fail",
             Command::FailOperation {
                 operation,
@@ -158,6 +187,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                         ChildResult {
                             running_us: 21_000,
                             error: String::new(),
+                            gave_way: false,
                         },
                     ),
                     (
@@ -165,6 +195,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                         ChildResult {
                             running_us: 0,
                             error: "no memory".into(),
+                            gave_way: false,
                         },
                     ),
                 ],

@@ -116,6 +116,7 @@ fn add_vms(state: &mut State) {
             Phase::Failed,
         ),
         vm(0x45, "e", fork, Power::Running, Phase::Pending),
+        vm(0x46, "f", fork, Power::Suspended, Phase::Suspended),
     ] {
         state.vms.insert(vm.id, Arc::new(vm));
     }
@@ -130,15 +131,22 @@ fn add_operations(state: &mut State) {
         (1, OperationKind::Fork, OperationState::Complete),
         (2, OperationKind::Snapshot, OperationState::Open),
         (3, OperationKind::Fork, failed),
+        (4, OperationKind::Reset, OperationState::Complete),
+        (5, OperationKind::Suspend, OperationState::Complete),
     ] {
         let id = OperationId(number * DERIVED_IDS);
-        let count = if kind == OperationKind::Fork { 2 } else { 0 };
+        let count = match kind {
+            OperationKind::Fork => 2,
+            OperationKind::Snapshot => 0,
+            OperationKind::Reset | OperationKind::Suspend => 1,
+        };
         let results = [
             (
                 0,
                 ChildResult {
                     running_us: 21_000,
                     error: String::new(),
+                    gave_way: false,
                 },
             ),
             (
@@ -146,6 +154,7 @@ fn add_operations(state: &mut State) {
                 ChildResult {
                     running_us: 0,
                     error: "no memory".into(),
+                    gave_way: true,
                 },
             ),
         ];
@@ -156,6 +165,7 @@ fn add_operations(state: &mut State) {
             snapshot: id.snapshot(),
             mode: CaptureMode::Live,
             count,
+            paused: number == 3,
             results: results.into_iter().take(count as usize).collect(),
             node: 1,
             created_at: 60,

@@ -174,12 +174,47 @@ Examples:
     /// Lets a VM stand still.
     #[command(after_help = "Examples:\n  fpagent vm pause demo")]
     Pause(PowerArgs),
-    /// Lets a paused VM go on.
+    /// Lets a paused or suspended VM go on.
     #[command(after_help = "Examples:\n  fpagent vm resume demo")]
     Resume(PowerArgs),
     /// Ends a VM and starts it from its disk.
     #[command(after_help = "Examples:\n  fpagent vm restart demo")]
     Restart(PowerArgs),
+    /// Sets a VM to the moment of a snapshot: the same VM, as it was then. What it has been since is gone.
+    #[command(after_help = "\
+Examples:
+  fpagent snapshot create demo before-test
+  fpagent vm reset demo --to before-test
+  fpagent vm reset demo --to @golden --paused
+
+The snapshot is of a VM of the same image, size and machine type, on the same node. A VM that cannot be reset goes on as it was.")]
+    Reset {
+        /// Its name or id.
+        vm: String,
+        /// The snapshot: SNAPSHOT, @SNAPSHOT or VM@SNAPSHOT.
+        #[arg(long, value_name = "SNAPSHOT")]
+        to: String,
+        /// Leave it standing still.
+        #[arg(long)]
+        paused: bool,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Keeps a VM's moment on disk and ends its process. `vm resume` lets it go on, also after a reboot of its host.
+    #[command(after_help = "\
+Examples:
+  fpagent vm suspend demo
+  fpagent vm resume demo
+
+`vm stop` on a suspended VM gives its moment up: then `vm start` starts it from its disk.")]
+    Suspend {
+        /// Its name or id.
+        vm: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
     /// Deletes VMs with their disks. Their forks stay.
     #[command(
         after_help = "Examples:\n  fpagent vm rm demo\n  fpagent vm rm demo-1 demo-2 demo-3 --force"

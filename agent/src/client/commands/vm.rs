@@ -2,7 +2,7 @@
 
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
-    PowerAction, SetVmPowerRequest,
+    PowerAction, ResetVmRequest, SetVmPowerRequest, SuspendVmRequest,
 };
 use serde::Serialize;
 
@@ -51,6 +51,35 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Fai
         VmCommand::Pause(args) => power(context, args, PowerAction::Pause, "pausing").await,
         VmCommand::Resume(args) => power(context, args, PowerAction::Resume, "resuming").await,
         VmCommand::Restart(args) => power(context, args, PowerAction::Restart, "restarting").await,
+        VmCommand::Reset {
+            vm,
+            to,
+            paused,
+            change,
+        } => {
+            let request = ResetVmRequest {
+                vm,
+                snapshot: to,
+                paused,
+                request_id: change.id(),
+            };
+            reset(context, request).await
+        }
+        VmCommand::Suspend { vm, change } => {
+            let _progress = Progress::spinner(format!("suspending {vm}"));
+            let request = SuspendVmRequest {
+                vm,
+                request_id: change.id(),
+            };
+            let reach = context.reach()?;
+            let suspended = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .vms()
+                    .suspend_vm(attempt.request(request.clone()))
+                    .await
+            });
+            context.one(VmView::from(suspended.await?))
+        }
         VmCommand::Rm { vms, force, change } => remove(context, vms, force, &change).await,
     }
 }
@@ -85,6 +114,41 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
             .await
     });
     context.one(VmView::from(created.await?))
+}
+
+/// A reset VM, as programs are told of it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ResetView {
+    operation: String,
+    running_ms: f64,
+    vm: VmView,
+}
+
+async fn reset(context: &Context, request: ResetVmRequest) -> Result<(), Failure> {
+    let progress = Progress::spinner(format!("resetting {}", request.vm));
+    let reach = context.reach()?;
+    let answer = reach.change(&request.request_id, async |attempt| {
+        attempt
+            .vms()
+            .reset_vm(attempt.request(request.clone()))
+            .await
+    });
+    let answer = answer.await?;
+    drop(progress);
+    let view = ResetView {
+        operation: answer.operation,
+        running_ms: answer.running_ms,
+        vm: VmView::from(answer.vm.unwrap_or_default()),
+    };
+    if context.for_people() {
+        let (vm, ms) = (&view.vm, view.running_ms);
+        return context.say(format_args!(
+            "{} is {} at the moment of {}, after {ms:.1} ms",
+            vm.name, vm.state, request.snapshot
+        ));
+    }
+    context.data(&view)
 }
 
 async fn power(

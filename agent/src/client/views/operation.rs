@@ -78,6 +78,8 @@ fn kind_word(kind: v1::OperationKind) -> &'static str {
         v1::OperationKind::Unspecified => "unknown",
         v1::OperationKind::Snapshot => "snapshot",
         v1::OperationKind::Fork => "fork",
+        v1::OperationKind::Reset => "reset",
+        v1::OperationKind::Suspend => "suspend",
     }
 }
 

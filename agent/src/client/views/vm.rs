@@ -160,6 +160,7 @@ pub fn vm_state_word(state: v1::VmState) -> &'static str {
         v1::VmState::Paused => "paused",
         v1::VmState::Stopped => "stopped",
         v1::VmState::Failed => "failed",
+        v1::VmState::Suspended => "suspended",
     }
 }
 
@@ -169,6 +170,7 @@ fn power_word(power: v1::PowerState) -> &'static str {
         v1::PowerState::Running => "running",
         v1::PowerState::Paused => "paused",
         v1::PowerState::Stopped => "stopped",
+        v1::PowerState::Suspended => "suspended",
     }
 }
 

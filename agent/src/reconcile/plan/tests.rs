@@ -281,6 +281,7 @@ fn operation(id: OperationId, expires_at: Millis) -> Operation {
         snapshot: id.snapshot(),
         mode: CaptureMode::Auto,
         count: 1,
+        paused: false,
         results: BTreeMap::new(),
         node: NODE,
         created_at: 0,

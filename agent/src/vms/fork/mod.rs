@@ -1,11 +1,13 @@
-//! Carrying out captures and forks on the node of the parent.
+//! Carrying out operations on the node of their VM: captures and forks, and VMs being reset or suspended.
 //!
 //! An operation is begun when its intent is in the replicated state. What may be done before that is sure (flush, copy
 //! ahead, start processes) is often under way by then: the node that took the request says so ahead ([`Forks::prepare`]).
 //! `stop` and `cont` come only after the intent.
 
 mod ahead;
+mod reset;
 mod run;
+mod suspend;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -258,7 +260,7 @@ impl Forks {
         let context = Arc::clone(node);
         let ahead = self.ahead().remove(&operation);
         node.tasks.spawn(async move {
-            let _way = context.store.give_way();
+            let way = context.store.give_way();
             context.forks.catch_up(&context).await;
             let begun = ahead
                 .as_ref()
@@ -274,7 +276,7 @@ impl Forks {
                 prepared,
                 cancel: cancel.clone(),
             };
-            let outcome = run.carry_out().await;
+            let outcome = run.carry_out(way).await;
             let capture = run.prepared.capture.take();
             // What was started ahead and is of no use any more.
             discard(&context, operation, run.prepared).await;

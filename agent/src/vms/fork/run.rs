@@ -1,10 +1,10 @@
 //! One operation that is being carried out: capture, load, go.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use qemu::{
-    capture::Captured,
+    capture::{Afterwards, Captured},
     checksum::CheckedStream,
     record::{StreamName, StreamRef},
 };
@@ -22,6 +22,7 @@ use crate::{
     errors::chain,
     node::Node,
     reconcile::plan::Is,
+    store::Way,
     vms::{
         VmHandle,
         command::Command,
@@ -40,7 +41,8 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) async fn carry_out(&mut self) -> Result<(), String> {
+    /// Carries it out. What works on files in the background gives way until `way` is dropped.
+    pub(super) async fn carry_out(&mut self, way: Way<'_>) -> Result<(), String> {
         let state = self.node.state();
         let Some(operation) = state.operations.get(&self.operation).cloned() else {
             return Ok(());
@@ -54,7 +56,22 @@ impl Run {
             return Ok(());
         }
         self.note("its intent is here");
-        self.admit(&operation)?;
+        match operation.kind {
+            OperationKind::Snapshot | OperationKind::Fork => {
+                self.fork(&state, &operation, &snapshot).await
+            }
+            OperationKind::Reset => self.reset(&state, &operation, &snapshot).await,
+            OperationKind::Suspend => self.suspend(&state, &operation, &snapshot, way).await,
+        }
+    }
+
+    async fn fork(
+        &mut self,
+        state: &Arc<State>,
+        operation: &Operation,
+        snapshot: &Snapshot,
+    ) -> Result<(), String> {
+        self.admit(operation)?;
         let mut told = None;
         let content = match &snapshot.content {
             Some(content) => {
@@ -62,7 +79,7 @@ impl Run {
                 content.clone()
             }
             None => {
-                let content = self.capture(&state, &operation).await?;
+                let content = self.capture(state, operation, Afterwards::GoOn).await?;
                 let ready = Change::SnapshotReady {
                     operation: operation.id,
                     content: content.clone(),
@@ -91,27 +108,30 @@ impl Run {
         }
         self.note("captured");
         self.check_cancelled()?;
-        let results = self
-            .children(&state, &operation, &snapshot, &content)
-            .await?;
+        let results = self.children(state, operation, snapshot, &content).await?;
         if let Some(told) = told {
             // The operation must not be complete before its snapshot is ready. A refusal means that it has ended.
             if let Some(Err(rejection)) = told.await.map_err(|panic| panic.to_string())? {
                 return Err(rejection.to_string());
             }
         }
+        self.report(results).await;
+        Ok(())
+    }
+
+    /// Says what became of children, or of the VM.
+    pub(super) async fn report(&self, results: Vec<(u32, ChildResult)>) {
         self.node
             .report(Change::ReportChildren {
-                operation: operation.id,
+                operation: self.operation,
                 results,
             })
             .await;
-        Ok(())
     }
 
     /// Refuses what does not fit on this host: a base of all that is the captured process's own, and the children that do not
     /// run yet.
-    fn admit(&self, operation: &Operation) -> Result<(), String> {
+    pub(super) fn admit(&self, operation: &Operation) -> Result<(), String> {
         let pid = operation.vm.map_or(0, |vm| self.node.pid_of(vm));
         // A process that is gone fails the capture, with a better reason.
         let disk = match pid {
@@ -132,12 +152,12 @@ impl Run {
     }
 
     /// Says in the log how far it has come, and how long that took since this node knew of it.
-    fn note(&self, what: &'static str) {
+    pub(super) fn note(&self, what: &'static str) {
         let ms = self.begun.elapsed().as_secs_f64() * 1e3;
         tracing::debug!(operation = %self.operation, ms, "{what}");
     }
 
-    fn check_cancelled(&self) -> Result<(), String> {
+    pub(super) fn check_cancelled(&self) -> Result<(), String> {
         if self.cancel.is_cancelled() {
             Err("it was cancelled".to_owned())
         } else {
@@ -145,7 +165,12 @@ impl Run {
         }
     }
 
-    async fn capture(&mut self, state: &State, operation: &Operation) -> Result<Content, String> {
+    pub(super) async fn capture(
+        &mut self,
+        state: &State,
+        operation: &Operation,
+        afterwards: Afterwards,
+    ) -> Result<Content, String> {
         self.check_cancelled()?;
         let id = operation.vm.ok_or("it has no VM to capture")?;
         let vm = state.vms.get(&id).ok_or("the VM was deleted meanwhile")?;
@@ -163,6 +188,7 @@ impl Run {
                 layer: launch::layer_name(fresh_file(self.operation)),
                 disk_bytes,
                 mode,
+                afterwards,
                 done,
             })
             .await
@@ -230,14 +256,8 @@ impl Run {
         let going_on = loaded
             .into_iter()
             .map(|(number, id, paused, handle)| async move {
-                match go_on(&handle, id, paused).await {
-                    Ok(at) => (
-                        number,
-                        ChildResult {
-                            running_us: (at - begun).as_micros() as u64,
-                            error: String::new(),
-                        },
-                    ),
+                match go_on(&handle, id, 1, paused).await {
+                    Ok(at) => (number, running(at - begun)),
                     Err(problem) => (number, failed(problem)),
                 }
             });
@@ -246,7 +266,7 @@ impl Run {
     }
 
     /// One of the children that are ready, under the id of a child that has nothing here yet.
-    fn take_ready(&mut self, child: VmId) -> Option<VmHandle> {
+    pub(super) fn take_ready(&mut self, child: VmId) -> Option<VmHandle> {
         let (snapshot, ready) = self.prepared.ready.as_mut()?;
         let member = ready.pop()?;
         if self.node.vms.rename(member.id, child) {
@@ -258,21 +278,31 @@ impl Run {
     }
 }
 
-/// Lets a loaded child go on, or stand as it does.
-async fn go_on(handle: &VmHandle, id: VmId, paused: bool) -> Result<Instant, String> {
+/// Lets a loaded child go on as this boot of a VM, or stand as it does.
+pub(super) async fn go_on(
+    handle: &VmHandle,
+    id: VmId,
+    boot: u64,
+    paused: bool,
+) -> Result<Instant, String> {
     if matches!(handle.seen().is, Is::Running { .. } | Is::Paused { .. }) {
         // It ran before an agent was lost in the middle of this.
         return Ok(Instant::now());
     }
     let name = vm_name(id);
     handle
-        .ask(|done| Command::Go { name, paused, done })
+        .ask(|done| Command::Go {
+            name,
+            boot,
+            paused,
+            done,
+        })
         .await
         .unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// Loads one child, its process started first if none waits. A child that runs already is left alone.
-async fn load_child(
+pub(super) async fn load_child(
     node: &Arc<Node>,
     child: &Child,
     hardware: qemu::spec::Hardware,
@@ -333,10 +363,19 @@ async fn load_child(
     Ok(handle)
 }
 
-fn failed(error: String) -> ChildResult {
+pub(super) fn running(since: Duration) -> ChildResult {
+    ChildResult {
+        running_us: since.as_micros() as u64,
+        error: String::new(),
+        gave_way: false,
+    }
+}
+
+pub(super) fn failed(error: String) -> ChildResult {
     ChildResult {
         running_us: 0,
         error,
+        gave_way: false,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{check_labels, invalid, placement, removal, snapshot};
+use super::{check_labels, invalid, placement, removal, reset, snapshot};
 use crate::state::{
     MAX_CHILDREN,
     command::{Command, ForkSource},
@@ -31,7 +31,7 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
     };
     check_operation_id(state, *operation, 0)?;
     let vm = Arc::clone(names::vm(state, vm)?);
-    check_capturable(&vm)?;
+    check_capturable(state, &vm)?;
     if let Some(name) = name {
         snapshot::check_name(state, name, None)?;
     }
@@ -40,6 +40,7 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
         kind: OperationKind::Snapshot,
         mode: *mode,
         count: 0,
+        paused: false,
         expires_at: *expires_at,
     };
     add_operation(
@@ -110,6 +111,7 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
         kind: OperationKind::Fork,
         mode: *mode,
         count: *count,
+        paused: *paused,
         expires_at: *expires_at,
     };
     let captured = origin.captured.map(|vm| vm.id);
@@ -139,7 +141,7 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
     match source {
         ForkSource::Vm(vm) => {
             let vm = Arc::clone(names::vm(state, vm)?);
-            check_capturable(&vm)?;
+            check_capturable(state, &vm)?;
             Ok(Origin {
                 snapshot: operation.snapshot(),
                 parent: (vm.id, vm.name.clone()),
@@ -178,8 +180,10 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
     }
 }
 
-fn check_capturable(vm: &Vm) -> Result<(), Rejection> {
+pub(super) fn check_capturable(state: &State, vm: &Vm) -> Result<(), Rejection> {
+    reset::check_free(state, vm)?;
     let problem = match (vm.power, vm.phase) {
+        (Power::Suspended, _) | (_, Phase::Suspended) => "is suspended: resume it first",
         (Power::Stopped { .. }, _) => {
             "is stopped or being stopped: only a running VM can be captured"
         }
@@ -199,7 +203,11 @@ fn check_capturable(vm: &Vm) -> Result<(), Rejection> {
 }
 
 /// Refuses an operation whose id, or an id that derives from it, was used before.
-fn check_operation_id(state: &State, operation: OperationId, count: u32) -> Result<(), Rejection> {
+pub(super) fn check_operation_id(
+    state: &State,
+    operation: OperationId,
+    count: u32,
+) -> Result<(), Rejection> {
     if !operation.0.is_multiple_of(DERIVED_IDS) {
         return Err(invalid(
             "operation",
@@ -263,7 +271,7 @@ fn child_names(
 }
 
 /// Notes the snapshot that an operation makes.
-fn add_capture(
+pub(super) fn add_capture(
     state: &mut State,
     now: Millis,
     operation: OperationId,
@@ -290,14 +298,15 @@ fn add_capture(
 }
 
 /// How an operation is begun.
-struct Begun {
-    kind: OperationKind,
-    mode: CaptureMode,
-    count: u32,
-    expires_at: Millis,
+pub(super) struct Begun {
+    pub(super) kind: OperationKind,
+    pub(super) mode: CaptureMode,
+    pub(super) count: u32,
+    pub(super) paused: bool,
+    pub(super) expires_at: Millis,
 }
 
-fn add_operation(
+pub(super) fn add_operation(
     state: &mut State,
     now: Millis,
     id: OperationId,
@@ -314,6 +323,7 @@ fn add_operation(
         snapshot,
         mode: begun.mode,
         count: begun.count,
+        paused: begun.paused,
         results: BTreeMap::new(),
         node,
         created_at: now,

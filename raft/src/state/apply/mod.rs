@@ -8,6 +8,7 @@ mod membership;
 mod operation;
 mod placement;
 mod removal;
+mod reset;
 mod snapshot;
 mod vm;
 
@@ -107,12 +108,14 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
         Command::DeleteImage { image } => image::delete(state, now, image),
 
         Command::CreateVm { .. } => vm::create(state, now, command),
-        Command::SetPower { vm, action } => vm::set_power(state, vm, *action),
+        Command::SetPower { vm, action } => vm::set_power(state, now, vm, *action),
         Command::DeleteVm { vm, force } => vm::delete(state, now, vm, *force),
         Command::ReportVms { node, reports } => vm::report(state, *node, reports),
 
         Command::CreateSnapshot { .. } => fork::create_snapshot(state, now, command),
         Command::Fork { .. } => fork::fork(state, now, command),
+        Command::ResetVm { .. } => reset::reset(state, now, command),
+        Command::SuspendVm { .. } => reset::suspend(state, now, command),
         Command::SnapshotReady { operation, content } => {
             operation::snapshot_ready(state, now, *operation, content)
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{removal, vm};
+use super::{removal, reset, vm};
 use crate::state::{
     KEPT_OPERATIONS,
     ids::OperationId,
@@ -70,8 +70,13 @@ pub(super) fn report_children(
             continue;
         }
         operation.results.insert(*index, result.clone());
-        if let Some(child) = state.vms.get_mut(&id.child(*index)) {
-            note_result(child, result);
+        match operation.kind {
+            OperationKind::Reset | OperationKind::Suspend => {}
+            OperationKind::Fork | OperationKind::Snapshot => {
+                if let Some(child) = state.vms.get_mut(&id.child(*index)) {
+                    note_result(child, result);
+                }
+            }
         }
     }
     complete_when_done(state, now, id);
@@ -88,7 +93,7 @@ fn note_result(child: &mut Arc<Vm>, result: &ChildResult) {
     child.phase = match (result.error.is_empty(), child.power) {
         (false, _) => Phase::Failed,
         (true, Power::Paused) => Phase::Paused,
-        (true, Power::Running | Power::Stopped { .. }) => Phase::Running,
+        (true, Power::Running | Power::Stopped { .. } | Power::Suspended) => Phase::Running,
     };
     child.reason.clone_from(&result.error);
 }
@@ -114,6 +119,8 @@ fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
     match kind {
         OperationKind::Fork => removal::collect(state, now, Some(snapshot)),
         OperationKind::Snapshot => {}
+        OperationKind::Reset => reset::was_reset(state, now, id),
+        OperationKind::Suspend => reset::was_suspended(state, now, id),
     }
 }
 

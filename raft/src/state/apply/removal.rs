@@ -5,8 +5,11 @@
 use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 
 use crate::state::{
-    ids::{ImageId, NodeId, SnapshotId},
-    model::{Millis, ObjectId, OperationState, Snapshot, Source, State, Tombstone},
+    ids::{ImageId, NodeId, OperationId, SnapshotId},
+    model::{
+        Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, Source, State,
+        Tombstone,
+    },
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -14,7 +17,8 @@ use crate::state::{
 /// How many dependents a rejection lists.
 const LISTED: usize = 20;
 
-/// What depends on a snapshot: the VMs that were started from it and the snapshots of those. Each with its kind.
+/// What depends on a snapshot: the VMs that were started from it, the snapshots of those, and operations that go back to it. Each
+/// with its kind.
 pub fn dependents_of_snapshot(state: &State, id: SnapshotId) -> Vec<String> {
     let vms = state
         .vms
@@ -26,7 +30,22 @@ pub fn dependents_of_snapshot(state: &State, id: SnapshotId) -> Vec<String> {
         .values()
         .filter(move |snapshot| snapshot.parent == Some(id))
         .map(snapshot_label);
-    vms.chain(snapshots).collect()
+    let resets = resets_to(state, id).map(|operation| format!("operation {operation}"));
+    vms.chain(snapshots).chain(resets).collect()
+}
+
+/// Operations under way that set a VM to a snapshot.
+fn resets_to(state: &State, id: SnapshotId) -> impl Iterator<Item = OperationId> + '_ {
+    let to_it = move |operation: &&Arc<Operation>| {
+        operation.kind == OperationKind::Reset
+            && operation.snapshot == id
+            && operation.state == OperationState::Open
+    };
+    state
+        .operations
+        .values()
+        .filter(to_it)
+        .map(|operation| operation.id)
 }
 
 /// What depends on an image: the VMs and snapshots that were made from it. Each with its kind.
@@ -111,6 +130,7 @@ fn has_dependents(state: &State, id: SnapshotId) -> bool {
             .snapshots
             .values()
             .any(|snapshot| snapshot.parent == Some(id))
+        || resets_to(state, id).next().is_some()
 }
 
 /// Whether the operation that makes a snapshot is still under way.

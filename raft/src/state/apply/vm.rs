@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{check_labels, check_line, invalid, placement, removal};
+use super::{check_labels, check_line, invalid, placement, removal, reset};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
@@ -177,8 +177,10 @@ fn disk_size(image: &Image, asked: u64) -> Result<u64, Rejection> {
     Ok(asked)
 }
 
-pub(super) fn set_power(state: &mut State, vm: &str, action: PowerAction) -> Outcome {
-    let id = names::vm(state, vm)?.id;
+pub(super) fn set_power(state: &mut State, now: Millis, vm: &str, action: PowerAction) -> Outcome {
+    let found = names::vm(state, vm)?;
+    reset::check_free(state, found)?;
+    let (id, was_suspended) = (found.id, found.power == Power::Suspended);
     let Some(vm) = state.vms.get_mut(&id) else {
         return Err(names::not_found(Kind::Vm, vm));
     };
@@ -192,6 +194,9 @@ pub(super) fn set_power(state: &mut State, vm: &str, action: PowerAction) -> Out
             vm.phase = Phase::Pending;
             vm.reason.clear();
         }
+    }
+    if was_suspended {
+        reset::forget_moment(state, now, id);
     }
     Ok(Response::Vm(id))
 }
@@ -213,6 +218,12 @@ fn wanted_power(vm: &Vm, action: PowerAction) -> Result<Wanted, Rejection> {
         })
     };
     let (power, boots) = match (action, vm.power) {
+        (PowerAction::Stop | PowerAction::ForceStop, Power::Suspended) => {
+            (Power::Stopped { force: true }, false)
+        }
+        (_, Power::Suspended) => {
+            return refuse("is suspended: resume it, or stop it first to start it from its disk");
+        }
         (PowerAction::Start, Power::Stopped { .. }) => (Power::Running, true),
         (PowerAction::Start, Power::Running | Power::Paused) if ended => (Power::Running, true),
         (PowerAction::Start, Power::Running) => (Power::Running, false),

@@ -4,6 +4,7 @@ mod forks;
 mod membership;
 mod properties;
 mod removal;
+mod reset;
 mod vms;
 
 use std::sync::Arc;
@@ -205,6 +206,7 @@ impl World {
                 ChildResult {
                     running_us: 5,
                     error: (*error).into(),
+                    gave_way: false,
                 },
             )
         };

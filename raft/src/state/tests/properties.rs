@@ -53,6 +53,7 @@ fn phase() -> impl Strategy<Value = Phase> {
             Phase::Paused,
             Phase::Stopped,
             Phase::Failed,
+            Phase::Suspended,
         ][..],
     )
 }
@@ -148,16 +149,32 @@ fn fork() -> impl Strategy<Value = Command> {
         })
 }
 
+fn reset() -> impl Strategy<Value = Command> {
+    let to = option::weighted(0.7, (snapshot(), option::weighted(0.2, vm())));
+    (operation(), vm(), to, any::<bool>()).prop_map(|(operation, vm, to, paused)| {
+        Command::ResetVm {
+            operation,
+            vm,
+            to,
+            paused,
+            expires_at: 9,
+        }
+    })
+}
+
 fn results() -> impl Strategy<Value = Command> {
-    let result = (0..4u32, select(&["", "", "failed"][..])).prop_map(|(index, error)| {
-        (
-            index,
-            ChildResult {
-                running_us: 1,
-                error: error.into(),
-            },
-        )
-    });
+    let result = (0..4u32, select(&["", "", "failed"][..]), any::<bool>()).prop_map(
+        |(index, error, gave_way)| {
+            (
+                index,
+                ChildResult {
+                    running_us: 1,
+                    error: error.into(),
+                    gave_way,
+                },
+            )
+        },
+    );
     (operation(), vec(result, 1..5))
         .prop_map(|(operation, results)| Command::ReportChildren { operation, results })
 }
@@ -220,6 +237,13 @@ fn command() -> impl Strategy<Value = Command> {
             expires_at: 9,
         }),
         4 => fork(),
+        2 => reset(),
+        2 => (operation(), vm()).prop_map(|(operation, vm)| Command::SuspendVm {
+            operation,
+            vm,
+            mode: CaptureMode::Auto,
+            expires_at: 9,
+        }),
         4 => operation().prop_map(|id| Command::SnapshotReady { operation: id, content: content(id) }),
         4 => results(),
         1 => (operation(), any::<bool>()).prop_map(|(operation, cancelled)| Command::FailOperation {

@@ -1,0 +1,149 @@
+//! Resetting, suspending and resuming VMs: asking for the operation, waiting for its end, and the answer.
+
+use proto::v1::{ResetVmRequest, ResetVmResponse, SuspendVmRequest, Vm};
+use raft::state::{
+    CaptureMode, Command, Operation, OperationId, Power, Response as Outcome, names,
+};
+use tokio::time::Instant;
+use ulid::Ulid;
+
+use super::{Api, snapshot::vm_and_name, unexpected};
+use crate::{convert, errors::ApiError, node::now, vms::fork::Source};
+
+impl Api {
+    pub(super) async fn reset(
+        &self,
+        request: ResetVmRequest,
+        deadline: Instant,
+    ) -> Result<ResetVmResponse, ApiError> {
+        let key = super::request_key(&request, |request| &mut request.request_id);
+        if request.snapshot.is_empty() {
+            return Err(ApiError::InvalidField {
+                field: "snapshot",
+                problem: "name the snapshot to go back to".to_owned(),
+            });
+        }
+        let (of, name) = vm_and_name(&request.snapshot);
+        let to = Some((name.to_owned(), of.map(str::to_owned)));
+        let change = |operation| Command::ResetVm {
+            operation,
+            vm: request.vm.clone(),
+            to,
+            paused: request.paused,
+            expires_at: expiry(),
+        };
+        let source = names::snapshot_of(&self.node.state(), name, of)
+            .ok()
+            .map(|found| Source::Snapshot(found.id));
+        self.go_back(key, &request.vm, source, change, deadline)
+            .await
+    }
+
+    /// Lets a suspended VM go on; `None` when it is not suspended.
+    pub(super) async fn resume_suspended(
+        &self,
+        key: raft::state::RequestKey,
+        vm: &str,
+        deadline: Instant,
+    ) -> Result<Option<ResetVmResponse>, ApiError> {
+        let state = self.read(deadline).await?;
+        let found = names::vm(&state, vm)?;
+        let raft::state::Source::Snapshot(moment) = found.source else {
+            return Ok(None);
+        };
+        if found.power != Power::Suspended {
+            return Ok(None);
+        }
+        let change = |operation| Command::ResetVm {
+            operation,
+            vm: vm.to_owned(),
+            to: None,
+            paused: false,
+            expires_at: expiry(),
+        };
+        let source = Some(Source::Snapshot(moment));
+        self.go_back(key, vm, source, change, deadline)
+            .await
+            .map(Some)
+    }
+
+    async fn go_back(
+        &self,
+        key: raft::state::RequestKey,
+        vm: &str,
+        source: Option<Source>,
+        change: impl FnOnce(OperationId) -> Command,
+        deadline: Instant,
+    ) -> Result<ResetVmResponse, ApiError> {
+        let arrived = Instant::now();
+        let operation = OperationId::from_ulid(Ulid::new().0);
+        let told = match (names::vm(&self.node.state(), vm), source) {
+            (Ok(vm), Some(source)) => {
+                Some(self.prepare(vm.node, operation, source, 1, CaptureMode::Auto))
+            }
+            _ => None,
+        };
+        let ended = self.carried_out(key, change(operation), deadline).await?;
+        let result = ended.results.get(&0);
+        let running = result.map_or(0, |result| result.running_us);
+        let ahead = match told {
+            Some(told) => told
+                .await
+                .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
+            None => arrived.elapsed(),
+        };
+        let id = ended.vm.unwrap_or_else(|| ended.id.child(0));
+        Ok(ResetVmResponse {
+            operation: ended.id.to_string(),
+            vm: Some(self.vm_message(id).await?),
+            running_ms: convert::ms(running) + ahead.min(arrived.elapsed()).as_secs_f64() * 1e3,
+        })
+    }
+
+    pub(super) async fn suspend(
+        &self,
+        request: SuspendVmRequest,
+        deadline: Instant,
+    ) -> Result<Vm, ApiError> {
+        self.has_room()?;
+        let key = super::request_key(&request, |request| &mut request.request_id);
+        let operation = OperationId::from_ulid(Ulid::new().0);
+        if let Ok(vm) = names::vm(&self.node.state(), &request.vm) {
+            let source = Source::Vm(vm.id);
+            self.prepare(vm.node, operation, source, 0, CaptureMode::Auto);
+        }
+        let change = Command::SuspendVm {
+            operation,
+            vm: request.vm,
+            mode: CaptureMode::Auto,
+            expires_at: expiry(),
+        };
+        let ended = self.carried_out(key, change, deadline).await?;
+        let id = ended.vm.unwrap_or_else(|| ended.id.child(0));
+        self.vm_message(id).await
+    }
+
+    /// Waits for the end of an operation with one result; an error when that is one.
+    async fn carried_out(
+        &self,
+        key: raft::state::RequestKey,
+        change: Command,
+        deadline: Instant,
+    ) -> Result<std::sync::Arc<Operation>, ApiError> {
+        let id = match self.change(key, change, deadline).await? {
+            Outcome::Operation(id) => id,
+            other => return Err(unexpected(other)),
+        };
+        let ended = self.ended_operation(id, deadline).await?;
+        match ended.results.get(&0) {
+            Some(result) if !result.error.is_empty() => {
+                Err(ApiError::WorkFailed(result.error.clone()))
+            }
+            _ => Ok(ended),
+        }
+    }
+}
+
+fn expiry() -> u64 {
+    now() + super::fork::OPERATION_PATIENCE.as_millis() as u64
+}
