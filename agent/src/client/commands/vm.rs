@@ -2,7 +2,7 @@
 
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
-    PowerAction, SetVmPowerRequest,
+    PowerAction, RestartPolicy, SetVmPowerRequest,
 };
 use serde::Serialize;
 
@@ -73,6 +73,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
             memory_bytes: args.memory_limit.unwrap_or(0),
             pids: args.pids_limit.unwrap_or(0),
         }),
+        restart: RestartPolicy::from(args.restart).into(),
         labels: args.labels.into_iter().collect(),
         wait: args.wait,
         request_id: args.change.id(),

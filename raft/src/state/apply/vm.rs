@@ -41,6 +41,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cpu_model,
         cmdline,
         limits,
+        restart,
         labels,
     } = command
     else {
@@ -79,6 +80,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cpu_model: cpu_model.clone(),
         cmdline: cmdline.clone(),
         limits: *limits,
+        restart: *restart,
     };
     if state.vms.values().any(|vm| vm.name == *name) {
         return Err(Rejection::NameTaken {
@@ -108,6 +110,9 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         phase: Phase::Pending,
         reason: String::new(),
         reported_boot: 0,
+        ending: None,
+        restarts: 0,
+        next_start: None,
         operation: None,
         created_at: now,
     };
@@ -191,9 +196,17 @@ pub(super) fn set_power(state: &mut State, vm: &str, action: PowerAction) -> Out
             vm.boot += 1;
             vm.phase = Phase::Pending;
             vm.reason.clear();
+            vm.restarts = 0;
+        }
+        if boots || is_stopped(power) {
+            vm.next_start = None;
         }
     }
     Ok(Response::Vm(id))
+}
+
+fn is_stopped(power: Power) -> bool {
+    matches!(power, Power::Stopped { .. })
 }
 
 /// How a VM should be after an action.
@@ -214,7 +227,11 @@ fn wanted_power(vm: &Vm, action: PowerAction) -> Result<Wanted, Rejection> {
     };
     let (power, boots) = match (action, vm.power) {
         (PowerAction::Start, Power::Stopped { .. }) => (Power::Running, true),
-        (PowerAction::Start, Power::Running | Power::Paused) if ended => (Power::Running, true),
+        (PowerAction::Start, Power::Running | Power::Paused)
+            if ended || vm.next_start.is_some() =>
+        {
+            (Power::Running, true)
+        }
         (PowerAction::Start, Power::Running) => (Power::Running, false),
         (PowerAction::Start, Power::Paused) => return refuse("is paused: resume it"),
 
@@ -287,8 +304,15 @@ pub(super) fn report(state: &mut State, node: NodeId, reports: &[VmReport]) -> O
         vm.phase = report.phase;
         vm.reason.clone_from(&report.reason);
         vm.reported_boot = report.boot;
+        if report.ending.is_some() {
+            vm.ending.clone_from(&report.ending);
+        }
+        vm.restarts = report.restarts;
+        // What was stopped meanwhile waits for nothing.
+        let waits = report.phase == Phase::Restarting && !is_stopped(vm.power);
+        vm.next_start = report.next_start.filter(|_| waits);
         // The guest powered itself off: it stays off until somebody starts it.
-        if report.phase == Phase::Stopped && !matches!(vm.power, Power::Stopped { .. }) {
+        if report.phase == Phase::Stopped && !is_stopped(vm.power) {
             vm.power = Power::Stopped { force: false };
             vm.generation += 1;
         }
