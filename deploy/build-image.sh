@@ -58,9 +58,9 @@ trap 'rm -rf "$work"' EXIT
 
 # In the order in which they depend on each other; what the kernel has built in is left out.
 pci_modules="virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci"
-modules="virtio_ring virtio virtio_mmio $pci_modules pvpanic pvpanic-pci virtio_blk virtio-rng virtio_console failover net_failover virtio_net evdev button"
-# What the initrd loads before it goes on from the disk.
-disk_modules="virtio_ring virtio virtio_mmio $pci_modules virtio_blk"
+modules="virtio_ring virtio virtio_mmio $pci_modules pvpanic pvpanic-mmio pvpanic-pci virtio_blk virtio-rng virtio_console failover net_failover virtio_net evdev button"
+# What the initrd loads before it goes on from the disk. A panic is told from the first of it on.
+disk_modules="virtio_ring virtio virtio_mmio $pci_modules pvpanic pvpanic-mmio pvpanic-pci virtio_blk"
 
 build_fpguest() { # prints the program's path
     local target=x86_64-unknown-linux-gnu

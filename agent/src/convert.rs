@@ -7,13 +7,16 @@ use std::{
 
 use prost_types::Timestamp;
 use proto::v1;
-use qemu::capture::Report;
+use qemu::{
+    capture::Report,
+    past::{Cause, End},
+};
 use raft::{
     node::Status,
     state::{
-        Accelerator, CaptureMode, CaptureReport, Image, Limits, Machine, Millis, Node, NodeId,
-        Operation, OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State,
-        Vm,
+        Accelerator, CaptureMode, CaptureReport, EndCause, Ending, Image, Limits, Machine, Millis,
+        Node, NodeId, Operation, OperationKind, OperationState, Phase, Power, RestartPolicy,
+        Safety, Snapshot, Source, State, Vm,
     },
 };
 
@@ -111,6 +114,63 @@ fn limits_message(limits: &Limits) -> v1::Limits {
         cpu_percent: limits.cpu_percent.unwrap_or_default(),
         memory_bytes: limits.memory_bytes.unwrap_or_default(),
         pids: limits.pids.unwrap_or_default(),
+    }
+}
+
+/// What of a request says what follows a VM's end.
+pub fn restart_policy(policy: v1::RestartPolicy) -> RestartPolicy {
+    match policy {
+        v1::RestartPolicy::Unspecified | v1::RestartPolicy::Never => RestartPolicy::Never,
+        v1::RestartPolicy::OnFailure => RestartPolicy::OnFailure,
+        v1::RestartPolicy::Always => RestartPolicy::Always,
+    }
+}
+
+fn restart_policy_message(policy: RestartPolicy) -> v1::RestartPolicy {
+    match policy {
+        RestartPolicy::Never => v1::RestartPolicy::Never,
+        RestartPolicy::OnFailure => v1::RestartPolicy::OnFailure,
+        RestartPolicy::Always => v1::RestartPolicy::Always,
+    }
+}
+
+/// The last end of a VM as its node kept it, as it is replicated.
+pub fn ending(end: &End) -> Ending {
+    Ending {
+        cause: match end.cause {
+            Cause::Stopped => EndCause::Stopped,
+            Cause::Poweroff => EndCause::Poweroff,
+            Cause::Reboot => EndCause::Reboot,
+            Cause::Panic => EndCause::Panic,
+            Cause::Crash => EndCause::Crash,
+            Cause::OutOfMemory => EndCause::OutOfMemory,
+            Cause::BootFailed => EndCause::BootFailed,
+            Cause::StartFailed => EndCause::StartFailed,
+            Cause::HostLost => EndCause::HostLost,
+            Cause::Unseen => EndCause::Unseen,
+        },
+        detail: end.detail.clone(),
+        at: end.at,
+    }
+}
+
+fn ending_message(ending: &Ending) -> v1::Ending {
+    let cause = match ending.cause {
+        EndCause::Stopped => v1::EndCause::Stopped,
+        EndCause::Poweroff => v1::EndCause::Poweroff,
+        EndCause::Reboot => v1::EndCause::Reboot,
+        EndCause::Panic => v1::EndCause::Panic,
+        EndCause::Crash => v1::EndCause::Crash,
+        EndCause::OutOfMemory => v1::EndCause::OutOfMemory,
+        EndCause::BootFailed => v1::EndCause::BootFailed,
+        EndCause::StartFailed => v1::EndCause::StartFailed,
+        EndCause::HostLost => v1::EndCause::HostLost,
+        EndCause::Unseen => v1::EndCause::Unseen,
+    };
+    v1::Ending {
+        cause: cause.into(),
+        detail: ending.detail.clone(),
+        at: Some(timestamp(ending.at)),
     }
 }
 
@@ -220,6 +280,7 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         (true, Phase::Stopped) => v1::VmState::Stopped,
         (true, Phase::Failed) => v1::VmState::Failed,
         (true, Phase::Suspended) => v1::VmState::Suspended,
+        (true, Phase::Restarting) => v1::VmState::Starting,
     };
     let image = state.images.get(&vm.spec.image);
     v1::Vm {
@@ -268,6 +329,10 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         warnings: fresh.map_or_else(Vec::new, |fresh| fresh.warnings.clone()),
         limits: Some(limits_message(&vm.spec.limits)),
         memory_use: fresh.and_then(|fresh| fresh.memory),
+        restart: restart_policy_message(vm.spec.restart).into(),
+        ending: vm.ending.as_ref().map(ending_message),
+        restarts: vm.restarts,
+        next_start_at: vm.next_start.map(timestamp),
     }
 }
 
@@ -279,8 +344,8 @@ pub fn seen_state(is: &Is) -> v1::VmState {
         Is::Booting { .. } => v1::VmState::Starting,
         Is::Running { .. } => v1::VmState::Running,
         Is::Paused { .. } => v1::VmState::Paused,
-        Is::Ended { orderly: true, .. } => v1::VmState::Stopped,
-        Is::Ended { orderly: false, .. } => v1::VmState::Failed,
+        Is::Ended { end, .. } if end.cause.is_orderly() => v1::VmState::Stopped,
+        Is::Ended { .. } => v1::VmState::Failed,
     }
 }
 

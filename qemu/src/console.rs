@@ -7,6 +7,7 @@ use std::{
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustix::fs::{Mode, OFlags, openat, renameat};
@@ -18,6 +19,7 @@ use tokio::{
     },
     sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 /// How much of a console is kept: up to this, and as much again in the file of before.
@@ -25,6 +27,9 @@ const KEPT_BYTES: u64 = 1 << 20;
 
 /// Chunks that a slow reader may be behind; then it misses some and is told so.
 const BEHIND: usize = 256;
+
+/// How long the end of a console may take after its process's: what is to be read is there already.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A console that is being drained. Dropping it ends that.
 #[derive(Debug)]
@@ -141,6 +146,15 @@ impl Console {
     /// What the guest prints from now on.
     pub fn follow(&self) -> broadcast::Receiver<Vec<u8>> {
         self.wire.follow()
+    }
+
+    /// Returns when all is kept that a process which has ended wrote.
+    pub async fn drain(&mut self) {
+        if !self.task.is_finished() && timeout(DRAIN_PATIENCE, &mut self.task).await.is_err() {
+            tracing::debug!(
+                "a console did not end with its process; what it printed last may be missing"
+            );
+        }
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use tokio::{process::Command, sync::Semaphore};
+use tokio::{
+    process::Command,
+    sync::{Mutex, Semaphore},
+};
 
 use crate::{
     layout::{self, Layout},
@@ -180,6 +183,8 @@ pub struct Overlays {
     layout: Layout,
     qemu_img: PathBuf,
     turns: Arc<Semaphore>,
+    /// Held while a file that overlays are copied from is being made: two VMs that are created at once need the same one.
+    making: Arc<Mutex<()>>,
 }
 
 impl Overlays {
@@ -189,6 +194,7 @@ impl Overlays {
             layout,
             qemu_img,
             turns: merge::turns(),
+            making: Arc::default(),
         }
     }
 
@@ -206,6 +212,7 @@ impl Overlays {
     /// Makes the file that overlays of this size are copied from. Called before there is any hurry.
     pub async fn prepare(&self, bytes: u64) -> Result<(), DiskError> {
         let path = self.template_path(bytes);
+        let _one_at_a_time = self.making.lock().await;
         if path.exists() {
             return Ok(());
         }

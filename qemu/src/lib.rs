@@ -17,6 +17,7 @@ pub mod memory;
 pub mod merge;
 pub mod oom;
 pub mod page_set;
+pub mod past;
 pub mod process;
 pub mod qmp;
 pub mod record;

@@ -6,7 +6,7 @@ use std::{
     fs, io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError, RwLock},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use qapi::qmp::{self, Event, MigrationStatus, RunState, ShutdownCause};
@@ -25,6 +25,7 @@ use crate::{
     memory::{MainMemory, Memory},
     merge::Merging,
     oom,
+    past::Past,
     process::{Exit, Process, ProcessId},
     qmp::{BlockdevSetActive, Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
@@ -131,6 +132,8 @@ pub struct Launch {
     pub boot: u64,
     /// Whether its guest ran in an earlier boot.
     pub has_run: bool,
+    /// What became of its processes so far.
+    pub past: Past,
     /// User and group of the process.
     pub user: Option<(u32, u32)>,
     /// The machine.
@@ -216,6 +219,7 @@ impl Machine {
             merge: None,
             replaced: Vec::new(),
             merge_memory: engine.merge_memory,
+            past: launch.past.clone(),
         };
         record.save(&dir)?;
         if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
@@ -459,6 +463,7 @@ impl Machine {
         if self.record.stage != Stage::Running {
             self.record.stage = Stage::Running;
             self.record.has_run = true;
+            self.record.past.running_since = Some(now_ms());
             self.record.save(&self.dir)?;
             let pid = self.process.id().pid;
             set_nice(pid, 0).map_err(system("cannot set a process's priority"))?;
@@ -515,6 +520,11 @@ impl Machine {
         self.process.kill().map_err(system("cannot end QEMU"))?;
         self.asked_to_end = true;
         Ok(())
+    }
+
+    /// Keeps what its guest printed last, after the process has ended.
+    pub async fn drain_console(&mut self) {
+        self.console.drain().await;
     }
 
     /// Waits until the process has ended. Can be given up and called again.
@@ -732,6 +742,13 @@ async fn has_node(qmp: &Qmp, name: &str) -> Result<bool, QmpError> {
     Ok(nodes
         .iter()
         .any(|node| node.node_name.as_deref() == Some(name)))
+}
+
+/// The host's clock, milliseconds since the epoch.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    // A clock that stands before the epoch is as good as none.
+    since.map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The end of what QEMU printed, on one line.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     checksum::Checksum,
     layout::{VmDir, write_whole},
+    past::Past,
     process::ProcessId,
     spec::Hardware,
 };
@@ -55,13 +56,8 @@ pub enum Stage {
     Preparing,
     /// Its guest runs, or ran, since `cont` was said or was about to be. From here on it is the VM.
     Running,
-    /// Its process has ended.
-    Ended {
-        /// Why, for people.
-        reason: String,
-        /// Whether the guest powered off by itself.
-        by_guest: bool,
-    },
+    /// Its process has ended: [`VmRecord::past`] says how.
+    Ended,
 }
 
 /// A node's own record of a VM.
@@ -105,6 +101,9 @@ pub struct VmRecord {
     /// Whether the kernel may merge its pages.
     #[serde(default)]
     pub merge_memory: bool,
+    /// What became of its processes so far.
+    #[serde(default)]
+    pub past: Past,
 }
 
 /// A run of layers that are being made one.

@@ -303,8 +303,14 @@ fn devices(hardware: &Hardware, disk: Option<&DiskNode>) -> Vec<Value> {
                 "multifunction": port == 0,
             }));
         }
-        devices.push(json!({"driver": "pvpanic-pci", "id": "panic", "addr": "2.0"}));
     }
+    // By which a guest tells that its kernel panicked; without it a panic is a reset, or silence. It keeps no state that a
+    // stream would carry.
+    devices.push(match hardware.machine {
+        MachineType::Q35 => json!({"driver": "pvpanic-pci", "id": "panic", "addr": "2.0"}),
+        // A port of the ISA bus, which the guest finds by ACPI: a `microvm` has both.
+        MachineType::Microvm => json!({"driver": "pvpanic", "id": "panic"}),
+    });
     for device in &hardware.devices {
         match (device, disk) {
             (Device::Disk, Some(top)) => {
@@ -538,7 +544,9 @@ mod tests {
         };
         let args = arguments(&line);
         assert!(value_after(&args, "-blockdev").is_empty());
-        assert_eq!(value_after(&args, "-device").len(), 1);
+        let devices = value_after(&args, "-device");
+        assert!(!devices.iter().any(|device| device.contains("blk")));
+        assert!(devices[0].contains("\"pvpanic\""), "{devices:?}");
         assert_eq!(value_after(&args, "-append"), ["console=ttyS0"]);
     }
 }

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod fpagent;
 pub mod lineage;
 pub mod pulse;
+pub mod session;
 
 use std::{
     path::{Path, PathBuf},

@@ -46,6 +46,7 @@ impl VmService for Api {
         let key = request_key(&request, |request| &mut request.request_id);
         let accelerator = convert::accelerator(request.accelerator());
         let machine = convert::machine(request.machine());
+        let restart = convert::restart_policy(request.restart());
         let command = Command::CreateVm {
             id: VmId(Ulid::new().0),
             name: request.name,
@@ -64,6 +65,7 @@ impl VmService for Api {
             cpu_model: Some(request.cpu_model).filter(|model| !model.is_empty()),
             cmdline: request.cmdline,
             limits: convert::limits(request.limits.unwrap_or_default()),
+            restart,
             labels: request.labels.into_iter().collect(),
         };
         let id = match self.change(key, command, deadline).await? {

@@ -121,22 +121,26 @@ fn start(
     boot: u64,
     command: impl FnOnce(&VmHandle) -> Result<Command, String>,
 ) {
-    let problem = match node.vms.get_or_create(vm) {
-        Ok(handle) => match command(&handle) {
-            Ok(command) => {
-                handle.act(command);
-                return;
-            }
-            Err(problem) => problem,
-        },
+    let no_user = match node.vms.get_or_create(vm) {
+        Ok(handle) => {
+            let command = command(&handle).unwrap_or_else(|problem| {
+                tracing::warn!(%vm, problem, "a VM cannot be started");
+                Command::CannotStart { boot, problem }
+            });
+            handle.act(command);
+            return;
+        }
         Err(no_user) => no_user.to_string(),
     };
-    tracing::warn!(%vm, problem, "a VM cannot be started");
+    tracing::warn!(%vm, no_user, "a VM cannot be started");
     let failed = raft::state::VmReport {
         vm,
         boot,
         phase: raft::state::Phase::Failed,
-        reason: problem,
+        reason: no_user,
+        ending: None,
+        restarts: 0,
+        next_start: None,
     };
     report(
         node,

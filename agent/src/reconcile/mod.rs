@@ -5,6 +5,7 @@ pub mod collect;
 mod execute;
 mod observe;
 pub mod plan;
+mod restart;
 
 use std::{sync::Arc, time::Duration};
 

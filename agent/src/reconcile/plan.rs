@@ -7,10 +7,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use qemu::past::{End, Past};
 use raft::state::{
     ImageId, Millis, NodeId, ObjectId, Operation, OperationId, OperationKind, OperationState,
     Phase, Power, Safety, SnapshotId, Source, State, Vm, VmId, VmReport,
 };
+
+use super::restart::{Verdict, verdict};
+use crate::convert;
 
 /// What a node sees of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,6 +65,8 @@ pub struct Seen {
     pub busy: bool,
     /// Whether its guest ever ran here.
     pub has_run: bool,
+    /// What became of its processes so far.
+    pub past: Past,
     /// How it is.
     pub is: Is,
 }
@@ -91,10 +97,8 @@ pub enum Is {
     Ended {
         /// Which boot.
         boot: u64,
-        /// Why.
-        reason: String,
-        /// Whether its guest powered off, or it was stopped as asked.
-        orderly: bool,
+        /// How.
+        end: End,
     },
 }
 
@@ -103,7 +107,7 @@ pub enum Is {
 pub enum Action {
     /// Fetch an image's files from another node.
     FetchImage(ImageId),
-    /// Start a VM from its disk.
+    /// Start a VM from its disk, for the first time in this boot or again.
     Boot {
         /// The VM.
         vm: VmId,
@@ -172,7 +176,7 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     let left_to_us = |vm: &&std::sync::Arc<Vm>| vm.node == node && !taken.contains(&vm.id);
     for vm in state.vms.values().filter(left_to_us) {
         let image_here = observed.images.contains(&vm.spec.image);
-        let step = plan_vm(state, vm, observed.vms.get(&vm.id));
+        let step = plan_vm(state, vm, observed.vms.get(&vm.id), now);
         reports.extend(step.report);
         match step.action {
             Some(Action::Boot { .. } | Action::Restore { .. }) if !image_here => {
@@ -373,14 +377,39 @@ impl Step {
     }
 
     /// Says how a VM is, unless the state says so already.
-    fn report(vm: &Vm, phase: Phase, reason: &str) -> Self {
-        let known = vm.phase == phase && vm.reported_boot == vm.boot && vm.reason == reason;
+    fn report(vm: &Vm, seen: &Seen, phase: Phase, reason: &str) -> Self {
+        Self::report_next(vm, seen, phase, reason, None)
+    }
+
+    /// The same of one that may be started again at some time.
+    fn report_next(
+        vm: &Vm,
+        seen: &Seen,
+        phase: Phase,
+        reason: &str,
+        next_start: Option<Millis>,
+    ) -> Self {
+        let past = &seen.past;
         let report = VmReport {
             vm: vm.id,
             boot: vm.boot,
             phase,
             reason: reason.to_owned(),
+            ending: past.last.as_ref().map(convert::ending),
+            // What was counted is of the boot that ended last.
+            restarts: if past.boot == vm.boot {
+                past.restarts
+            } else {
+                0
+            },
+            next_start,
         };
+        let known = vm.phase == phase
+            && vm.reported_boot == vm.boot
+            && vm.reason == reason
+            && (report.ending.is_none() || vm.ending == report.ending)
+            && vm.restarts == report.restarts
+            && vm.next_start == next_start;
         Self {
             action: None,
             report: (!known).then_some(report),
@@ -388,10 +417,11 @@ impl Step {
     }
 }
 
-fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
+fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>, now: Millis) -> Step {
     let absent = Seen {
         busy: false,
         has_run: false,
+        past: Past::default(),
         is: Is::Absent,
     };
     let seen = seen.unwrap_or(&absent);
@@ -411,39 +441,51 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>) -> Step {
     match (&seen.is, vm.power) {
         (Is::Unknown, _) => Step::default(),
         (Is::Absent | Is::Ended { .. }, Power::Suspended) => {
-            Step::report(vm, Phase::Suspended, &vm.reason)
+            Step::report(vm, seen, Phase::Suspended, &vm.reason)
         }
-        (Is::Absent, Power::Stopped { .. }) => Step::report(vm, Phase::Stopped, ""),
+        (Is::Absent, Power::Stopped { .. }) => Step::report(vm, seen, Phase::Stopped, ""),
         (Is::Absent, _) => start(vm, seen),
-        (Is::Ended { reason, .. }, Power::Stopped { .. }) => {
-            Step::report(vm, Phase::Stopped, reason)
+        (Is::Ended { end, .. }, Power::Stopped { .. }) => {
+            Step::report(vm, seen, Phase::Stopped, &end.detail)
         }
         (Is::Ended { boot, .. }, _) if *boot < vm.boot => start(vm, seen),
-        (
-            Is::Ended {
-                reason,
-                orderly: true,
-                ..
-            },
-            _,
-        ) => Step::report(vm, Phase::Stopped, reason),
-        (
-            Is::Ended {
-                reason,
-                orderly: false,
-                ..
-            },
-            _,
-        ) => Step::report(vm, Phase::Failed, reason),
+        (Is::Ended { end, .. }, _) => ended(vm, seen, end, now),
         (Is::Booting { boot } | Is::Running { boot } | Is::Paused { boot }, power) => {
-            process(vm, &seen.is, *boot, power)
+            process(vm, seen, *boot, power)
+        }
+    }
+}
+
+/// It ended, and nobody asked for that, or for another start.
+fn ended(vm: &Vm, seen: &Seen, end: &End, now: Millis) -> Step {
+    // A fork that never ran has no disk of its own to start from, and whoever asked for it was told that it failed.
+    let may_start = seen.has_run || vm.source == Source::Image;
+    match verdict(vm.spec.restart, end, seen.past.in_a_row, now) {
+        Verdict::Start if may_start => Step::act(Action::Boot {
+            vm: vm.id,
+            boot: vm.boot,
+        }),
+        Verdict::Wait { until, wait } if may_start => {
+            let (detail, times) = (&end.detail, seen.past.restarts + 1);
+            let seconds = wait / 1000;
+            let reason =
+                format!("{detail}; starting again {seconds} s after that (restart {times})");
+            Step::report_next(vm, seen, Phase::Restarting, &reason, Some(until))
+        }
+        Verdict::Stay | Verdict::Start | Verdict::Wait { .. } => {
+            let phase = if end.cause.is_orderly() {
+                Phase::Stopped
+            } else {
+                Phase::Failed
+            };
+            Step::report(vm, seen, phase, &end.detail)
         }
     }
 }
 
 /// It has a process.
-fn process(vm: &Vm, is: &Is, boot: u64, power: Power) -> Step {
-    match (is, power) {
+fn process(vm: &Vm, seen: &Seen, boot: u64, power: Power) -> Step {
+    match (&seen.is, power) {
         (_, Power::Stopped { force: true }) => Step::act(Action::Kill(vm.id)),
         // Its moment is on disk, which makes this one a thing of the past.
         (_, Power::Suspended) => Step::act(Action::Kill(vm.id)),
@@ -453,12 +495,16 @@ fn process(vm: &Vm, is: &Is, boot: u64, power: Power) -> Step {
         }
         (_, Power::Stopped { force: false }) => Step::act(Action::Stop(vm.id)),
         _ if boot < vm.boot => Step::act(Action::Kill(vm.id)),
-        (Is::Running { .. }, Power::Running) => Step::report(vm, Phase::Running, ""),
-        (Is::Paused { .. }, Power::Paused) => Step::report(vm, Phase::Paused, ""),
+        (Is::Running { .. }, Power::Running) => Step::report(vm, seen, Phase::Running, ""),
+        (Is::Paused { .. }, Power::Paused) => Step::report(vm, seen, Phase::Paused, ""),
         (Is::Paused { .. }, Power::Running) => Step::act(Action::Resume(vm.id)),
         (Is::Running { .. }, Power::Paused) => Step::act(Action::Pause(vm.id)),
-        // It is paused once it is up.
-        (Is::Booting { .. }, _) => Step::default(),
+        // Its first boot is what everybody expects. It is paused once it is up.
+        (Is::Booting { .. }, _) if vm.phase == Phase::Pending => Step::default(),
+        (Is::Booting { .. }, _) => {
+            let why = seen.past.last.as_ref().map_or("", |end| &end.detail);
+            Step::report(vm, seen, Phase::Restarting, why)
+        }
         (Is::Unknown | Is::Absent | Is::Ended { .. }, _) => Step::default(),
     }
 }

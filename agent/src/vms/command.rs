@@ -20,6 +20,13 @@ pub enum Command {
         /// How long its guest may take until it says that it is ready.
         patience: Duration,
     },
+    /// Take note that it could not be started.
+    CannotStart {
+        /// Which boot that was.
+        boot: u64,
+        /// Why.
+        problem: String,
+    },
     /// Start it from a snapshot.
     Restore {
         /// How.

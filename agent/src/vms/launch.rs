@@ -8,6 +8,7 @@ use qemu::{
     groups::Limits,
     layout,
     machine::Launch,
+    past::Past,
     record::{BaseName, LayerName, StreamName, StreamRef},
     spec::{self, Device, Hardware, MachineType, Start},
 };
@@ -278,6 +279,7 @@ fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Laun
         vm: super::vm_name(vm.id),
         boot: vm.boot,
         has_run: false,
+        past: Past::default(),
         user: place.user,
         hardware,
         limits: limits(&vm.spec),

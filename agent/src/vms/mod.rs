@@ -1,6 +1,7 @@
 //! The VMs of this node: a task for each, and what they have in common (users, folders, the engine).
 
 pub mod command;
+mod ending;
 pub mod fork;
 pub mod launch;
 pub mod pool;
@@ -14,6 +15,7 @@ use std::{
 use qemu::{
     console::{Pen, Wire},
     machine::Engine,
+    past::Past,
     record::{VmName, VmRecord},
 };
 use raft::state::VmId;
@@ -242,6 +244,7 @@ impl Vms {
         let seen = Arc::new(watch::Sender::new(Seen {
             busy: adopt,
             has_run: false,
+            past: Past::default(),
             is,
         }));
         let pid = Arc::new(watch::Sender::new(0));

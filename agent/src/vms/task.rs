@@ -3,13 +3,13 @@
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use qapi::qmp::ShutdownCause;
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     checksum::CheckedStream,
-    console::Wire,
+    console::{self, Wire},
     machine::{Ending, Engine, Launch, Machine, MachineError},
     merge::Happened,
+    past::{Cause, End},
     record::{LayerName, Stage, StreamName, StreamRef, VmName, VmRecord},
 };
 use tokio::{
@@ -19,9 +19,10 @@ use tokio::{
 
 use ulid::Ulid;
 
-use super::{command::Command, launch};
+use super::{command::Command, ending, launch};
 use crate::{
     errors::chain,
+    node::now,
     reconcile::plan::{Is, Seen},
 };
 
@@ -132,7 +133,13 @@ impl VmTask {
     async fn carry_out(&mut self, command: Command) -> Next {
         let result = match command {
             Command::Boot { launch, patience } => {
-                self.begin_boot(*launch, patience, 1).await;
+                let launch = self.begin(*launch);
+                self.begin_boot(launch, patience, 1).await;
+                Ok(())
+            }
+            Command::CannotStart { boot, problem } => {
+                self.seen.send_modify(|seen| seen.past.begin(boot));
+                self.has_ended(boot, Cause::StartFailed, problem);
                 Ok(())
             }
             Command::Restore {
@@ -140,7 +147,8 @@ impl VmTask {
                 stream,
                 paused,
             } => {
-                self.restore(*launch, stream, paused).await;
+                let launch = self.begin(*launch);
+                self.restore(launch, stream, paused).await;
                 Ok(())
             }
             Command::Pause => self.pause().await,
@@ -237,6 +245,15 @@ impl VmTask {
 
     // -- Starting ----------------------------------------------------------------------------------------------------
 
+    /// Takes note that a process is to be started. What was before goes on in its record.
+    fn begin(&self, mut launch: Launch) -> Launch {
+        self.seen.send_modify(|seen| {
+            seen.past.begin(launch.boot);
+            launch.past = seen.past.clone();
+        });
+        launch
+    }
+
     async fn begin_boot(&mut self, launch: Launch, patience: Duration, attempt: u32) {
         let boot = launch.boot;
         self.publish(Is::Booting { boot });
@@ -258,7 +275,7 @@ impl VmTask {
                     ready,
                 });
             }
-            Err(error) => self.did_not_start(boot, chain(&error)),
+            Err(error) => self.has_ended(boot, Cause::StartFailed, chain(&error)),
         }
     }
 
@@ -266,15 +283,12 @@ impl VmTask {
         let Some(boot) = self.boot.take() else { return };
         let waited = boot.patience.as_secs_f64();
         self.end_process().await;
-        self.boot_failed(
-            boot,
-            &format!("the guest did not say that it is ready within {waited} s"),
-        )
-        .await;
+        let problem = format!("the guest did not say that it is ready within {waited} s");
+        self.boot_failed(boot, Cause::BootFailed, &problem).await;
     }
 
     /// Tries again, or gives up.
-    async fn boot_failed(&mut self, boot: Boot, problem: &str) {
+    async fn boot_failed(&mut self, boot: Boot, cause: Cause, problem: &str) {
         if boot.attempt < BOOT_ATTEMPTS {
             tracing::warn!(vm = %self.name, problem, "booting again");
             let mut launch = boot.launch;
@@ -284,9 +298,10 @@ impl VmTask {
                 .begin_boot(launch, boot.patience, boot.attempt + 1)
                 .await;
         }
-        let times = boot.attempt;
-        self.did_not_start(
-            boot.launch.boot,
+        let (number, times) = (boot.launch.boot, boot.attempt);
+        self.has_ended(
+            number,
+            cause,
             format!("boot-timeout: {problem}, {times} times"),
         );
     }
@@ -323,7 +338,7 @@ impl VmTask {
                     Is::Running { boot }
                 });
             }
-            Err(error) => self.did_not_start(boot, chain(&error)),
+            Err(error) => self.has_ended(boot, Cause::StartFailed, chain(&error)),
         }
     }
 
@@ -370,15 +385,6 @@ impl VmTask {
         Ok(now)
     }
 
-    fn did_not_start(&mut self, boot: u64, reason: String) {
-        self.keep_end(&reason, false);
-        self.publish(Is::Ended {
-            boot,
-            reason,
-            orderly: false,
-        });
-    }
-
     /// Connects to the process that the VM's record names, if it is still there. Called at the agent's start, and again for a
     /// process that does not answer.
     pub async fn adopt(&mut self) -> Next {
@@ -393,15 +399,21 @@ impl VmTask {
                 return self.stay(Is::Unknown);
             }
         };
-        self.seen.send_modify(|seen| seen.has_run = record.has_run);
-        if let Stage::Ended { reason, by_guest } = &record.stage {
-            let (reason, orderly) = (reason.clone(), *by_guest);
-            return self.stay(Is::Ended {
-                boot: record.boot,
-                reason,
-                orderly,
+        self.seen.send_modify(|seen| {
+            seen.has_run = record.has_run;
+            seen.past = record.past.clone();
+        });
+        if record.stage == Stage::Ended {
+            let end = record.past.last.unwrap_or_else(|| End {
+                cause: Cause::Unseen,
+                detail: "it ended".to_owned(),
+                at: now(),
             });
+            // A boot that could not be started has no process that the record could be of.
+            let boot = record.boot.max(record.past.boot);
+            return self.stay(Is::Ended { boot, end });
         }
+        let other_host_boot = record.host_boot != self.engine.host_boot;
         let (boot, preparing) = (record.boot, record.stage == Stage::Preparing);
         let never_ran = preparing && !record.has_run;
         match Machine::adopt(&self.engine, &self.name, record, None, self.console.clone()).await {
@@ -423,8 +435,12 @@ impl VmTask {
             }
             Ok(None) if preparing => self.publish(Is::Absent),
             Ok(None) => {
-                let reason = "QEMU ended while the agent was away".to_owned();
-                self.did_not_start(boot, reason);
+                let (cause, detail) = if other_host_boot {
+                    (Cause::HostLost, "its host was restarted")
+                } else {
+                    (Cause::Unseen, "QEMU ended while the agent was away")
+                };
+                self.has_ended(boot, cause, detail.to_owned());
             }
             Err(error) => {
                 tracing::warn!(vm = %self.name, error = %chain(&error), "a VM's process does not answer");
@@ -515,51 +531,56 @@ impl VmTask {
         let record = self.machine.as_ref().map(Machine::record);
         let boot = record.map_or(0, |record| record.boot);
         let preparing = record.is_some_and(|record| record.stage == Stage::Preparing);
+        if let Some(machine) = &mut self.machine {
+            machine.drain_console().await;
+        }
         self.drop_machine();
-        let ending = match ending {
-            Ok(ending) => ending,
-            Err(error) => return self.did_not_start(boot, chain(&error)),
-        };
         let stopping = self.stopping.take().is_some();
+        let (cause, detail) = match ending {
+            Ok(ending) => ending::explain(&ending, stopping, &self.console_log()),
+            Err(error) => (Cause::Crash, chain(&error)),
+        };
         if let Some(under_way) = self.boot.take()
             && !stopping
         {
-            let problem = format!("{} before the guest was up", describe(&ending));
-            return self.boot_failed(under_way, &problem).await;
+            let problem = format!("{detail} before the guest was up");
+            let cause = ending::of_boot(cause);
+            return self.boot_failed(under_way, cause, &problem).await;
         }
-        if ending.cause == Some(ShutdownCause::guest_reset) && !stopping {
-            // The guest rebooted: it is started again, which a fork needs a kernel for.
-            self.keep(Stage::Preparing);
-            return self.publish(Is::Absent);
-        }
-        let orderly = stopping || ending.cause == Some(ShutdownCause::guest_shutdown);
-        let reason = describe(&ending);
         if preparing {
             // It was no VM yet: there is nothing to keep.
-            self.keep(Stage::Preparing);
-        } else {
-            self.keep_end(&reason, orderly);
+            self.keep_none();
+            let end = End {
+                cause,
+                detail,
+                at: now(),
+            };
+            return self.publish(Is::Ended { boot, end });
         }
-        self.publish(Is::Ended {
-            boot,
-            reason,
-            orderly,
-        });
+        self.has_ended(boot, cause, detail);
+    }
+
+    /// What its guest printed, as far as it is kept.
+    fn console_log(&self) -> Vec<u8> {
+        let path = self.engine.layout.vm(&self.name).console_log();
+        console::read_log(&path).unwrap_or_else(|error| {
+            tracing::debug!(vm = %self.name, %error, "a console's output cannot be read");
+            Vec::new()
+        })
     }
 
     async fn kill(&mut self, reason: &str) {
+        if self.machine.is_none() && matches!(self.seen.borrow().is, Is::Ended { .. }) {
+            // It was quicker.
+            return;
+        }
         self.boot = None;
         let boot = self
             .machine
             .as_ref()
             .map_or(0, |machine| machine.record().boot);
         self.end_process().await;
-        self.keep_end(reason, true);
-        self.publish(Is::Ended {
-            boot,
-            reason: reason.to_owned(),
-            orderly: true,
-        });
+        self.has_ended(boot, Cause::Stopped, reason.to_owned());
     }
 
     async fn destroy(&mut self) -> Next {
@@ -661,21 +682,35 @@ impl VmTask {
         }
     }
 
-    /// Keeps that the process ended and why, so that an agent that comes later knows.
-    fn keep_end(&self, reason: &str, orderly: bool) {
-        self.keep(Stage::Ended {
-            reason: reason.to_owned(),
-            by_guest: orderly,
+    /// It has no process any more. Keeps why, so that an agent that comes later knows, and says so.
+    fn has_ended(&self, boot: u64, cause: Cause, detail: String) {
+        let end = End {
+            cause,
+            detail,
+            at: now(),
+        };
+        let mut past = self.seen.borrow().past.clone();
+        past.end(boot, end.clone());
+        self.keep(|record| {
+            record.stage = Stage::Ended;
+            record.past = past.clone();
         });
+        self.seen.send_modify(|seen| seen.past = past);
+        self.publish(Is::Ended { boot, end });
     }
 
-    /// Keeps in the VM's record that it has no process, and how far it has come.
-    fn keep(&self, stage: Stage) {
+    /// Keeps that a process which was no VM yet is gone.
+    fn keep_none(&self) {
+        self.keep(|record| record.stage = Stage::Preparing);
+    }
+
+    /// Keeps in the VM's record, if it has one, that it has no process, and what else there is to say.
+    fn keep(&self, change: impl FnOnce(&mut VmRecord)) {
         let dir = self.engine.layout.vm(&self.name);
         let kept = VmRecord::load(&dir).and_then(|record| match record {
             Some(mut record) => {
                 record.process = None;
-                record.stage = stage;
+                change(&mut record);
                 record.save(&dir)
             }
             None => Ok(()),
@@ -702,6 +737,10 @@ impl VmTask {
             seen.is = is;
             seen.busy = false;
             seen.has_run |= has_run;
+            if has_run {
+                // In its record its machine notes the same.
+                seen.past.running_since.get_or_insert_with(now);
+            }
         });
     }
 
@@ -717,23 +756,6 @@ fn no_process() -> CaptureError {
 /// Answers whoever asked, if they still wait.
 fn answer<T>(done: oneshot::Sender<T>, result: T) {
     drop(done.send(result));
-}
-
-fn describe(ending: &Ending) -> String {
-    if let Some(cause) = ending.out_of_memory {
-        return cause.to_string();
-    }
-    let what = match ending.cause {
-        Some(ShutdownCause::guest_shutdown) => "the guest powered off".to_owned(),
-        Some(ShutdownCause::guest_reset) => "the guest reset itself".to_owned(),
-        Some(ShutdownCause::guest_panic) => "the guest's kernel panicked".to_owned(),
-        _ => format!("QEMU ended unexpectedly ({})", ending.exit),
-    };
-    if ending.log.is_empty() || what.starts_with("the guest") {
-        what
-    } else {
-        format!("{what}: {}", ending.log)
-    }
 }
 
 async fn happened(machine: Option<&mut Machine>) -> Happened {

@@ -26,6 +26,7 @@ use qemu::{
     groups::{Groups, Limits},
     layout::Layout,
     machine::{Engine, Launch, Machine},
+    past::Past,
     record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start},
     stream::Block,
@@ -141,6 +142,7 @@ impl Host {
             vm: VmName(name.into()),
             boot: 1,
             has_run: false,
+            past: Past::default(),
             user: Some((uid, GID)),
             hardware: Hardware {
                 machine: shape.machine,

@@ -3,8 +3,8 @@
 
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
-    Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Labels,
-    Limits, Machine, Millis, ObjectId, Phase,
+    Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
+    Labels, Limits, Machine, Millis, ObjectId, Phase, RestartPolicy,
 };
 
 /// A command and what goes with it.
@@ -106,6 +106,7 @@ pub enum Command {
         cmdline: String,
         /// What its process may take at most of its host.
         limits: Limits,
+        restart: RestartPolicy,
         labels: Labels,
     },
     /// Changes how a VM should be.
@@ -246,7 +247,7 @@ impl Command {
 /// What a user asks of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PowerAction {
-    /// From `Stopped` or failed to running.
+    /// From `Stopped`, failed, or waiting to be started again, to running.
     Start,
     /// Press the power button.
     Stop,
@@ -285,4 +286,10 @@ pub struct VmReport {
     pub phase: Phase,
     /// Why, where that needs saying.
     pub reason: String,
+    /// How it ended last, as far as the node knows.
+    pub ending: Option<Ending>,
+    /// How often it was started again in this boot.
+    pub restarts: u32,
+    /// When it is started again; with `Phase::Restarting` only.
+    pub next_start: Option<Millis>,
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Debug};
 use super::{
     KEPT_OPERATIONS, KEPT_REQUESTS,
     ids::{DERIVED_IDS, ImageId, SnapshotId},
-    model::{ObjectId, OperationKind, OperationState, Power, Source, State},
+    model::{ObjectId, OperationKind, OperationState, Phase, Power, Source, State},
     names,
 };
 
@@ -109,6 +109,12 @@ fn vms(state: &State) -> Result<(), Violation> {
             vm.reported_boot <= vm.boot,
             id,
             "no boot is reported that was not wanted",
+        )?;
+        let may_wait = vm.phase == Phase::Restarting && !matches!(vm.power, Power::Stopped { .. });
+        hold(
+            vm.next_start.is_none() || may_wait,
+            id,
+            "only what is wanted and ended waits to be started again",
         )?;
         match vm.source {
             Source::Image => hold(vm.parent.is_none(), id, "a VM from an image has no parent")?,

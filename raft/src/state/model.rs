@@ -175,6 +175,20 @@ pub struct VmSpec {
     pub cmdline: String,
     /// What its process may take at most of its host.
     pub limits: Limits,
+    /// What follows when it ends without having been asked to.
+    pub restart: RestartPolicy,
+}
+
+/// What follows when a VM ends without having been asked to. What its guest asks for itself, a reboot, is done in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RestartPolicy {
+    /// It stays as it ended.
+    #[default]
+    Never,
+    /// It is started from its disk again unless its guest powered off.
+    OnFailure,
+    /// It is started from its disk again, also when its guest powered off.
+    Always,
 }
 
 /// What a VM's process may take at most of its host, guest and emulation together; `None` for no limit.
@@ -229,6 +243,44 @@ pub enum Phase {
     Failed,
     /// It has no process, and can go on from where it was.
     Suspended,
+    /// It ended and is being started again, or waits to be.
+    Restarting,
+}
+
+/// What ended a VM's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndCause {
+    /// Somebody asked for it.
+    Stopped,
+    /// Its guest powered off.
+    Poweroff,
+    /// Its guest reset itself.
+    Reboot,
+    /// Its guest's kernel panicked.
+    Panic,
+    /// Its QEMU ended by itself, or was killed.
+    Crash,
+    /// The host's kernel killed its QEMU for want of memory.
+    OutOfMemory,
+    /// Its guest did not come up, however often that was tried.
+    BootFailed,
+    /// Its QEMU could not be started.
+    StartFailed,
+    /// Its host went down with it.
+    HostLost,
+    /// It was gone when its node's agent came back: nobody saw why.
+    Unseen,
+}
+
+/// The last end of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// What ended it.
+    pub cause: EndCause,
+    /// The same for people.
+    pub detail: String,
+    /// When its node saw it, by that node's clock.
+    pub at: Millis,
 }
 
 /// A virtual machine.
@@ -260,6 +312,12 @@ pub struct Vm {
     pub reason: String,
     /// Which boot that report was about.
     pub reported_boot: u64,
+    /// How it ended last; `None` while it never did.
+    pub ending: Option<Ending>,
+    /// How often its node started it again since somebody started it.
+    pub restarts: u32,
+    /// When its node starts it again, by that node's clock, while it waits for that.
+    pub next_start: Option<Millis>,
     /// The operation that made it.
     pub operation: Option<OperationId>,
     /// When it was created.

@@ -60,6 +60,7 @@ mirrors! {
             cpu_model: Option<String>,
             cmdline: String,
             limits: Limits,
+            restart: RestartPolicy,
             labels: Labels,
         },
         SetPower { vm: String, action: PowerAction },
@@ -98,7 +99,15 @@ mirrors! {
 
     enum PowerAction { Start, Stop, ForceStop, Pause, Resume, Restart }
     enum ForkSource { Vm(vm: String), Snapshot { snapshot: String, vm: Option<String> } }
-    struct VmReport { vm: Id, boot: u64, phase: Phase, reason: String }
+    struct VmReport {
+        vm: Id,
+        boot: u64,
+        phase: Phase,
+        reason: String,
+        ending: Option<Ending>,
+        restarts: u32,
+        next_start: Option<Millis>,
+    }
 
     enum Response {
         Done,
@@ -168,10 +177,25 @@ mirrors! {
         cpu_model: Option<String>,
         cmdline: String,
         limits: Limits,
+        restart: RestartPolicy,
     }
+    enum RestartPolicy { Never, OnFailure, Always }
     enum Source { Image, Snapshot(id: Id) }
     enum Power { Running, Paused, Stopped { force: bool }, Suspended }
-    enum Phase { Pending, Running, Paused, Stopped, Failed, Suspended }
+    enum Phase { Pending, Running, Paused, Stopped, Failed, Suspended, Restarting }
+    enum EndCause {
+        Stopped,
+        Poweroff,
+        Reboot,
+        Panic,
+        Crash,
+        OutOfMemory,
+        BootFailed,
+        StartFailed,
+        HostLost,
+        Unseen,
+    }
+    struct Ending { cause: EndCause, detail: String, at: Millis }
     struct Vm {
         id: Id,
         name: String,
@@ -186,6 +210,9 @@ mirrors! {
         phase: Phase,
         reason: String,
         reported_boot: u64,
+        ending: Option<Ending>,
+        restarts: u32,
+        next_start: Option<Millis>,
         operation: Option<Id>,
         created_at: Millis,
     }

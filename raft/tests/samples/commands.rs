@@ -2,7 +2,7 @@
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, labels};
+use super::{blob, capacity, content, disk, ending, labels};
 
 /// Every command there is, in every shape, by name.
 fn commands() -> Vec<(&'static str, Command)> {
@@ -219,7 +219,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         boot_timeout_ms: 30_000,
         node: 1,
     };
-    let vm = |node, cpu_model, accelerator, machine| Command::CreateVm {
+    let vm = |node, cpu_model, accelerator, machine, restart| Command::CreateVm {
         id: VmId(0x41),
         name: "a".into(),
         image: "tiny".into(),
@@ -236,6 +236,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
             memory_bytes: Some(512 << 20),
             ..Limits::default()
         },
+        restart,
         labels: labels(),
     };
     let phases = [
@@ -244,12 +245,34 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         Phase::Paused,
         Phase::Stopped,
         Phase::Failed,
+        Phase::Restarting,
     ];
     let report = |phase| VmReport {
         vm: VmId(0x41),
         boot: 3,
         phase,
         reason: "because".into(),
+        ending: None,
+        restarts: 0,
+        next_start: None,
+    };
+    let causes = [
+        EndCause::Stopped,
+        EndCause::Poweroff,
+        EndCause::Reboot,
+        EndCause::Panic,
+        EndCause::Crash,
+        EndCause::OutOfMemory,
+        EndCause::BootFailed,
+        EndCause::StartFailed,
+        EndCause::HostLost,
+        EndCause::Unseen,
+    ];
+    let ended = |cause| VmReport {
+        ending: Some(ending(cause)),
+        restarts: 300,
+        next_start: Some(1_700_000_001_000),
+        ..report(Phase::Restarting)
     };
     let power = |action| Command::SetPower {
         vm: "a".into(),
@@ -273,15 +296,28 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
                 Some("max".into()),
                 Accelerator::Kvm,
                 Machine::Q35,
+                RestartPolicy::Always,
             ),
         ),
         (
             "create-vm-bare",
-            vm(None, None, Accelerator::Auto, Machine::Microvm),
+            vm(
+                None,
+                None,
+                Accelerator::Auto,
+                Machine::Microvm,
+                RestartPolicy::Never,
+            ),
         ),
         (
             "create-vm-tcg",
-            vm(None, None, Accelerator::Tcg, Machine::Microvm),
+            vm(
+                None,
+                None,
+                Accelerator::Tcg,
+                Machine::Microvm,
+                RestartPolicy::OnFailure,
+            ),
         ),
         ("power-start", power(PowerAction::Start)),
         ("power-stop", power(PowerAction::Stop)),
@@ -294,6 +330,13 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
             Command::ReportVms {
                 node: 1,
                 reports: phases.map(report).into(),
+            },
+        ),
+        (
+            "report-endings",
+            Command::ReportVms {
+                node: 1,
+                reports: causes.map(ended).into(),
             },
         ),
     ]

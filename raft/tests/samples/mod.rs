@@ -78,6 +78,14 @@ fn content() -> Content {
     }
 }
 
+fn ending(cause: EndCause) -> Ending {
+    Ending {
+        cause,
+        detail: "it ended".into(),
+        at: 1_700_000_000_000,
+    }
+}
+
 fn spec() -> VmSpec {
     VmSpec {
         image: ImageId(0x31),
@@ -93,6 +101,7 @@ fn spec() -> VmSpec {
             memory_bytes: Some(512 << 20),
             pids: Some(64),
         },
+        restart: RestartPolicy::OnFailure,
     }
 }
 

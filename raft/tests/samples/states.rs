@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, labels, proposals, spec};
+use super::{blob, capacity, content, disk, ending, labels, proposals, spec};
 
 /// A state with one of everything.
 pub fn state() -> State {
@@ -94,6 +94,9 @@ fn add_vms(state: &mut State) {
         phase,
         reason: "because".into(),
         reported_boot: 1,
+        ending: (source != Source::Image).then(|| ending(EndCause::Panic)),
+        restarts: 3,
+        next_start: (phase == Phase::Restarting).then_some(60),
         operation: (source != Source::Image).then_some(OperationId(DERIVED_IDS)),
         created_at: 50,
     };
@@ -117,6 +120,7 @@ fn add_vms(state: &mut State) {
         ),
         vm(0x45, "e", fork, Power::Running, Phase::Pending),
         vm(0x46, "f", fork, Power::Suspended, Phase::Suspended),
+        vm(0x47, "g", fork, Power::Running, Phase::Restarting),
     ] {
         state.vms.insert(vm.id, Arc::new(vm));
     }

@@ -147,6 +147,7 @@ pub enum VmCommand {
     #[command(after_help = "\
 Examples:
   fpagent vm create demo --image tiny --wait
+  fpagent vm create web --image tiny --restart on-failure    # after 1 s, 2 s, 4 s, … up to 5 min
   fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
     Create(CreateArgs),
     /// Lists all VMs.
@@ -284,6 +285,9 @@ pub struct CreateArgs {
     /// How many threads its process may have, at least 16. Its forks may as many.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..))]
     pub pids_limit: Option<u32>,
+    /// Whether it is started from its disk again when it ends unasked. A reboot always is. Its forks do as it does.
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
+    pub restart: Restart,
     /// A note, KEY=VALUE; can be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
@@ -447,6 +451,28 @@ pub struct LogsArgs {
     /// Go on with what it prints from now on.
     #[arg(long, short)]
     pub follow: bool,
+}
+
+/// What follows when a VM ends unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Restart {
+    /// It stays stopped or failed.
+    #[default]
+    Never,
+    /// It is started again after a panic, a crash, or a boot that came to nothing; not when its guest powered off.
+    OnFailure,
+    /// It is started again, also when its guest powered off.
+    Always,
+}
+
+impl From<Restart> for v1::RestartPolicy {
+    fn from(restart: Restart) -> Self {
+        match restart {
+            Restart::Never => Self::Never,
+            Restart::OnFailure => Self::OnFailure,
+            Restart::Always => Self::Always,
+        }
+    }
 }
 
 /// What kind of machine a VM is.

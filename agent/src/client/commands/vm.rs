@@ -2,7 +2,7 @@
 
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
-    PowerAction, ResetVmRequest, SetVmPowerRequest, SuspendVmRequest,
+    PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest,
 };
 use serde::Serialize;
 
@@ -102,6 +102,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
             memory_bytes: args.memory_limit.unwrap_or(0),
             pids: args.pids_limit.unwrap_or(0),
         }),
+        restart: RestartPolicy::from(args.restart).into(),
         labels: args.labels.into_iter().collect(),
         wait: args.wait,
         request_id: args.change.id(),

@@ -98,6 +98,14 @@ fn a_vm() {
             merged_bytes: 1,
             merge_profit_bytes: -1,
         }),
+        restart: v1::RestartPolicy::OnFailure.into(),
+        ending: Some(v1::Ending {
+            cause: v1::EndCause::OutOfMemory.into(),
+            detail: "it was killed".into(),
+            at: Some(TIME),
+        }),
+        restarts: 2,
+        next_start_at: Some(TIME),
     });
     check(
         &vm,
@@ -109,6 +117,9 @@ fn a_vm() {
             "warnings": ["no user of its own"],
             "limits": {"cpuPercent": 150, "memoryBytes": 536_870_912, "pids": 0},
             "memoryUse": {"privateBytes": 3, "sharedBytes": 2, "mergedBytes": 1, "mergeProfitBytes": -1},
+            "restart": "on-failure",
+            "ending": {"cause": "out-of-memory", "detail": "it was killed", "at": "2023-11-14T22:13:20.250Z"},
+            "restarts": 2, "nextStartAt": "2023-11-14T22:13:20.250Z",
         }),
     );
     rows(&vm);

@@ -36,6 +36,30 @@ pub struct VmView {
     pub warnings: Vec<String>,
     pub limits: LimitsView,
     pub memory_use: Option<MemoryUseView>,
+    pub restart: &'static str,
+    pub ending: Option<EndingView>,
+    pub restarts: u32,
+    pub next_start_at: Option<String>,
+}
+
+/// How a VM ended last, as it is printed.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct EndingView {
+    pub cause: &'static str,
+    pub detail: String,
+    pub at: Option<String>,
+}
+
+impl From<v1::Ending> for EndingView {
+    fn from(ending: v1::Ending) -> Self {
+        Self {
+            cause: cause_word(ending.cause()),
+            at: time(ending.at),
+            detail: ending.detail,
+        }
+    }
 }
 
 /// What a VM's process may take at most, as it is printed; 0 for no limit.
@@ -84,6 +108,7 @@ impl From<v1::Vm> for VmView {
     fn from(vm: v1::Vm) -> Self {
         let (state, power) = (vm_state_word(vm.state()), power_word(vm.power()));
         let accelerator = accelerator_word(vm.accelerator());
+        let restart = restart_word(vm.restart());
         Self {
             id: vm.id,
             name: vm.name,
@@ -108,6 +133,10 @@ impl From<v1::Vm> for VmView {
             warnings: vm.warnings,
             limits: vm.limits.unwrap_or_default().into(),
             memory_use: vm.memory_use.map(MemoryUseView::from),
+            restart,
+            ending: vm.ending.map(EndingView::from),
+            restarts: vm.restarts,
+            next_start_at: time(vm.next_start_at),
         }
     }
 }
@@ -118,7 +147,8 @@ impl Row for VmView {
             "NAME", "STATE", "NODE", "IMAGE", "CPUS", "MEMORY", "PARENT", "AGE",
         ];
         if wide {
-            header.extend(["ID", "PID", "DISK", "SNAPSHOT", "LABELS", "REASON"]);
+            header.extend(["ID", "PID", "DISK", "SNAPSHOT", "LABELS"]);
+            header.extend(["RESTART", "RESTARTS", "LAST END", "REASON"]);
         }
         header
     }
@@ -143,6 +173,12 @@ impl Row for VmView {
                 or_nothing(self.disk_bytes, units::show_size(self.disk_bytes)),
                 self.snapshot.clone(),
                 labels_text(&self.labels),
+                self.restart.to_owned(),
+                or_nothing(u64::from(self.restarts), self.restarts.to_string()),
+                self.ending
+                    .as_ref()
+                    .map_or("", |ending| ending.cause)
+                    .to_owned(),
                 self.reason.clone(),
             ]);
         }
@@ -171,6 +207,30 @@ fn power_word(power: v1::PowerState) -> &'static str {
         v1::PowerState::Paused => "paused",
         v1::PowerState::Stopped => "stopped",
         v1::PowerState::Suspended => "suspended",
+    }
+}
+
+fn restart_word(restart: v1::RestartPolicy) -> &'static str {
+    match restart {
+        v1::RestartPolicy::Unspecified | v1::RestartPolicy::Never => "never",
+        v1::RestartPolicy::OnFailure => "on-failure",
+        v1::RestartPolicy::Always => "always",
+    }
+}
+
+fn cause_word(cause: v1::EndCause) -> &'static str {
+    match cause {
+        v1::EndCause::Unspecified => "unknown",
+        v1::EndCause::Stopped => "stopped",
+        v1::EndCause::Poweroff => "poweroff",
+        v1::EndCause::Reboot => "reboot",
+        v1::EndCause::Panic => "panic",
+        v1::EndCause::Crash => "crash",
+        v1::EndCause::OutOfMemory => "out-of-memory",
+        v1::EndCause::BootFailed => "boot-failed",
+        v1::EndCause::StartFailed => "start-failed",
+        v1::EndCause::HostLost => "host-lost",
+        v1::EndCause::Unseen => "unseen",
     }
 }
 

@@ -2,16 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::select};
+use qemu::past::Cause;
 use raft::state::{
     Accelerator, CaptureMode, CaptureReport, Checksums, Content, Machine, Operation, OperationKind,
-    Snapshot, Tombstone, VmSpec,
+    RestartPolicy, Snapshot, Tombstone, VmSpec,
 };
 
 use super::*;
 
 const NODE: NodeId = 1;
 const IMAGE: ImageId = ImageId(7);
+/// When nothing waits any more.
+const LATER: Millis = 1 << 40;
 
 fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: Source) -> Vm {
     Vm {
@@ -28,6 +31,7 @@ fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: So
             cpu_model: None,
             cmdline: String::new(),
             limits: raft::state::Limits::default(),
+            restart: RestartPolicy::Never,
         },
         source,
         parent: None,
@@ -38,6 +42,9 @@ fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: So
         phase,
         reason: String::new(),
         reported_boot: reported,
+        ending: None,
+        restarts: 0,
+        next_start: None,
         operation: None,
         created_at: 0,
     }
@@ -66,8 +73,7 @@ fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
             Action::Stop(vm) | Action::Kill(vm) => {
                 change(observed, vm, |boot| Is::Ended {
                     boot,
-                    reason: "it was stopped".into(),
-                    orderly: true,
+                    end: end(Cause::Stopped, 0),
                 });
             }
             Action::Destroy(vm) => drop(observed.vms.remove(&vm)),
@@ -82,6 +88,9 @@ fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
                     vm.phase = report.phase;
                     vm.reason = report.reason;
                     vm.reported_boot = report.boot;
+                    vm.ending = report.ending.or(vm.ending.take());
+                    vm.restarts = report.restarts;
+                    vm.next_start = report.next_start;
                     if vm.phase == Phase::Stopped {
                         vm.power = Power::Stopped { force: false };
                     }
@@ -114,9 +123,39 @@ fn set(observed: &mut Observed, vm: VmId, is: Is) {
         Seen {
             busy: false,
             has_run: true,
+            past: past(&is),
             is,
         },
     );
+}
+
+/// What boots is up. Whether anything did.
+fn come_up(observed: &mut Observed) -> bool {
+    let mut any = false;
+    for seen in observed.vms.values_mut() {
+        if let Is::Booting { boot } = seen.is {
+            seen.is = Is::Running { boot };
+            any = true;
+        }
+    }
+    any
+}
+
+fn end(cause: Cause, at: Millis) -> End {
+    End {
+        cause,
+        detail: "why".into(),
+        at,
+    }
+}
+
+/// What a VM that is so has behind it.
+fn past(is: &Is) -> Past {
+    let mut past = Past::default();
+    if let Is::Ended { boot, end } = is {
+        past.end(*boot, end.clone());
+    }
+    past
 }
 
 fn change(observed: &mut Observed, vm: VmId, to: impl Fn(u64) -> Is) {
@@ -144,7 +183,8 @@ fn any_phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Running),
         Just(Phase::Paused),
         Just(Phase::Stopped),
-        Just(Phase::Failed)
+        Just(Phase::Failed),
+        Just(Phase::Restarting)
     ]
 }
 
@@ -155,12 +195,22 @@ fn any_is() -> impl Strategy<Value = Is> {
         Just(Is::Absent),
         boot.clone().prop_map(|boot| Is::Running { boot }),
         boot.clone().prop_map(|boot| Is::Paused { boot }),
-        (boot, any::<bool>()).prop_map(|(boot, orderly)| Is::Ended {
+        boot.clone().prop_map(|boot| Is::Booting { boot }),
+        (boot, any_cause(), 0u64..1_000).prop_map(|(boot, cause, at)| Is::Ended {
             boot,
-            reason: "why".into(),
-            orderly
+            end: end(cause, at),
         }),
     ]
+}
+
+fn any_cause() -> impl Strategy<Value = Cause> {
+    use Cause::*;
+    select(&[Stopped, Poweroff, Reboot, Panic, Crash, BootFailed, Unseen][..])
+}
+
+fn any_policy() -> impl Strategy<Value = RestartPolicy> {
+    use RestartPolicy::*;
+    select(&[Never, OnFailure, Always][..])
 }
 
 type OneVm = (
@@ -171,6 +221,7 @@ type OneVm = (
     bool,
     Option<(Is, bool, bool)>,
     bool,
+    RestartPolicy,
 );
 
 fn any_vm() -> impl Strategy<Value = OneVm> {
@@ -183,12 +234,15 @@ fn any_vm() -> impl Strategy<Value = OneVm> {
         any::<bool>(),
         seen,
         any::<bool>(),
+        any_policy(),
     )
 }
 
 fn world(vms: Vec<OneVm>) -> (State, Observed) {
     let (mut state, mut observed) = (State::new(), Observed::default());
-    for (i, (power, phase, boot, settled, fork, seen, known)) in vms.into_iter().enumerate() {
+    for (i, (power, phase, boot, settled, fork, seen, known, restart)) in
+        vms.into_iter().enumerate()
+    {
         let id = i as u128 + 1;
         let source = if fork {
             Source::Snapshot(SnapshotId(99))
@@ -197,10 +251,9 @@ fn world(vms: Vec<OneVm>) -> (State, Observed) {
         };
         let reported = if settled { boot } else { boot - 1 };
         if known {
-            state.vms.insert(
-                VmId(id),
-                Arc::new(vm(id, power, phase, boot, reported, source)),
-            );
+            let mut vm = vm(id, power, phase, boot, reported, source);
+            vm.spec.restart = restart;
+            state.vms.insert(VmId(id), Arc::new(vm));
         } else if settled {
             let tombstone = Tombstone {
                 name: "gone".into(),
@@ -210,7 +263,16 @@ fn world(vms: Vec<OneVm>) -> (State, Observed) {
             state.tombstones.insert(ObjectId::Vm(VmId(id)), tombstone);
         }
         if let Some((is, busy, has_run)) = seen {
-            observed.vms.insert(VmId(id), Seen { busy, has_run, is });
+            let past = past(&is);
+            observed.vms.insert(
+                VmId(id),
+                Seen {
+                    busy,
+                    has_run,
+                    past,
+                    is,
+                },
+            );
         }
     }
     (state, observed)
@@ -225,8 +287,8 @@ proptest! {
         }
         let mut rounds = 0;
         loop {
-            let actions = plan(&state, NODE, 0, &observed);
-            if actions.is_empty() {
+            let actions = plan(&state, NODE, LATER, &observed);
+            if actions.is_empty() && !come_up(&mut observed) {
                 break;
             }
             rounds += 1;
@@ -269,6 +331,73 @@ proptest! {
             let seen = about.and_then(|vm| observed.vms.get(&vm));
             prop_assert!(seen.is_none_or(|seen| !seen.busy && seen.is != Is::Unknown));
         }
+    }
+}
+
+/// A VM that crashed at 1,000 and is to be started again.
+fn crashed(source: Source, has_run: bool) -> (State, Observed) {
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    let mut vm = vm(1, Power::Running, Phase::Running, 1, 1, source);
+    vm.spec.restart = RestartPolicy::OnFailure;
+    state.vms.insert(vm.id, Arc::new(vm));
+    let is = Is::Ended {
+        boot: 1,
+        end: end(Cause::Crash, 1_000),
+    };
+    let seen = Seen {
+        busy: false,
+        has_run,
+        past: past(&is),
+        is,
+    };
+    observed.vms.insert(VmId(1), seen);
+    observed.images.insert(IMAGE);
+    (state, observed)
+}
+
+fn reported(actions: &[Action]) -> (Phase, Option<Millis>, &str) {
+    match actions {
+        [Action::Report(reports)] => (reports[0].phase, reports[0].next_start, &reports[0].reason),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_vm_that_crashed_says_that_it_waits_and_is_started_when_it_is_due() {
+    let (mut state, mut observed) = crashed(Source::Image, true);
+    let waits = plan(&state, NODE, 1_500, &observed);
+    assert_eq!(
+        reported(&waits),
+        (
+            Phase::Restarting,
+            Some(2_000),
+            "why; starting again 1 s after that (restart 1)"
+        )
+    );
+    fake(&mut state, &mut observed, waits);
+    assert_eq!(plan(&state, NODE, 1_900, &observed), [], "it was said");
+    let boot = |boot| Action::Boot { vm: VmId(1), boot };
+    assert_eq!(plan(&state, NODE, 2_000, &observed), [boot(1)]);
+
+    let change = |state: &mut State, change: fn(&mut Vm)| {
+        change(Arc::make_mut(state.vms.get_mut(&VmId(1)).unwrap()));
+    };
+    let mut stopped = state.clone();
+    change(&mut stopped, |vm| {
+        vm.power = Power::Stopped { force: false }
+    });
+    let actions = plan(&stopped, NODE, 2_000, &observed);
+    assert_eq!(reported(&actions), (Phase::Stopped, None, "why"));
+    change(&mut state, |vm| (vm.boot, vm.phase) = (2, Phase::Pending));
+    assert_eq!(plan(&state, NODE, 1_500, &observed), [boot(2)], "at once");
+}
+
+#[test]
+fn a_fork_that_never_ran_is_not_started_again() {
+    let (state, observed) = crashed(Source::Snapshot(SnapshotId(9)), false);
+    for now in [1_500, LATER] {
+        let actions = plan(&state, NODE, now, &observed);
+        assert_eq!(reported(&actions), (Phase::Failed, None, "why"));
     }
 }
 

@@ -70,8 +70,8 @@ mod tests {
 
     use proptest::prelude::*;
     use raft::state::{
-        Accelerator, CaptureReport, Content, ImageId, Limits, Machine, OperationId, Safety,
-        Snapshot, VmId, VmSpec,
+        Accelerator, CaptureReport, Content, ImageId, Limits, Machine, OperationId, RestartPolicy,
+        Safety, Snapshot, VmId, VmSpec,
     };
 
     use super::*;
@@ -118,6 +118,7 @@ mod tests {
                 cpu_model: None,
                 cmdline: String::new(),
                 limits: Limits::default(),
+                restart: RestartPolicy::default(),
             },
             operation: OperationId(id.0),
             content: Some(content),

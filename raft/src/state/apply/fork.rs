@@ -102,6 +102,9 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
             phase: Phase::Pending,
             reason: String::new(),
             reported_boot: 0,
+            ending: None,
+            restarts: 0,
+            next_start: None,
             operation: Some(*operation),
             created_at: now,
         };
@@ -190,6 +193,9 @@ pub(super) fn check_capturable(state: &State, vm: &Vm) -> Result<(), Rejection> 
         (Power::Running | Power::Paused, Phase::Running | Phase::Paused) => return Ok(()),
         (Power::Running | Power::Paused, Phase::Pending) => {
             "is not up yet: wait until it is running"
+        }
+        (Power::Running | Power::Paused, Phase::Restarting) => {
+            "is being started again: wait until it is running"
         }
         (Power::Running | Power::Paused, Phase::Stopped | Phase::Failed) => {
             "is not running: start it first"

@@ -218,6 +218,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
         (false, false) => Phase::Running,
     };
     vm.reason.clone_from(&result.error);
+    (vm.ending, vm.restarts, vm.next_start) = (None, 0, None);
     collect_source(state, now, before);
 }
 
@@ -237,6 +238,7 @@ pub(super) fn was_suspended(state: &mut State, now: Millis, id: OperationId) {
         vm.reported_boot = vm.boot;
         vm.generation += 1;
         vm.reason.clear();
+        vm.next_start = None;
     }
     // Of no use when it failed, or when the VM was deleted meanwhile.
     removal::collect(state, now, Some(operation.snapshot));

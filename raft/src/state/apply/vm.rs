@@ -41,6 +41,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cpu_model,
         cmdline,
         limits,
+        restart,
         labels,
     } = command
     else {
@@ -79,6 +80,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cpu_model: cpu_model.clone(),
         cmdline: cmdline.clone(),
         limits: *limits,
+        restart: *restart,
     };
     if state.vms.values().any(|vm| vm.name == *name) {
         return Err(Rejection::NameTaken {
@@ -108,6 +110,9 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         phase: Phase::Pending,
         reason: String::new(),
         reported_boot: 0,
+        ending: None,
+        restarts: 0,
+        next_start: None,
         operation: None,
         created_at: now,
     };
@@ -193,12 +198,20 @@ pub(super) fn set_power(state: &mut State, now: Millis, vm: &str, action: PowerA
             vm.boot += 1;
             vm.phase = Phase::Pending;
             vm.reason.clear();
+            vm.restarts = 0;
+        }
+        if boots || is_stopped(power) {
+            vm.next_start = None;
         }
     }
     if was_suspended {
         reset::forget_moment(state, now, id);
     }
     Ok(Response::Vm(id))
+}
+
+fn is_stopped(power: Power) -> bool {
+    matches!(power, Power::Stopped { .. })
 }
 
 /// How a VM should be after an action.
@@ -225,7 +238,11 @@ fn wanted_power(vm: &Vm, action: PowerAction) -> Result<Wanted, Rejection> {
             return refuse("is suspended: resume it, or stop it first to start it from its disk");
         }
         (PowerAction::Start, Power::Stopped { .. }) => (Power::Running, true),
-        (PowerAction::Start, Power::Running | Power::Paused) if ended => (Power::Running, true),
+        (PowerAction::Start, Power::Running | Power::Paused)
+            if ended || vm.next_start.is_some() =>
+        {
+            (Power::Running, true)
+        }
         (PowerAction::Start, Power::Running) => (Power::Running, false),
         (PowerAction::Start, Power::Paused) => return refuse("is paused: resume it"),
 
@@ -294,12 +311,23 @@ pub(super) fn report(state: &mut State, node: NodeId, reports: &[VmReport]) -> O
         if vm.node != node || report.boot != vm.boot {
             continue;
         }
+        // Seen before it was suspended, or resumed.
+        if (vm.power == Power::Suspended) != (report.phase == Phase::Suspended) {
+            continue;
+        }
         let vm = Arc::make_mut(vm);
         vm.phase = report.phase;
         vm.reason.clone_from(&report.reason);
         vm.reported_boot = report.boot;
+        if report.ending.is_some() {
+            vm.ending.clone_from(&report.ending);
+        }
+        vm.restarts = report.restarts;
+        // What was stopped meanwhile waits for nothing.
+        let waits = report.phase == Phase::Restarting && !is_stopped(vm.power);
+        vm.next_start = report.next_start.filter(|_| waits);
         // The guest powered itself off: it stays off until somebody starts it.
-        if report.phase == Phase::Stopped && !matches!(vm.power, Power::Stopped { .. }) {
+        if report.phase == Phase::Stopped && !is_stopped(vm.power) {
             vm.power = Power::Stopped { force: false };
             vm.generation += 1;
         }

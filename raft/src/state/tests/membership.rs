@@ -126,12 +126,7 @@ fn reports_about_what_is_gone_do_nothing() {
     let mut world = World::new();
     let before = world.state.clone();
     let (vm, snapshot, operation) = (VmId(5), SnapshotId(6), OperationId(DERIVED_IDS));
-    let report = VmReport {
-        vm,
-        boot: 1,
-        phase: Phase::Running,
-        reason: String::new(),
-    };
+    let report = report(vm, 1, Phase::Running);
     for command in [
         Command::ReportNode {
             node: 9,

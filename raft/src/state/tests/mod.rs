@@ -109,6 +109,7 @@ impl World {
             cpu_model: None,
             cmdline: String::new(),
             limits: Limits::default(),
+            restart: RestartPolicy::default(),
             labels: Labels::new(),
         }
     }
@@ -128,13 +129,12 @@ impl World {
 
     /// Reports a phase of a VM's current boot.
     fn report(&mut self, id: VmId, phase: Phase) {
-        let vm = Arc::clone(&self.state.vms[&id]);
-        let report = VmReport {
-            vm: id,
-            boot: vm.boot,
-            phase,
-            reason: String::new(),
-        };
+        let boot = self.state.vms[&id].boot;
+        self.report_all(report(id, boot, phase));
+    }
+
+    fn report_all(&mut self, report: VmReport) {
+        let vm = Arc::clone(&self.state.vms[&report.vm]);
         self.ok(Command::ReportVms {
             node: vm.node,
             reports: vec![report],
@@ -270,6 +270,19 @@ impl World {
             .values()
             .map(|tombstone| tombstone.name.as_str())
             .collect()
+    }
+}
+
+/// A report of a VM that never ended.
+fn report(vm: VmId, boot: u64, phase: Phase) -> VmReport {
+    VmReport {
+        vm,
+        boot,
+        phase,
+        reason: String::new(),
+        ending: None,
+        restarts: 0,
+        next_start: None,
     }
 }
 

@@ -54,8 +54,23 @@ fn phase() -> impl Strategy<Value = Phase> {
             Phase::Stopped,
             Phase::Failed,
             Phase::Suspended,
+            Phase::Restarting,
         ][..],
     )
+}
+
+fn restart() -> impl Strategy<Value = RestartPolicy> {
+    use RestartPolicy::*;
+    select(&[Never, OnFailure, Always][..])
+}
+
+fn ending() -> impl Strategy<Value = Option<Ending>> {
+    let cause = select(&[EndCause::Panic, EndCause::Stopped][..]);
+    option::of((cause, 0..9u64).prop_map(|(cause, at)| Ending {
+        cause,
+        detail: "it ended".into(),
+        at,
+    }))
 }
 
 fn action() -> impl Strategy<Value = PowerAction> {
@@ -95,32 +110,39 @@ fn create() -> impl Strategy<Value = Command> {
         option::weighted(0.2, node()),
         vec(1..4u64, 0..5),
         0..5u64,
+        restart(),
     )
-        .prop_map(|(id, name, node, candidates, memory)| Command::CreateVm {
-            id,
-            name,
-            image: "tiny".into(),
-            node,
-            candidates,
-            cpus: 1,
-            memory_bytes: memory * 1024 * MIB + 256 * MIB,
-            disk_bytes: 0,
-            machine: Machine::Microvm,
-            accelerator: Accelerator::Auto,
-            cpu_model: None,
-            cmdline: String::new(),
-            limits: Limits::default(),
-            labels: Labels::new(),
-        })
+        .prop_map(
+            |(id, name, node, candidates, memory, restart)| Command::CreateVm {
+                id,
+                name,
+                image: "tiny".into(),
+                node,
+                candidates,
+                cpus: 1,
+                memory_bytes: memory * 1024 * MIB + 256 * MIB,
+                disk_bytes: 0,
+                machine: Machine::Microvm,
+                accelerator: Accelerator::Auto,
+                cpu_model: None,
+                cmdline: String::new(),
+                limits: Limits::default(),
+                restart,
+                labels: Labels::new(),
+            },
+        )
 }
 
 fn reports() -> impl Strategy<Value = Command> {
-    let report = (vm_id(), 1..4u64, phase()).prop_map(|(vm, boot, phase)| VmReport {
-        vm,
-        boot,
-        phase,
-        reason: String::new(),
-    });
+    let ending = (ending(), 0..3u32, option::of(0..9u64));
+    let report = (vm_id(), 1..4u64, phase(), ending).prop_map(
+        |(vm, boot, phase, (ending, restarts, next_start))| VmReport {
+            ending,
+            restarts,
+            next_start,
+            ..report(vm, boot, phase)
+        },
+    );
     (1..3u64, vec(report, 1..4)).prop_map(|(node, reports)| Command::ReportVms { node, reports })
 }
 

@@ -252,16 +252,13 @@ fn reports_of_older_boots_and_other_nodes_are_ignored() {
     let id = world.running("a");
     world.power("a", PowerAction::Restart).unwrap();
     let before = world.state.clone();
-    let report = |boot| VmReport {
-        vm: id,
-        boot,
-        phase: Phase::Stopped,
-        reason: "old".into(),
-    };
     for (node, boot) in [(1, 1), (1, 3), (2, 2)] {
         world.ok(Command::ReportVms {
             node,
-            reports: vec![report(boot)],
+            reports: vec![VmReport {
+                reason: "old".into(),
+                ..report(id, boot, Phase::Stopped)
+            }],
         });
     }
     assert_eq!(world.state, before);
@@ -281,6 +278,93 @@ fn a_guest_that_powers_off_stays_off() {
     assert_eq!(world.find("a").generation, 2);
     world.power("a", PowerAction::Start).unwrap();
     assert_eq!(world.find("a").boot, 2);
+}
+
+/// A VM that panicked for the third time and waits to be started again.
+fn waiting(world: &mut World) -> VmId {
+    let command = with!(world.vm("a"), restart = RestartPolicy::OnFailure);
+    world.ok(command);
+    let id = world.find("a").id;
+    world.report_all(VmReport {
+        ending: Some(panic()),
+        restarts: 2,
+        next_start: Some(9_000),
+        ..report(id, 1, Phase::Restarting)
+    });
+    id
+}
+
+fn panic() -> Ending {
+    Ending {
+        cause: EndCause::Panic,
+        detail: "the guest's kernel panicked".into(),
+        at: 5_000,
+    }
+}
+
+#[test]
+fn a_vm_that_waits_to_be_started_again_is_started_at_once_on_request() {
+    let mut world = World::new();
+    let id = waiting(&mut world);
+    let vm = world.find("a");
+    assert_eq!(
+        (vm.boot, vm.restarts, vm.next_start),
+        (1, 2, Some(9_000)),
+        "its node's account"
+    );
+    let fork = world.fork_command(ForkSource::Vm("a".into()), 1, None);
+    assert!(world.wrong_state(fork).contains("started again"));
+
+    world.power("a", PowerAction::Start).unwrap();
+    let vm = world.find("a");
+    assert_eq!(
+        (vm.boot, vm.restarts, vm.next_start, vm.phase),
+        (2, 0, None, Phase::Pending)
+    );
+    assert_eq!(vm.ending, Some(panic()), "what is past stays told");
+    // It is being started: nobody waits, and once more would be once too often.
+    world.report_all(VmReport {
+        restarts: 1,
+        ..report(id, 2, Phase::Restarting)
+    });
+    world.power("a", PowerAction::Start).unwrap();
+    let vm = world.find("a");
+    assert_eq!(
+        (vm.boot, vm.restarts, vm.ending.clone()),
+        (2, 1, Some(panic()))
+    );
+}
+
+#[test]
+fn a_vm_that_waits_to_be_started_again_can_be_stopped() {
+    let mut world = World::new();
+    let id = waiting(&mut world);
+    world.power("a", PowerAction::Stop).unwrap();
+    let vm = world.find("a");
+    assert_eq!(
+        (vm.power, vm.next_start),
+        (Power::Stopped { force: false }, None)
+    );
+    // What its node said before it knew changes nothing about that.
+    world.report_all(VmReport {
+        next_start: Some(9_000),
+        ..report(id, 1, Phase::Restarting)
+    });
+    assert_eq!(world.find("a").next_start, None);
+    world.report(id, Phase::Stopped);
+    world.power("a", PowerAction::Start).unwrap();
+    assert_eq!(world.find("a").boot, 2);
+}
+
+#[test]
+fn a_fork_has_its_parents_restart_policy() {
+    let mut world = World::new();
+    let command = with!(world.vm("a"), restart = RestartPolicy::Always);
+    world.ok(command);
+    let id = world.find("a").id;
+    world.report(id, Phase::Running);
+    world.fork("a", 1, None);
+    assert_eq!(world.find("a-1").spec.restart, RestartPolicy::Always);
 }
 
 #[test]
