@@ -7,6 +7,7 @@
 mod draw;
 mod host;
 mod many;
+mod qmp;
 mod report;
 mod run;
 mod scenario;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    os::unix::net::UnixStream,
     path::PathBuf,
     thread::sleep,
     time::{Duration, Instant},
@@ -13,11 +14,14 @@ use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use harness::wait_for;
 use proto::v1::{ConsoleRequest, ListVmsRequest, VmState, vm_service_client::VmServiceClient};
+use qemu::{layout::Layout, record::VmName};
+use serde_json::json;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 
 use crate::{
     host,
+    qmp::Session,
     report::{Row, Series},
     run::Bench,
 };
@@ -83,6 +87,8 @@ impl Bench {
         let resident = host::resident(agent)?;
         let term_after = self.term()?;
 
+        self.all_run_by_qemus_word(forks)?;
+
         let begun = Instant::now();
         let all: Vec<&str> = names.iter().map(String::as_str).collect();
         self.fp(&[&["vm", "rm", "--force", "--timeout", "10m"], &all[..]].concat())?;
@@ -116,7 +122,7 @@ impl Bench {
                 ..row(
                     "until the request was answered",
                     format!(
-                        "none paused; {} until each had said a word on its console",
+                        "all running by query-status; {} until each had said a word on its console",
                         seconds(answered)
                     ),
                 )
@@ -145,6 +151,38 @@ impl Bench {
                 ),
             ),
         ])
+    }
+
+    /// Asks each QEMU itself whether its guest runs. QMP takes one client at a time, so the agent is away meanwhile, and finds all
+    /// of them again when it returns.
+    fn all_run_by_qemus_word(&mut self, forks: u32) -> anyhow::Result<()> {
+        let holder = self.cluster.node_mut(2);
+        holder.terminate()?;
+        let layout = Layout::create(&holder.data, None)?;
+        let mut running = 0;
+        for entry in fs::read_dir(layout.vms())? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let socket = layout.vm(&VmName(name.clone())).socket("qmp")?;
+            let mut session = Session::begin(UnixStream::connect(socket.path())?)?;
+            let status = session.ask("query-status", json!({}))?;
+            match status["status"].as_str() {
+                Some("running") => running += 1,
+                // The parent.
+                Some("paused") if running < forks => {}
+                _ => anyhow::bail!("{name}: {status}"),
+            }
+        }
+        anyhow::ensure!(running == forks, "{running} of {forks} run");
+        let holder = self.cluster.node_mut(2);
+        holder.start()?;
+        wait_for("the agent to find its VMs again", PATIENCE, || {
+            let listed = self.json(&["vm", "ls"])?;
+            let items = listed["items"].as_array().context("no items")?;
+            let there = items
+                .iter()
+                .filter(|vm| vm["state"] == "running" && vm["pid"] != 0);
+            Ok((there.count() == forks as usize).then_some(()))
+        })
     }
 
     fn term(&self) -> anyhow::Result<u64> {

@@ -3,7 +3,6 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     host,
+    qmp::Session,
     report::{Row, Series},
     run::Bench,
     scenario::Guest,
@@ -31,8 +31,7 @@ pub fn measure(bench: &Bench, rounds: u32, prototypes: Option<&Path>) -> anyhow:
             rate_mib: 0,
         },
     )?;
-    let (fork, names) = bench.fork(1, &["parent", "--paused"])?;
-    let snapshot = fork["snapshot"].as_str().context("no snapshot")?;
+    let (_, names) = bench.fork(1, &["parent", "--paused"])?;
     let child = &names[0];
     let shown = bench.cluster.vm(1, child)?;
     let pid = shown["pid"].as_u64().context("the child has no process")?;
@@ -43,7 +42,9 @@ pub fn measure(bench: &Bench, rounds: u32, prototypes: Option<&Path>) -> anyhow:
         .success()?;
     let data = bench.cluster.data_of(&shown["node"])?;
     let bare = Bare::like(pid, data, bench.cluster.folder())?;
-    let stream = data.join("streams").join(snapshot);
+    let mut streams = fs::read_dir(data.join("streams"))?;
+    let stream = streams.next().context("no stream")??.path();
+    anyhow::ensure!(streams.next().is_none(), "more than one stream");
 
     let (mut running, mut cpu) = (Vec::new(), 0.0);
     for _ in 0..rounds {
@@ -114,8 +115,7 @@ struct Bare {
 /// One of its processes, ended with the value.
 struct Qemu {
     process: Child,
-    input: BufReader<UnixStream>,
-    output: UnixStream,
+    session: Session,
 }
 
 impl Bare {
@@ -178,7 +178,7 @@ impl Bare {
             .stderr(log)
             .spawn()?;
         let begun = Instant::now();
-        let output = loop {
+        let stream = loop {
             match UnixStream::connect(&self.socket) {
                 Ok(stream) => break stream,
                 Err(error) if begun.elapsed() > PATIENCE || process.try_wait()?.is_some() => {
@@ -188,37 +188,14 @@ impl Bare {
                 Err(_) => std::thread::sleep(Duration::from_micros(500)),
             }
         };
-        let mut qemu = Qemu {
-            process,
-            input: BufReader::new(output.try_clone()?),
-            output,
-        };
-        qemu.line()?;
-        qemu.ask("qmp_capabilities", json!({}))?;
-        Ok(qemu)
+        let session = Session::begin(stream)?;
+        Ok(Qemu { process, session })
     }
 }
 
 impl Qemu {
-    fn line(&mut self) -> anyhow::Result<Value> {
-        let mut line = String::new();
-        self.input.read_line(&mut line)?;
-        serde_json::from_str(&line).with_context(|| format!("QMP: {line:?}"))
-    }
-
     fn ask(&mut self, command: &str, arguments: Value) -> anyhow::Result<Value> {
-        writeln!(
-            self.output,
-            "{}",
-            json!({"execute": command, "arguments": arguments})
-        )?;
-        loop {
-            let mut answer = self.line()?;
-            anyhow::ensure!(answer.get("error").is_none(), "{command}: {answer}");
-            if let Some(value) = answer.get_mut("return") {
-                return Ok(value.take());
-            }
-        }
+        self.session.ask(command, arguments)
     }
 
     fn load(&mut self, stream: &Path) -> anyhow::Result<()> {
