@@ -20,6 +20,7 @@ use crate::{
     checksum::CheckedStream,
     console::{Console, Wire},
     disk::{self, DiskError, Overlays},
+    failpoint,
     groups::{self, Groups, Limits},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
@@ -218,11 +219,13 @@ impl Machine {
             merge_memory: engine.merge_memory,
         };
         record.save(&dir)?;
+        failpoint::reached("restore.record-saved");
         if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
             engine.overlays.prepare(launch.disk_bytes).await?;
             engine
                 .overlays
                 .create(layer, launch.disk_bytes, launch.user)?;
+            failpoint::reached("restore.overlay-made");
         }
         // What an earlier boot printed about itself must not explain this one's end.
         fs::write(dir.qemu_log(), b"").map_err(system("cannot make QEMU's log"))?;
@@ -234,11 +237,15 @@ impl Machine {
             .map_err(system("cannot make the VM's sockets"))?;
         let (process, group) =
             start_process(engine, &dir, &launch, [&qmp_socket, &console_socket])?;
+        let pid = process.id().pid;
+        failpoint::reached_by("restore.process-started", pid);
         record.process = Some(process.id());
         record.save(&dir)?;
+        failpoint::reached_by("restore.process-saved", pid);
 
         // Before anything is loaded: a guest that was captured with a full console waits for somebody to read it.
         let connected = connect(&dir, [&qmp_socket, &console_socket], &launch).await;
+        failpoint::reached_by("restore.connected", pid);
         match connected {
             Ok((console, (qmp, events))) => Ok(Self {
                 engine: Arc::clone(engine),
@@ -389,11 +396,15 @@ impl Machine {
                 uri: Some(uri),
             })
             .await?;
+        failpoint::reached_by("restore.loading", self.process.id().pid);
         let deadline = Instant::now() + LOAD_PATIENCE;
         loop {
             match self.event(deadline, "a snapshot to load").await? {
                 Event::MIGRATION { data, .. } => match data.status {
-                    MigrationStatus::completed => return self.activate_disk().await,
+                    MigrationStatus::completed => {
+                        failpoint::reached_by("restore.loaded", self.process.id().pid);
+                        return self.activate_disk().await;
+                    }
                     MigrationStatus::failed | MigrationStatus::cancelled => {
                         return Err(MachineError::Load(self.load_problem().await));
                     }
@@ -411,6 +422,7 @@ impl Machine {
         let leaves_it = major.and_then(|major| major.parse().ok()) >= Some(10_u32);
         if leaves_it && !self.record.layers.is_empty() {
             self.qmp.run(BlockdevSetActive { active: true }).await?;
+            failpoint::reached("restore.disk-active");
         }
         Ok(())
     }
@@ -434,6 +446,7 @@ impl Machine {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         fs::rename(self.dir.path(), dir.path()).map_err(system("cannot name a VM's folder"))?;
+        failpoint::reached("restore.folder-renamed");
         self.dir = dir;
         Ok(())
     }
@@ -444,6 +457,7 @@ impl Machine {
         self.claim()?;
         let claimed = Instant::now();
         self.cont().await?;
+        failpoint::reached("restore.went-on");
         let (claim, cont) = (claimed - begun, claimed.elapsed());
         tracing::debug!(dir = %self.dir.path().display(), ?claim, ?cont, "the guest goes on");
         Ok(())
@@ -456,6 +470,7 @@ impl Machine {
             self.record.has_run = true;
             self.record.save(&self.dir)?;
             let pid = self.process.id().pid;
+            failpoint::reached_by("restore.claimed", pid);
             set_nice(pid, 0).map_err(system("cannot set a process's priority"))?;
             let score = match self.record.base {
                 None => oom::BOOTED,

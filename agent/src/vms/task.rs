@@ -8,6 +8,7 @@ use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     checksum::CheckedStream,
     console::Wire,
+    failpoint,
     machine::{Ending, Engine, Launch, Machine, MachineError},
     merge::Happened,
     record::{LayerName, Stage, StreamName, StreamRef, VmName, VmRecord},
@@ -551,12 +552,16 @@ impl VmTask {
         self.boot = None;
         let scrap = self.unused_layer();
         self.end_process().await;
+        failpoint::reached("remove.process-ended");
         if let Some(layer) = scrap
             && let Err(error) = std::fs::remove_file(self.engine.layout.layer(&layer))
         {
             tracing::debug!(vm = %self.name, %error, "an overlay that was never used stays until files are collected");
         }
-        match std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path()) {
+        failpoint::reached("remove.overlay-deleted");
+        let deleted = std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path());
+        failpoint::reached("remove.folder-deleted");
+        match deleted {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(vm = %self.name, %error, "a VM's folder could not be deleted; trying again later");
                 self.not_busy();
