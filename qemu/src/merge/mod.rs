@@ -25,7 +25,7 @@ use tokio::{
 pub use self::plan::plan_merge;
 use crate::{
     disk, failpoint,
-    machine::{Ending, Machine, MachineError, system},
+    machine::{Ending, Machine, MachineError, block_nodes, system},
     memory::allocated_bytes,
     qmp::{BlockdevAdd, BlockdevReopen, QmpError},
     record::{LayerName, Merge, Stage, StreamName, VmRecord},
@@ -401,15 +401,9 @@ impl Machine {
 
     /// The names of the disk's nodes.
     async fn nodes(&self) -> Result<BTreeSet<String>, MachineError> {
-        let nodes = self
-            .qmp
-            .run(qmp::query_named_block_nodes { flat: Some(true) })
-            .await?;
-        Ok(nodes
-            .into_iter()
-            .filter_map(|node| node.node_name)
-            .filter(|name| name.starts_with(disk::NODE_PREFIX))
-            .collect())
+        let mut nodes = block_nodes(&self.qmp).await?;
+        nodes.retain(|name| name.starts_with(disk::NODE_PREFIX));
+        Ok(nodes)
     }
 
     /// Takes up what an earlier agent was at: its job runs on, has ended, or never began.
