@@ -36,11 +36,11 @@ use crate::{
 
 /// How long a new process may take until its control socket answers. An idle host needs a few dozen milliseconds; a hundred
 /// forks at once on two processors need seconds.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_secs(30);
 /// The same for a process that ran before.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stream may take to load.
-const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How much processes that are starting give way to guests, captures and the agent.
 const STARTING_NICE: i32 = 10;
 /// How much of QEMU's own output goes into an error.
