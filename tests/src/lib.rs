@@ -5,9 +5,11 @@
 //! `FP_TEST_IMAGE` or `.local/image/tiny`).
 
 pub mod cluster;
+pub mod failpoints;
 pub mod fpagent;
 pub mod lineage;
 pub mod pulse;
+pub mod soundness;
 
 use std::{
     path::{Path, PathBuf},
