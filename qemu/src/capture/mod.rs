@@ -344,12 +344,15 @@ impl Machine {
         let go_on = running && afterwards == Afterwards::GoOn;
         let taken = self.take(prepared, disk_bytes).await;
         let before_cont = Instant::now();
-        if go_on {
-            // Also after a failure: whatever happened, the guest goes on.
-            self.cont().await?;
-        }
+        // Also after a failure: whatever happened, the guest goes on.
+        let went_on = match go_on {
+            true => self.cont().await,
+            false => Ok(()),
+        };
         failpoint::reached("capture.went-on");
+        // The first failure says more.
         let (mut prepared, moment) = taken?;
+        went_on?;
         prepared.report.cont = before_cont.elapsed();
         prepared.report.agent_pause = begun.elapsed();
         if go_on {
