@@ -13,7 +13,7 @@ use std::{
 use qapi::qmp::{self, Event, MigrationStatus, RunState, ShutdownCause};
 use tokio::{
     sync::{broadcast, mpsc, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -41,6 +41,8 @@ const START_PATIENCE: Duration = Duration::from_secs(30);
 const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stream may take to load.
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long after its control session a process is given to end.
+const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How much processes that are starting give way to guests, captures and the agent.
 const STARTING_NICE: i32 = 10;
 /// How much of QEMU's own output goes into an error.
@@ -61,7 +63,7 @@ pub enum MachineError {
     #[error("the snapshot did not load: {0}")]
     Load(String),
     /// The machine's process ended in the middle of something.
-    #[error("QEMU ended ({exit}) while it was asked for {what}: {log}")]
+    #[error("QEMU ended ({exit}) while it was asked for {what}{}{log}", if log.is_empty() { "" } else { ": " })]
     Ended {
         /// What was being done.
         what: &'static str,
@@ -380,6 +382,11 @@ impl Machine {
 
     /// Loads a stream into a machine that was started for one.
     pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
+        let loaded = self.load_stream(stream).await;
+        self.explained(loaded, "a snapshot to load").await
+    }
+
+    async fn load_stream(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
         let events = qmp::MigrationCapabilityStatus {
             capability: qmp::MigrationCapability::events,
             state: true,
@@ -457,7 +464,8 @@ impl Machine {
         let begun = Instant::now();
         self.claim()?;
         let claimed = Instant::now();
-        self.cont().await?;
+        let went_on = self.cont().await;
+        self.explained(went_on, "cont").await?;
         failpoint::reached("restore.went-on");
         let (claim, cont) = (claimed - begun, claimed.elapsed());
         tracing::debug!(dir = %self.dir.path().display(), ?claim, ?cont, "the guest goes on");
@@ -619,6 +627,26 @@ impl Machine {
                     log: log_tail(&self.dir),
                 })
             }
+        }
+    }
+
+    /// Where a session failed because the process ended, that is the error.
+    async fn explained<T>(
+        &self,
+        result: Result<T, MachineError>,
+        what: &'static str,
+    ) -> Result<T, MachineError> {
+        let Err(MachineError::Qmp(QmpError::Connection { .. })) = &result else {
+            return result;
+        };
+        match timeout(ENDING_PATIENCE, self.process.wait()).await {
+            Ok(Ok(exit)) => Err(MachineError::Ended {
+                what,
+                exit,
+                log: log_tail(&self.dir),
+            }),
+            // It is there and its session is not, or nobody knows.
+            Ok(Err(_)) | Err(_) => result,
         }
     }
 
