@@ -203,6 +203,7 @@ impl Machine {
         let dir = engine.layout.vm(&launch.vm);
         dir.create(launch.user)
             .map_err(system("cannot make the VM's folder"))?;
+        failpoint::reached("restore.folder-made");
         let mut record = VmRecord {
             version: RECORD_VERSION,
             boot: launch.boot,

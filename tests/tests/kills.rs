@@ -46,7 +46,8 @@ fn way(failpoint: &str) -> Option<Way> {
         "capture.base-made" | "capture.base-copied" => Way::FirstCapture,
         "operation.snapshot-told" => Way::Capture,
         "restore.folder-renamed" | "pool.taken" => Way::ForkReady,
-        "pool.made" => Way::Warm,
+        // Of a fork that nobody asked for by name: nobody would delete its folder either.
+        "pool.made" | "restore.folder-made" => Way::Warm,
         "pool.given-up" => Way::Cool,
         _ => match failpoint.split_once('.')?.0 {
             "capture" | "secure" => Way::Capture,

@@ -377,7 +377,8 @@ impl VmTask {
         let dir = self.engine.layout.vm(&self.name);
         let record = match VmRecord::load(&dir) {
             Ok(Some(record)) => record,
-            Ok(None) => return self.stay(Is::Absent),
+            // It was just made, or half deleted: either way nothing runs that has its name, and nobody may ever ask for it.
+            Ok(None) => return self.destroy().await,
             Err(error) => {
                 // Whatever it says, its process (if there is one) is not touched.
                 tracing::error!(vm = %self.name, error = %chain(&error), "a VM's record cannot be read");

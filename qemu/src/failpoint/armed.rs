@@ -51,18 +51,24 @@ fn signal(pid: Option<Pid>, signal: Signal) {
     }
 }
 
-/// The action that is armed for a failpoint, for the first that gets there.
+/// The action that is armed for a failpoint. Of two that get there at once, the one that renames the file has it.
 fn take(name: &str) -> Option<String> {
     static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
     let file = FILE
         .get_or_init(|| env::var_os(VARIABLE).map(PathBuf::from))
         .as_ref()?;
-    // No file means that nothing is armed; and of two that get there at once, one renames it.
+    // No file means that nothing is armed.
     let text = fs::read_to_string(file).ok()?;
     let (armed, action) = text.trim().split_once(' ')?;
     if armed != name {
         return None;
     }
-    fs::rename(file, file.with_extension(REACHED)).ok()?;
+    let reached = file.with_extension(REACHED);
+    let noted = match action {
+        // A disk stays full.
+        FULL => fs::copy(file, reached).map(drop),
+        _ => fs::rename(file, reached),
+    };
+    noted.ok()?;
     Some(action.to_owned())
 }

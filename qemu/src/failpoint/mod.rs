@@ -6,7 +6,7 @@
 //! there, and fails for one that it does not know how to reach.
 //!
 //! One is armed by a file, which [`VARIABLE`] names in the agent's environment: `NAME ACTION`. It acts once; then the file has
-//! got the ending `.reached`. So a test arms a running agent, and one that was killed comes back unarmed.
+//! got the ending `.reached` (a full disk stays full until the file is gone, and another with that ending is there). So a test arms a running agent, and one that was killed comes back unarmed.
 
 #[cfg(all(feature = "failpoints", debug_assertions))]
 mod armed;
