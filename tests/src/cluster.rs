@@ -92,7 +92,8 @@ impl Agent {
         self.data.with_extension("failpoint")
     }
 
-    /// Arms a failpoint: the first that gets there meets the action. Only of a program that has failpoints.
+    /// Arms a failpoint: the first that gets there meets the action (of [`failpoint::FULL`], all). Only of a program that has
+    /// failpoints.
     pub fn arm(&self, name: &str, action: &str) -> anyhow::Result<()> {
         let file = self.failpoint();
         remove_if_there(&file.with_extension(failpoint::REACHED))?;

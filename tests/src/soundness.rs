@@ -170,7 +170,11 @@ impl Acknowledged {
             all.vms.insert(text(&vm, "name")?, pid);
         }
         for snapshot in items(cluster, "snapshot")? {
-            all.snapshots.insert(text(&snapshot, "id")?);
+            // One that nobody named goes with its last fork.
+            let name = text(&snapshot, "name")?;
+            if !name.is_empty() {
+                all.snapshots.insert(name);
+            }
         }
         Ok(all)
     }
@@ -181,8 +185,13 @@ impl Acknowledged {
     }
 
     /// The same of a snapshot.
-    pub fn forget_snapshot(&mut self, id: &str) {
-        self.snapshots.remove(id);
+    pub fn forget_snapshot(&mut self, name: &str) {
+        self.snapshots.remove(name);
+    }
+
+    /// A snapshot was acknowledged.
+    pub fn note_snapshot(&mut self, name: &str) {
+        self.snapshots.insert(name.to_owned());
     }
 
     /// Whether it is all there, the VMs with the processes that they had.
