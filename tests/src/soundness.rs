@@ -216,10 +216,11 @@ pub fn goes_on(cluster: &Cluster, vm: &str) -> anyhow::Result<()> {
     let mut before = None;
     let on = wait_for(&format!("{vm} to go on"), RETURN, || {
         last = cluster.vm(1, vm)?;
-        if last["state"] != "running" {
+        let pid = last["pid"].as_u64().context("no pid")?;
+        // Until its agent has found it, there is none.
+        if last["state"] != "running" || pid == 0 {
             return Ok(None);
         }
-        let pid = last["pid"].as_u64().context("no pid")?;
         let now = guest_time(pid)?;
         let (begun, first) = *before.get_or_insert((pid, now));
         Ok((begun == pid && now >= first + GOES_ON).then_some(()))

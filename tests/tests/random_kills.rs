@@ -179,7 +179,7 @@ fn run(kills: u64, seed: u64, done: &mut u64) -> anyhow::Result<()> {
         cut(&mut cluster, &mut client, delay)
             .and_then(|()| check(&cluster, &client, acknowledged))
             .with_context(|| format!("after {delay:?} of {:?}", client.did))?;
-        if *done % ROUND == 0 || *done == kills {
+        if done.is_multiple_of(ROUND) || *done == kills {
             usable(&cluster)?;
             ground.undo(&cluster)?;
             client.vms.clear();
