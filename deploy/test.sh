@@ -15,6 +15,8 @@ The tests get
   FP_TEST_IMAGE   the directory of the tiny image
   FPAGENT         the release build of fpagent
   TMPDIR          a directory of their own, deleted at the end
+
+FP_KILLS says how often the agent is killed at random moments (30); before a release, 300.
 USAGE
 }
 

@@ -13,6 +13,7 @@ pub mod images;
 pub mod leases;
 pub mod node;
 pub mod peers;
+pub mod program;
 pub mod reconcile;
 pub mod store;
 pub mod trust;

@@ -1,55 +1,5 @@
 //! `fpagent`: the daemon and its client in one program.
 
-use std::process::ExitCode;
-
-use agent::client::{
-    self,
-    args::{Cli, Command},
-};
-use clap::Parser as _;
-
-fn main() -> ExitCode {
-    let Cli { global, command } = Cli::parse();
-    match command {
-        Command::Run(options) => serve(*options),
-        command => ask(global, command),
-    }
-}
-
-fn serve(options: agent::daemon::options::RunOptions) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let served = runtime
-        .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(agent::daemon::run(options)));
-    match served {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("fpagent: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn ask(global: client::args::Global, command: Command) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("fpagent: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(client::execute(global, command)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            if failure.kind != client::failure::FailureKind::NoReader {
-                eprintln!("{}", failure.line());
-            }
-            ExitCode::from(failure.kind.exit_code())
-        }
-    }
+fn main() -> std::process::ExitCode {
+    agent::program::main()
 }

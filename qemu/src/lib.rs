@@ -7,6 +7,7 @@ pub mod capture;
 pub mod checksum;
 pub mod console;
 pub mod disk;
+pub mod failpoint;
 pub mod footprint;
 pub mod groups;
 pub mod host;

@@ -2,6 +2,7 @@
 //! only one that acts on it.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs, io,
     path::PathBuf,
@@ -12,7 +13,7 @@ use std::{
 use qapi::qmp::{self, Event, MigrationStatus, RunState, ShutdownCause};
 use tokio::{
     sync::{broadcast, mpsc, watch},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     checksum::CheckedStream,
     console::{Console, Wire},
     disk::{self, DiskError, Overlays},
+    failpoint,
     groups::{self, Groups, Limits},
     layout::{self, Layout, VmDir},
     memory::{MainMemory, Memory},
@@ -35,11 +37,13 @@ use crate::{
 
 /// How long a new process may take until its control socket answers. An idle host needs a few dozen milliseconds; a hundred
 /// forks at once on two processors need seconds.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_secs(30);
 /// The same for a process that ran before.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a stream may take to load.
-const LOAD_PATIENCE: Duration = Duration::from_secs(60);
+const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long after its control session a process is given to end.
+const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How much processes that are starting give way to guests, captures and the agent.
 const STARTING_NICE: i32 = 10;
 /// How much of QEMU's own output goes into an error.
@@ -60,7 +64,7 @@ pub enum MachineError {
     #[error("the snapshot did not load: {0}")]
     Load(String),
     /// The machine's process ended in the middle of something.
-    #[error("QEMU ended ({exit}) while it was asked for {what}: {log}")]
+    #[error("QEMU ended ({exit}) while it was asked for {what}{}{log}", if log.is_empty() { "" } else { ": " })]
     Ended {
         /// What was being done.
         what: &'static str,
@@ -202,6 +206,7 @@ impl Machine {
         let dir = engine.layout.vm(&launch.vm);
         dir.create(launch.user)
             .map_err(system("cannot make the VM's folder"))?;
+        failpoint::reached("restore.folder-made");
         let mut record = VmRecord {
             version: RECORD_VERSION,
             boot: launch.boot,
@@ -222,11 +227,13 @@ impl Machine {
             past: launch.past.clone(),
         };
         record.save(&dir)?;
+        failpoint::reached("restore.record-saved");
         if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
             engine.overlays.prepare(launch.disk_bytes).await?;
             engine
                 .overlays
                 .create(layer, launch.disk_bytes, launch.user)?;
+            failpoint::reached("restore.overlay-made");
         }
         // What an earlier boot printed about itself must not explain this one's end.
         fs::write(dir.qemu_log(), b"").map_err(system("cannot make QEMU's log"))?;
@@ -238,11 +245,15 @@ impl Machine {
             .map_err(system("cannot make the VM's sockets"))?;
         let (process, group) =
             start_process(engine, &dir, &launch, [&qmp_socket, &console_socket])?;
+        let pid = process.id().pid;
+        failpoint::reached_by("restore.process-started", pid);
         record.process = Some(process.id());
         record.save(&dir)?;
+        failpoint::reached_by("restore.process-saved", pid);
 
         // Before anything is loaded: a guest that was captured with a full console waits for somebody to read it.
         let connected = connect(&dir, [&qmp_socket, &console_socket], &launch).await;
+        failpoint::reached_by("restore.connected", pid);
         match connected {
             Ok((console, (qmp, events))) => Ok(Self {
                 engine: Arc::clone(engine),
@@ -321,7 +332,7 @@ impl Machine {
                 record.layers = record.layers_with_next();
                 record.next_layer = None;
                 record.save(&dir)?;
-            } else if has_node(&qmp, &node).await? {
+            } else if block_nodes(&qmp).await?.contains(&node) {
                 spare = Some(next);
             } else {
                 record.next_layer = None;
@@ -376,6 +387,11 @@ impl Machine {
 
     /// Loads a stream into a machine that was started for one.
     pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
+        let loaded = self.load_stream(stream).await;
+        self.explained(loaded, "a snapshot to load").await
+    }
+
+    async fn load_stream(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
         let events = qmp::MigrationCapabilityStatus {
             capability: qmp::MigrationCapability::events,
             state: true,
@@ -393,11 +409,15 @@ impl Machine {
                 uri: Some(uri),
             })
             .await?;
+        failpoint::reached_by("restore.loading", self.process.id().pid);
         let deadline = Instant::now() + LOAD_PATIENCE;
         loop {
             match self.event(deadline, "a snapshot to load").await? {
                 Event::MIGRATION { data, .. } => match data.status {
-                    MigrationStatus::completed => return self.activate_disk().await,
+                    MigrationStatus::completed => {
+                        failpoint::reached_by("restore.loaded", self.process.id().pid);
+                        return self.activate_disk().await;
+                    }
                     MigrationStatus::failed | MigrationStatus::cancelled => {
                         return Err(MachineError::Load(self.load_problem().await));
                     }
@@ -415,6 +435,7 @@ impl Machine {
         let leaves_it = major.and_then(|major| major.parse().ok()) >= Some(10_u32);
         if leaves_it && !self.record.layers.is_empty() {
             self.qmp.run(BlockdevSetActive { active: true }).await?;
+            failpoint::reached("restore.disk-active");
         }
         Ok(())
     }
@@ -438,6 +459,7 @@ impl Machine {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         fs::rename(self.dir.path(), dir.path()).map_err(system("cannot name a VM's folder"))?;
+        failpoint::reached("restore.folder-renamed");
         self.dir = dir;
         Ok(())
     }
@@ -452,7 +474,9 @@ impl Machine {
         let begun = Instant::now();
         self.claim()?;
         let claimed = Instant::now();
-        self.cont().await?;
+        let went_on = self.cont().await;
+        self.explained(went_on, "cont").await?;
+        failpoint::reached("restore.went-on");
         let (claim, cont) = (claimed - begun, claimed.elapsed());
         tracing::debug!(dir = %self.dir.path().display(), ?claim, ?cont, "the guest goes on");
         Ok(())
@@ -466,6 +490,7 @@ impl Machine {
             self.record.past.running_since = Some(now_ms());
             self.record.save(&self.dir)?;
             let pid = self.process.id().pid;
+            failpoint::reached_by("restore.claimed", pid);
             set_nice(pid, 0).map_err(system("cannot set a process's priority"))?;
             let score = match self.record.base {
                 None => oom::BOOTED,
@@ -627,6 +652,26 @@ impl Machine {
         }
     }
 
+    /// Where a session failed because the process ended, that is the error.
+    async fn explained<T>(
+        &self,
+        result: Result<T, MachineError>,
+        what: &'static str,
+    ) -> Result<T, MachineError> {
+        let Err(MachineError::Qmp(QmpError::Connection { .. })) = &result else {
+            return result;
+        };
+        match timeout(ENDING_PATIENCE, self.process.wait()).await {
+            Ok(Ok(exit)) => Err(MachineError::Ended {
+                what,
+                exit,
+                log: log_tail(&self.dir),
+            }),
+            // It is there and its session is not, or nobody knows.
+            Ok(Err(_)) | Err(_) => result,
+        }
+    }
+
     pub(crate) fn note(&mut self, event: &Event) {
         if let Event::SHUTDOWN { data, .. } = event {
             self.cause = Some(data.reason);
@@ -735,13 +780,15 @@ async fn top_node(qmp: &Qmp) -> Result<Option<String>, QmpError> {
         .find_map(|device| device.inserted?.node_name))
 }
 
-async fn has_node(qmp: &Qmp, name: &str) -> Result<bool, QmpError> {
-    let nodes = qmp
-        .run(qmp::query_named_block_nodes { flat: Some(true) })
-        .await?;
+/// The names of all block nodes. Taken from their statistics: `query-named-block-nodes` crashes QEMU 10.0 while a `block-stream`
+/// that has ended is not dismissed yet, since its filter has nothing below it any more.
+pub(crate) async fn block_nodes(qmp: &Qmp) -> Result<BTreeSet<String>, QmpError> {
+    let query_nodes = Some(true);
+    let nodes = qmp.run(qmp::query_blockstats { query_nodes }).await?;
     Ok(nodes
-        .iter()
-        .any(|node| node.node_name.as_deref() == Some(name)))
+        .into_iter()
+        .filter_map(|node| node.node_name)
+        .collect())
 }
 
 /// The host's clock, milliseconds since the epoch.

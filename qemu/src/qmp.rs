@@ -3,7 +3,12 @@
 //! The `qapi` crate has the protocol and the types; this adds what a machine needs of it. A process takes one session at a
 //! time, and the one who owns the machine has it.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures::StreamExt as _;
 use qapi::{
@@ -55,6 +60,8 @@ pub struct Qmp {
     service: QapiService<Writer>,
     version: String,
     reader: JoinHandle<()>,
+    /// Whether a command was given up: answers cannot be told apart any more.
+    is_broken: AtomicBool,
 }
 
 impl Drop for Qmp {
@@ -105,6 +112,7 @@ impl Qmp {
                 service,
                 version,
                 reader,
+                is_broken: AtomicBool::new(false),
             },
             events,
         ))
@@ -115,10 +123,20 @@ impl Qmp {
         &self.version
     }
 
-    /// Carries out a command. Must not be given up half-way: the session ends when an answer finds nobody.
+    /// Carries out a command. Must not be given up half-way: the session ends when an answer finds nobody. After a command that
+    /// was not answered in time no other is carried out: the machine must be adopted anew.
     pub async fn run<C: Command + QmpCommand>(&self, command: C) -> Result<C::Ok, QmpError> {
+        if self.is_broken.load(Ordering::Relaxed) {
+            return Err(QmpError::Connection {
+                command: C::NAME,
+                source: io::Error::other("an earlier command was not answered"),
+            });
+        }
         match timeout(COMMAND_TIMEOUT, self.service.execute(command)).await {
-            Err(_) => Err(QmpError::TimedOut { command: C::NAME }),
+            Err(_) => {
+                self.is_broken.store(true, Ordering::Relaxed);
+                Err(QmpError::TimedOut { command: C::NAME })
+            }
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ExecuteError::Io(source))) => Err(QmpError::Connection {
                 command: C::NAME,

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use qemu::{failpoint, layout::write_whole};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -31,6 +33,7 @@ pub struct Agent {
     /// HOST:PORT.
     pub listen: String,
     extra: Vec<String>,
+    program: Option<PathBuf>,
     child: Option<Child>,
 }
 
@@ -51,7 +54,8 @@ impl Agent {
     /// Starts it.
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
-        let child = Command::new(fpagent::binary())
+        let program = self.program.clone().unwrap_or_else(fpagent::binary);
+        let child = Command::new(program)
             .arg("run")
             .arg("--data-dir")
             .arg(&self.data)
@@ -59,6 +63,7 @@ impl Agent {
             .arg(self.socket())
             .args(&self.extra)
             .env("RUST_LOG", "info,openraft=off,agent=debug,qemu=debug")
+            .env(failpoint::VARIABLE, self.failpoint())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -75,6 +80,46 @@ impl Agent {
     /// Adds options of `fpagent run`, for its next start.
     pub fn set_options(&mut self, options: &[&str]) {
         self.extra = options.iter().map(|option| (*option).to_owned()).collect();
+    }
+
+    /// Has it be another program than `fpagent`, from its next start on.
+    pub fn set_program(&mut self, program: &str) {
+        self.program = Some(program.into());
+    }
+
+    /// Where a failpoint is armed.
+    fn failpoint(&self) -> PathBuf {
+        self.data.with_extension("failpoint")
+    }
+
+    /// Arms a failpoint: the first that gets there meets the action (of [`failpoint::FULL`], all). Only of a program that has
+    /// failpoints.
+    pub fn arm(&self, name: &str, action: &str) -> anyhow::Result<()> {
+        let file = self.failpoint();
+        remove_if_there(&file.with_extension(failpoint::REACHED))?;
+        Ok(write_whole(&file, format!("{name} {action}").as_bytes())?)
+    }
+
+    /// Arms nothing any more.
+    pub fn disarm(&self) -> anyhow::Result<()> {
+        remove_if_there(&self.failpoint())
+    }
+
+    /// Whether the armed failpoint was reached.
+    pub fn was_reached(&self) -> bool {
+        self.failpoint().with_extension(failpoint::REACHED).exists()
+    }
+
+    /// Whether its process has ended, and is no more to be waited for.
+    pub fn has_ended(&mut self) -> anyhow::Result<bool> {
+        let Some(child) = &mut self.child else {
+            return Ok(true);
+        };
+        let ended = child.try_wait()?.is_some();
+        if ended {
+            self.child = None;
+        }
+        Ok(ended)
     }
 
     /// Runs a command of `fpagent` against it.
@@ -133,6 +178,13 @@ impl Agent {
             }
             Ok((self.fp(&["status", "-o", "json"])?.code == 0).then_some(()))
         })
+    }
+}
+
+fn remove_if_there(file: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -217,6 +269,7 @@ impl Cluster {
             data,
             listen,
             extra: Vec::new(),
+            program: None,
             child: None,
         })
     }

@@ -5,10 +5,12 @@
 //! `FP_TEST_IMAGE` or `.local/image/tiny`).
 
 pub mod cluster;
+pub mod failpoints;
 pub mod fpagent;
 pub mod lineage;
 pub mod pulse;
 pub mod session;
+pub mod soundness;
 
 use std::{
     path::{Path, PathBuf},

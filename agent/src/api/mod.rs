@@ -197,6 +197,11 @@ impl Api {
         Ok(self.node.propose(Some(key), command, deadline).await??)
     }
 
+    /// Whether a request was carried out before, as far as this node knows: then there is nothing to prepare for.
+    fn was_carried_out(&self, key: &RequestKey) -> bool {
+        self.node.state().requests.get(&key.id).is_some()
+    }
+
     /// The state, not older than the call.
     async fn read(&self, deadline: Instant) -> Result<Arc<State>, ApiError> {
         self.node.raft.read_barrier(deadline).await?;

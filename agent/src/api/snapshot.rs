@@ -27,7 +27,9 @@ impl SnapshotService for Api {
         let operation = OperationId::from_ulid(Ulid::new().0);
         let mode = convert::capture_mode(request.mode());
         let state = self.node.state();
-        if let Ok(vm) = names::vm(&state, &request.vm) {
+        if !self.was_carried_out(&key)
+            && let Ok(vm) = names::vm(&state, &request.vm)
+        {
             self.prepare(vm.node, operation, Source::Vm(vm.id), 0, mode);
         }
         let name = Some(request.name).filter(|name| !name.is_empty());

@@ -203,7 +203,10 @@ impl VmService for Api {
         let mode = convert::capture_mode(request.mode());
         let key = request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
-        let told = self.prepare_fork(&source, operation, &request, mode);
+        let told = match self.was_carried_out(&key) {
+            true => None,
+            false => self.prepare_fork(&source, operation, &request, mode),
+        };
         let command = Command::Fork {
             operation,
             source,

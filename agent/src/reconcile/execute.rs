@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use qemu::record::VmRecord;
+use qemu::{failpoint, record::VmRecord};
 use raft::state::{Command as Change, ObjectId, SnapshotId, State, VmId};
 use tokio::time::Instant;
 
@@ -226,12 +226,14 @@ fn collect(node: &Arc<Node>, objects: Vec<ObjectId>) {
     node.tasks.spawn(async move {
         match sweep(&context).await {
             Ok(()) => {
+                failpoint::reached("remove.swept");
                 context
                     .report(Change::Purged {
                         node: context.id(),
                         objects,
                     })
                     .await;
+                failpoint::reached("remove.purged");
             }
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "files could not be collected; trying again")
@@ -300,6 +302,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
             for name in names {
                 tracing::debug!(folder = %folder.display(), name, "removing a file that nothing refers to");
                 fs::remove_file(folder.join(format!("{name}{ending}")))?;
+                failpoint::reached("remove.file-removed");
             }
         }
         Ok(())

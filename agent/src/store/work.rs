@@ -12,7 +12,7 @@ use std::{
 
 use qemu::{
     checksum::{self, Checksum, Sparse},
-    layout,
+    failpoint, layout,
     write_back::{WriteBack, sync_folder},
 };
 use raft::state::{
@@ -94,20 +94,24 @@ async fn secure(
         Some(known) => *known,
         None => keep(node, &layout.base(&base_name(content.base))).await?,
     };
+    failpoint::reached("secure.base-kept");
     let mut layers = Vec::new();
     for layer in &content.layers {
         layers.push(match known.layers.get(layer) {
             Some(known) => *known,
             None => keep(node, &layout.layer(&layer_name(*layer))).await?,
         });
+        failpoint::reached("secure.layer-kept");
     }
     write_back(node, &layout.stream(&stream_name(content.stream))).await?;
+    failpoint::reached("secure.stream-kept");
     for folder in [layout.bases(), layout.layers(), layout.streams()] {
         let path = folder.clone();
         blocking(move || sync_folder(&path))
             .await
             .map_err(at(&folder))?;
     }
+    failpoint::reached("secure.folders-synced");
     let checksums = Checksums { base, layers };
     node.report(Change::SecureSnapshot {
         snapshot,
@@ -115,6 +119,7 @@ async fn secure(
         checksums,
     })
     .await;
+    failpoint::reached("secure.told");
     tracing::debug!(%snapshot, "a snapshot is on disk");
     Ok(())
 }
@@ -216,8 +221,10 @@ async fn verify(node: &Arc<Node>, content: &Content) -> Result<(), WorkError> {
 }
 
 fn compare(node: &Node, file: String, written: Checksum, found: Checksum) -> Result<(), WorkError> {
+    failpoint::reached("verify.summed");
     if found == written {
         let kept = node.store.note_verified(&file);
+        failpoint::reached("verify.noted");
         return kept.map_err(at(&node.store.path));
     }
     let reason = format!(

@@ -7,9 +7,14 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -23,6 +28,10 @@ use super::{
 const IDENTITY: &str = "identity.json";
 const PREPARING: &str = ".preparing";
 const CERTS: &str = "certs";
+/// How long a directory may be in use by another until that is an error, and how long is waited in between.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
+/// See there.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A member as it was known when the node was prepared: where to find the cluster at first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -149,22 +158,31 @@ impl DataDir {
         self.root.join(IDENTITY)
     }
 
-    /// Keeps other processes out; the directory must exist.
+    /// Keeps other processes out; the directory must exist. Waits a moment for one that is just ending: what an agent was starting
+    /// when it was killed has its lock until it is another program.
     ///
     /// # Errors
     /// `Locked` when another process has it.
     pub fn lock(&self) -> Result<DataLock, TrustError> {
         let folder = File::open(&self.root).map_err(TrustError::file("open", &self.root))?;
-        match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(DataLock { _folder: folder }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(TrustError::Locked {
-                path: self.root.clone(),
-            }),
-            Err(error) => Err(TrustError::File {
-                action: "lock",
-                path: self.root.clone(),
-                source: error.into(),
-            }),
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match flock(&folder, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(DataLock { _folder: folder }),
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOCK_PAUSE),
+                Err(Errno::WOULDBLOCK) => {
+                    return Err(TrustError::Locked {
+                        path: self.root.clone(),
+                    });
+                }
+                Err(error) => {
+                    return Err(TrustError::File {
+                        action: "lock",
+                        path: self.root.clone(),
+                        source: error.into(),
+                    });
+                }
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     checksum::CheckedStream,
     console::{self, Wire},
+    failpoint,
     machine::{Ending, Engine, Launch, Machine, MachineError},
     merge::Happened,
     past::{Cause, End},
@@ -392,7 +393,8 @@ impl VmTask {
         let dir = self.engine.layout.vm(&self.name);
         let record = match VmRecord::load(&dir) {
             Ok(Some(record)) => record,
-            Ok(None) => return self.stay(Is::Absent),
+            // It was just made, or half deleted: either way nothing runs that has its name, and nobody may ever ask for it.
+            Ok(None) => return self.destroy().await,
             Err(error) => {
                 // Whatever it says, its process (if there is one) is not touched.
                 tracing::error!(vm = %self.name, error = %chain(&error), "a VM's record cannot be read");
@@ -587,12 +589,16 @@ impl VmTask {
         self.boot = None;
         let scrap = self.unused_layer();
         self.end_process().await;
+        failpoint::reached("remove.process-ended");
         if let Some(layer) = scrap
             && let Err(error) = std::fs::remove_file(self.engine.layout.layer(&layer))
         {
             tracing::debug!(vm = %self.name, %error, "an overlay that was never used stays until files are collected");
         }
-        match std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path()) {
+        failpoint::reached("remove.overlay-deleted");
+        let deleted = std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path());
+        failpoint::reached("remove.folder-deleted");
+        match deleted {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 tracing::warn!(vm = %self.name, %error, "a VM's folder could not be deleted; trying again later");
                 self.not_busy();

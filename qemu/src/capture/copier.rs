@@ -4,6 +4,7 @@ use std::{fs::File, io, ops::Range, time::Instant};
 
 use super::{CaptureError, NEW_BASE_BYTES, Prepared, memory, sift::sift, write};
 use crate::{
+    failpoint,
     layout::Layout,
     memory::{Memory, copy_base},
     page_set::PageSet,
@@ -149,6 +150,7 @@ impl Copier<'_> {
             .guest
             .copy_to_base(&file, &delta, first)
             .map_err(write("base"))?;
+        failpoint::write("capture.base-copied").map_err(write("base"))?;
         self.prepared.new_base = Some(file);
         self.count(copied);
         if self.prepared.report.live {
@@ -235,6 +237,7 @@ pub(super) fn create_base(layout: &Layout, base: &BaseName, bytes: u64) -> io::R
         .open(&path)?;
     file.set_len(bytes)?;
     layout.share(&path)?;
+    failpoint::write("capture.base-made")?;
     Ok(file)
 }
 

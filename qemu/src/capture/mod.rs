@@ -29,7 +29,7 @@ use self::{
 
 use crate::{
     checksum::{self, Checksum},
-    disk,
+    disk, failpoint,
     machine::{Machine, MachineError, system},
     memory::{Memory, allocated_bytes},
     page_set::PageSet,
@@ -208,6 +208,7 @@ impl Machine {
         let live = tracked && mode != Mode::Paused;
         self.open_spare(layer, disk_bytes).await?;
         self.flush_disk().await?;
+        failpoint::reached("capture.flushed");
 
         let mut prepared = Prepared {
             stream: stream.clone(),
@@ -224,6 +225,7 @@ impl Machine {
         if live {
             prepared = self.copy(prepared, Step::Begin)?.await?;
         }
+        failpoint::reached_by("capture.prepared", self.process.id().pid);
         prepared.report.ahead = begun.elapsed();
         self.prepared = Some(prepared);
         Ok(())
@@ -342,11 +344,15 @@ impl Machine {
         let go_on = running && afterwards == Afterwards::GoOn;
         let taken = self.take(prepared, disk_bytes).await;
         let before_cont = Instant::now();
-        if go_on {
-            // Also after a failure: whatever happened, the guest goes on.
-            self.cont().await?;
-        }
+        // Also after a failure: whatever happened, the guest goes on.
+        let went_on = match go_on {
+            true => self.cont().await,
+            false => Ok(()),
+        };
+        failpoint::reached("capture.went-on");
+        // The first failure says more.
         let (mut prepared, moment) = taken?;
+        went_on?;
         prepared.report.cont = before_cont.elapsed();
         prepared.report.agent_pause = begun.elapsed();
         if go_on {
@@ -366,11 +372,13 @@ impl Machine {
             .run(qmp::stop {})
             .await
             .map_err(MachineError::from)?;
+        failpoint::reached("capture.stopped");
         let stopped = Instant::now();
         // Nothing writes main memory any more, so it is looked at beside the rest.
         let copying = self.copy(prepared, Step::Last)?;
         let saving = async {
             let moved_on = self.move_disk_on(disk_bytes).await?;
+            failpoint::reached("capture.disk-moved");
             let moved = Instant::now();
             let state = self.dir.device_state();
             self.qmp
@@ -380,11 +388,13 @@ impl Machine {
                 })
                 .await
                 .map_err(MachineError::from)?;
+            failpoint::reached("capture.devices-saved");
             Ok::<_, CaptureError>((moved_on, moved, Instant::now(), state))
         };
         // Both to their ends, also when one fails: the guest must not go on while it is read.
         let (copied, saved) = tokio::join!(copying, saving);
         prepared = copied?;
+        failpoint::reached("capture.memory-read");
         let ((layers, layer_moved), moved, saved, state) = saved?;
         let state = self.engine.layout.root().join(state);
         let memory_ref = self.memory_ref()?;
@@ -478,14 +488,18 @@ impl Machine {
         self.engine
             .overlays
             .create(name, disk_bytes, self.record.user)?;
+        failpoint::write("capture.overlay-made")
+            .map_err(system("cannot make the disk's next overlay"))?;
         // Before it can be in use: whoever finds this VM without its process puts the overlay on top, which is right
         // whether it was used or is still empty.
         self.record.next_layer = Some(name.clone());
         self.record.save(&self.dir)?;
+        failpoint::reached("capture.overlay-saved");
         self.qmp
             .run(BlockdevAdd(overlay_node(&disk::layer_node(name))))
             .await?;
         self.spare = Some(name.clone());
+        failpoint::reached("capture.overlay-open");
         Ok(())
     }
 
@@ -599,10 +613,13 @@ impl Machine {
             )?;
             let path = layout.stream(&stream_name);
             let checksum = write_stream(&path, &stream).map_err(write("stream"))?;
+            failpoint::write("capture.stream-written").map_err(write("stream"))?;
             layout.share(&path).map_err(write("stream"))?;
+            failpoint::reached("capture.stream-shared");
             let layer_bytes = match (layer_moved, &frozen) {
                 (true, Some(layer)) => {
                     overlays.freeze(layer).map_err(write("disk layer"))?;
+                    failpoint::write("capture.layer-frozen").map_err(write("disk layer"))?;
                     allocated_bytes(
                         &fs::metadata(layout.layer(layer)).map_err(write("disk layer"))?,
                     )
@@ -625,6 +642,7 @@ impl Machine {
             lock(&*self.memory_ref()?).set_delta(since_base.unwrap_or_default());
         }
         self.record.save(&self.dir).map_err(MachineError::from)?;
+        failpoint::reached("capture.saved");
         report.write = begun.elapsed();
         report.note = explain(&report);
         Ok(Captured {

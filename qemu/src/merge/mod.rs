@@ -24,8 +24,8 @@ use tokio::{
 
 pub use self::plan::plan_merge;
 use crate::{
-    disk,
-    machine::{Ending, Machine, MachineError, system},
+    disk, failpoint,
+    machine::{Ending, Machine, MachineError, block_nodes, system},
     memory::allocated_bytes,
     qmp::{BlockdevAdd, BlockdevReopen, QmpError},
     record::{LayerName, Merge, Stage, StreamName, VmRecord},
@@ -205,13 +205,16 @@ impl Machine {
             layers: run,
         });
         self.record.save(&self.dir)?;
+        failpoint::reached("merge.saved");
         self.engine
             .overlays
             .create(&name, bytes, self.record.user)?;
+        failpoint::reached("merge.layer-made");
         let node = disk::layer_node(&name);
         self.qmp
             .run(BlockdevAdd(backed_node(&node, true, Some(&newest))))
             .await?;
+        failpoint::reached("merge.layer-open");
         self.qmp
             .run(qmp::block_stream {
                 auto_dismiss: Some(false),
@@ -229,6 +232,7 @@ impl Machine {
                 device: node.node,
             })
             .await?;
+        failpoint::reached("merge.job-begun");
         Ok(true)
     }
 
@@ -260,6 +264,7 @@ impl Machine {
         let Some(merge) = self.record.merge.clone() else {
             return Ok(false);
         };
+        failpoint::reached("merge.job-ended");
         let id = job(&merge.into);
         let jobs = self.qmp.run(qmp::query_jobs {}).await?;
         match jobs.into_iter().find(|known| known.id == id) {
@@ -288,8 +293,11 @@ impl Machine {
             disk::layer_node(&self.record.layers[at - 1]),
         );
         self.reopen(&merged, false, below.as_ref()).await?;
+        failpoint::reached("merge.layer-reopened");
         self.close_for_writing(&merge.into).await?;
+        failpoint::reached("merge.layer-closed");
         self.reopen(&above, at == 1, Some(&merged)).await?;
+        failpoint::reached("merge.in-chain");
 
         self.record.layers.splice(at..end, [merge.into.clone()]);
         self.record.merge = None;
@@ -299,9 +307,11 @@ impl Machine {
         }
         self.record.replaced = replaced(&self.merging.replaced);
         self.record.save(&self.dir)?;
+        failpoint::reached("merge.chain-saved");
         tracing::debug!(vm = %self.dir.path().display(), layers = self.record.layers.len(), "layers were merged");
 
         self.qmp.run(qmp::job_dismiss { id }).await?;
+        failpoint::reached("merge.job-dismissed");
         self.remove_nodes(
             merge
                 .layers
@@ -310,6 +320,7 @@ impl Machine {
                 .collect(),
         )
         .await?;
+        failpoint::reached("merge.layers-closed");
         Ok(false)
     }
 
@@ -390,15 +401,9 @@ impl Machine {
 
     /// The names of the disk's nodes.
     async fn nodes(&self) -> Result<BTreeSet<String>, MachineError> {
-        let nodes = self
-            .qmp
-            .run(qmp::query_named_block_nodes { flat: Some(true) })
-            .await?;
-        Ok(nodes
-            .into_iter()
-            .filter_map(|node| node.node_name)
-            .filter(|name| name.starts_with(disk::NODE_PREFIX))
-            .collect())
+        let mut nodes = block_nodes(&self.qmp).await?;
+        nodes.retain(|name| name.starts_with(disk::NODE_PREFIX));
+        Ok(nodes)
     }
 
     /// Takes up what an earlier agent was at: its job runs on, has ended, or never began.

@@ -1,18 +1,22 @@
 //! One operation that is being carried out: capture, load, go.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use qemu::{
     capture::{Afterwards, Captured},
     checksum::CheckedStream,
+    failpoint,
     record::{StreamName, StreamRef},
 };
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
     OperationState, Power, Safety, Snapshot, State, VmId,
 };
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Parts, Prepared, Starting, engine_mode, fresh_file, start_child};
@@ -30,6 +34,9 @@ use crate::{
         vm_name,
     },
 };
+
+/// How long an operation waits for the next of its children to be loaded.
+const CHILD_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One operation that is being carried out.
 pub(super) struct Run {
@@ -56,6 +63,7 @@ impl Run {
             return Ok(());
         }
         self.note("its intent is here");
+        failpoint::reached("operation.begun");
         match operation.kind {
             OperationKind::Snapshot | OperationKind::Fork => {
                 self.fork(&state, &operation, &snapshot).await
@@ -80,21 +88,23 @@ impl Run {
             }
             None => {
                 let content = self.capture(state, operation, Afterwards::GoOn).await?;
+                failpoint::reached("operation.captured");
                 let ready = Change::SnapshotReady {
                     operation: operation.id,
                     content: content.clone(),
                 };
                 if operation.kind == OperationKind::Snapshot {
                     self.node.report(ready).await;
+                    failpoint::reached("operation.snapshot-told");
                     return Ok(());
                 }
                 // Beside the loading: only the answer waits for it.
                 let node = Arc::clone(&self.node);
-                told = Some(
-                    self.node
-                        .tasks
-                        .spawn(async move { node.report(ready).await }),
-                );
+                told = Some(self.node.tasks.spawn(async move {
+                    let told = node.report(ready).await;
+                    failpoint::reached("operation.fork-told");
+                    told
+                }));
                 content
             }
         };
@@ -115,6 +125,7 @@ impl Run {
                 return Err(rejection.to_string());
             }
         }
+        failpoint::reached("operation.children-run");
         self.report(results).await;
         Ok(())
     }
@@ -127,6 +138,7 @@ impl Run {
                 results,
             })
             .await;
+        failpoint::reached("operation.children-told");
     }
 
     /// Refuses what does not fit on this host: a base of all that is the captured process's own, and the children that do not
@@ -216,6 +228,7 @@ impl Run {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
+        let mut waited_for = BTreeSet::new();
         // From the last on: processes are started ahead for the first, as many as there are not ready.
         for number in (0..operation.count).rev() {
             let Some(child) = state.vms.get(&operation.id.child(number)) else {
@@ -238,19 +251,32 @@ impl Run {
             let starting = self.prepared.starting.remove(&number);
             let (node, child) = (Arc::clone(&self.node), Child::of(child));
             let (parts, stream) = (Parts::of(content), launch::stream(content));
+            waited_for.insert(number);
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
                 (number, child.id, paused, loaded)
             });
         }
-        while let Some(result) = loading.join_next().await {
+        loop {
+            let next = tokio::select! {
+                next = timeout(CHILD_PATIENCE, loading.join_next()) => next,
+                () = self.cancel.cancelled() => break,
+            };
+            let Ok(next) = next else {
+                // One that hangs must not hold up the others.
+                results.extend(self.give_up(&waited_for).await);
+                break;
+            };
+            let Some(result) = next else { break };
             let (number, id, paused, result) = result.map_err(|panic| panic.to_string())?;
+            waited_for.remove(&number);
             match result {
                 Ok(handle) => loaded.push((number, id, paused, handle)),
                 Err(problem) => results.push((number, failed(problem))),
             }
         }
         self.note("loaded");
+        failpoint::reached("operation.children-loaded");
         self.check_cancelled()?;
         let begun = self.begun;
         let going_on = loaded
@@ -258,11 +284,30 @@ impl Run {
             .map(|(number, id, paused, handle)| async move {
                 match go_on(&handle, id, 1, paused).await {
                     Ok(at) => (number, running(at - begun)),
-                    Err(problem) => (number, failed(problem)),
+                    Err(problem) => {
+                        destroy(&handle).await;
+                        (number, failed(problem))
+                    }
                 }
             });
         results.extend(join_all(going_on).await);
         Ok(results)
+    }
+
+    /// Ends what was started for children that are not waited for any longer.
+    async fn give_up(&self, numbers: &BTreeSet<u32>) -> Vec<(u32, ChildResult)> {
+        let mut results = Vec::new();
+        for number in numbers {
+            if let Some(child) = self.node.vms.get(self.operation.child(*number)) {
+                destroy(&child).await;
+            }
+            let problem = format!(
+                "its QEMU hangs: it did not load the snapshot within {} s, and no other did meanwhile",
+                CHILD_PATIENCE.as_secs()
+            );
+            results.push((*number, failed(problem)));
+        }
+        results
     }
 
     /// One of the children that are ready, under the id of a child that has nothing here yet.
@@ -270,6 +315,7 @@ impl Run {
         let (snapshot, ready) = self.prepared.ready.as_mut()?;
         let member = ready.pop()?;
         if self.node.vms.rename(member.id, child) {
+            failpoint::reached("pool.taken");
             return Some(member.handle);
         }
         // An agent that was lost had come further with this child.
@@ -341,7 +387,7 @@ pub(super) async fn load_child(
             node.store.note_unfit(&unfit);
             // Its process waits for a stream that it will never get.
             if let Some(handle) = node.vms.get(child.id) {
-                let _gone = handle.tell(Command::Destroy).await;
+                destroy(&handle).await;
             }
             return Err(chain(&unfit));
         }
@@ -356,10 +402,11 @@ pub(super) async fn load_child(
         .acquire()
         .await
         .map_err(|error| error.to_string())?;
-    handle
-        .ask(|done| Command::Load { stream, done })
-        .await
-        .map_err(|error| error.to_string())??;
+    let loaded = handle.ask(|done| Command::Load { stream, done }).await;
+    if let Err(problem) = loaded.map_err(|error| error.to_string()).flatten() {
+        destroy(&handle).await;
+        return Err(problem);
+    }
     Ok(handle)
 }
 
@@ -369,6 +416,13 @@ pub(super) fn running(since: Duration) -> ChildResult {
         error: String::new(),
         gave_way: false,
     }
+}
+
+/// Has the process of a child that failed ended, whatever it is at, and what is here of it deleted: started anew, it begins with its
+/// snapshot.
+pub(super) async fn destroy(child: &VmHandle) {
+    // One that is gone has nothing left.
+    let _gone = child.tell(Command::Destroy).await;
 }
 
 pub(super) fn failed(error: String) -> ChildResult {

@@ -14,7 +14,7 @@ use std::{
 
 use futures::future::join_all;
 
-use qemu::checksum::CheckedStream;
+use qemu::{checksum::CheckedStream, failpoint};
 use raft::state::{SnapshotId, State, VmId};
 use tokio::{
     sync::Notify,
@@ -227,7 +227,11 @@ impl Pool {
         let mut leaving = lock(&self.leaving);
         let before = leaving.len();
         leaving.retain(|member| !member.handle.is_gone());
-        leaving.len() < before
+        let ended = leaving.len() < before;
+        if ended {
+            failpoint::reached("pool.given-up");
+        }
+        ended
     }
 
     /// Ends everything that is ready: nobody's process outlives the agent's orderly end.
@@ -347,7 +351,10 @@ async fn make(node: &Arc<Node>, state: &State, id: SnapshotId) -> Result<Member,
         _hold: hold,
     };
     match result {
-        Ok(handle) => Ok(member(handle)),
+        Ok(handle) => {
+            failpoint::reached("pool.made");
+            Ok(member(handle))
+        }
         Err(problem) => {
             lock(&node.pool.leaving).extend(node.vms.get(child.id).map(member));
             Err(problem)

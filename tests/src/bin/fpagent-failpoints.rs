@@ -1,0 +1,5 @@
+//! `fpagent`, which has failpoints when tests are built: see `qemu::failpoint`.
+
+fn main() -> std::process::ExitCode {
+    agent::program::main()
+}

@@ -1,0 +1,321 @@
+//! The agent is killed at every step that has a failpoint, and comes back: nothing that is listed is unusable, nothing usable is
+//! lost, nothing is left over, no parent stands still.
+//!
+//! The failpoints are read from the sources. One that is not named by a way to it, or is not reached on it, fails.
+
+use std::{fs, thread, time::Duration};
+
+use anyhow::Context as _;
+use harness::{
+    cluster::{Cluster, PATIENCE, signal},
+    failpoints,
+    fpagent::{self, Answer},
+    soundness::{Acknowledged, Ground, goes_on, settled, usable},
+    wait_for,
+};
+use qemu::failpoint::KILL;
+use rustix::process::Signal;
+
+/// What has an agent come to a failpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// A VM's first capture.
+    FirstCapture,
+    /// `snapshot create`.
+    Capture,
+    /// `fork VM`.
+    ForkVm,
+    /// `fork @SNAPSHOT`.
+    ForkSnapshot,
+    /// The same with forks that are ready.
+    ForkReady,
+    /// `snapshot warm -n 1`.
+    Warm,
+    /// `snapshot warm -n 0` when one is ready.
+    Cool,
+    /// Captures, until the disk's chain is too long.
+    Merge,
+    /// `vm rm`.
+    Remove,
+    /// A restart of the host.
+    Verify,
+}
+
+fn way(failpoint: &str) -> Option<Way> {
+    Some(match failpoint {
+        "capture.base-made" | "capture.base-copied" => Way::FirstCapture,
+        "operation.snapshot-told" => Way::Capture,
+        "restore.folder-renamed" | "pool.taken" => Way::ForkReady,
+        // Of a fork that nobody asked for by name: nobody would delete its folder either.
+        "pool.made" | "restore.folder-made" => Way::Warm,
+        "pool.given-up" => Way::Cool,
+        _ => match failpoint.split_once('.')?.0 {
+            "capture" | "secure" => Way::Capture,
+            "operation" => Way::ForkVm,
+            "restore" => Way::ForkSnapshot,
+            "merge" => Way::Merge,
+            "remove" => Way::Remove,
+            "verify" => Way::Verify,
+            _ => return None,
+        },
+    })
+}
+
+/// The failpoints on these ways.
+fn on(ways: &[Way]) -> anyhow::Result<Vec<String>> {
+    let all = failpoints::all()?.into_iter();
+    Ok(all
+        .filter(|name| way(name).is_some_and(|way| ways.contains(&way)))
+        .collect())
+}
+
+#[test]
+fn there_is_a_way_to_every_failpoint() -> anyhow::Result<()> {
+    let all = failpoints::all()?;
+    assert!(all.len() > 50, "{}: they were not found", all.len());
+    for name in all {
+        assert!(way(&name).is_some(), "no test comes to {name}");
+    }
+    Ok(())
+}
+
+/// A node with failpoints, a guest that runs on it, and a snapshot of that.
+struct Node {
+    cluster: Cluster,
+    ground: Ground,
+}
+
+impl Node {
+    /// `first` are met by the parent's first capture.
+    fn start(first: &[String]) -> anyhow::Result<Self> {
+        let mut cluster = Cluster::start(1)?;
+        cluster.import("tiny", "fp.pulse")?;
+        let boot = cluster.folder().join("boot");
+        fs::write(&boot, "first\n")?;
+        let boot = boot.display().to_string();
+        let agent = cluster.node_mut(1);
+        agent.terminate()?;
+        agent.set_program(env!("CARGO_BIN_EXE_fpagent-failpoints"));
+        // None is ready that nobody asked for: what there is, is what a test made.
+        agent.set_options(&["--ready-forks", "0", "--host-boot-file", &boot]);
+        agent.start()?;
+        agent.wait_answers()?;
+        cluster.wait_online(1)?;
+        let create = ["vm", "create", "parent", "--image", "tiny", "--wait"];
+        cluster.node(1).fp(&create)?.success()?;
+        cluster.wait_pulses("parent", 3)?;
+
+        let mut create = None;
+        for name in first {
+            cluster.node(1).arm(name, KILL)?;
+            match create {
+                None => create = Some(ask(&cluster, &["snapshot", "create", "parent", "kept"])),
+                // It is begun again by itself.
+                Some(_) => cluster.node_mut(1).start()?,
+            }
+            die(&mut cluster, name)?;
+        }
+        if create.is_some() {
+            come_back(&mut cluster)?;
+        }
+        let create =
+            create.unwrap_or_else(|| ask(&cluster, &["snapshot", "create", "parent", "kept"]));
+        answer(create)?.success()?;
+        secured(&cluster)?;
+        let ground = Ground::of(&cluster, "parent", "@kept")?;
+        let node = Self { cluster, ground };
+        node.check(&Acknowledged::default())?;
+        Ok(node)
+    }
+
+    /// What must hold now, and after all that was made was deleted.
+    fn check(&self, acknowledged: &Acknowledged) -> anyhow::Result<()> {
+        settled(&self.cluster)?;
+        acknowledged.is_there(&self.cluster)?;
+        usable(&self.cluster)?;
+        self.ground.undo(&self.cluster)
+    }
+
+    /// Has the agent killed at a failpoint that a request comes to. Returns the request's answer.
+    fn killed(&mut self, name: &str, args: &[&str]) -> anyhow::Result<Answer> {
+        self.cluster.node(1).arm(name, KILL)?;
+        let request = ask(&self.cluster, args);
+        die(&mut self.cluster, name)?;
+        come_back(&mut self.cluster)?;
+        answer(request)
+    }
+
+    /// The same, and everything is as it should be afterwards.
+    fn sound(&mut self, name: &str, args: &[&str]) -> anyhow::Result<()> {
+        let acknowledged = Acknowledged::now(&self.cluster)?;
+        self.killed(name, args)?
+            .success()
+            .with_context(|| format!("killed at {name}: fpagent {}", args.join(" ")))?;
+        self.check(&acknowledged)
+            .with_context(|| format!("killed at {name}"))
+    }
+
+    fn fp(&self, args: &[&str]) -> anyhow::Result<()> {
+        self.cluster.node(1).fp(args)?.success()
+    }
+
+    fn warm(&self) -> anyhow::Result<()> {
+        self.fp(&["snapshot", "warm", "@kept", "-n", "1"])?;
+        wait_for("a fork to be ready", PATIENCE, || {
+            let shown = self.cluster.node(1).json(&["snapshot", "show", "@kept"])?;
+            Ok((shown["ready"] == 1).then_some(()))
+        })
+    }
+}
+
+type Request = thread::JoinHandle<anyhow::Result<Answer>>;
+
+/// A request, made beside what else is done. It is sent again as long as nobody answers.
+fn ask(cluster: &Cluster, args: &[&str]) -> Request {
+    let address = cluster.node(1).address();
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    thread::spawn(move || {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        fpagent::run(Some(&address), &args)
+    })
+}
+
+fn answer(request: Request) -> anyhow::Result<Answer> {
+    request
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))?
+}
+
+/// Waits until the agent was killed at a failpoint.
+fn die(cluster: &mut Cluster, name: &str) -> anyhow::Result<()> {
+    let agent = cluster.node_mut(1);
+    let what = format!("the agent to be killed at {name}");
+    wait_for(&what, Duration::from_secs(20), || {
+        Ok(agent.has_ended()?.then_some(()))
+    })?;
+    anyhow::ensure!(
+        agent.was_reached(),
+        "the agent ended before {name}:\n{}",
+        agent.log_tail()
+    );
+    Ok(())
+}
+
+/// Starts the agent again; the parent does not stand still.
+fn come_back(cluster: &mut Cluster) -> anyhow::Result<()> {
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    goes_on(cluster, "parent")
+}
+
+fn secured(cluster: &Cluster) -> anyhow::Result<()> {
+    wait_for("the snapshot to be on disk", PATIENCE, || {
+        let shown = cluster.node(1).json(&["snapshot", "show", "@kept"])?;
+        Ok((shown["safety"] == "disk").then_some(()))
+    })
+}
+
+#[test]
+fn killed_at_every_step_of_a_capture() -> anyhow::Result<()> {
+    let mut node = Node::start(&on(&[Way::FirstCapture])?)?;
+    for name in on(&[Way::Capture])? {
+        node.sound(&name, &["snapshot", "create", "parent", "made"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_a_fork() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    for name in on(&[Way::ForkVm])? {
+        node.sound(&name, &["fork", "parent", "-n", "2", "--name", "child"])?;
+    }
+    for name in on(&[Way::ForkSnapshot])? {
+        node.sound(&name, &["fork", "@kept", "-n", "2", "--name", "child"])?;
+    }
+    for name in on(&[Way::ForkReady])? {
+        node.warm()?;
+        node.sound(&name, &["fork", "@kept", "-n", "2", "--name", "child"])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_making_ready_and_of_removal() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    for name in on(&[Way::Warm])? {
+        node.sound(&name, &["snapshot", "warm", "@kept", "-n", "1"])?;
+    }
+    for name in on(&[Way::Cool])? {
+        node.warm()?;
+        node.sound(&name, &["snapshot", "warm", "@kept", "-n", "0"])?;
+    }
+    for name in on(&[Way::Remove])? {
+        node.fp(&["fork", "parent", "-n", "2", "--name", "child"])?;
+        let mut acknowledged = Acknowledged::now(&node.cluster)?;
+        acknowledged.forget_vm("child-1");
+        node.killed(&name, &["vm", "rm", "--force", "child-1"])?
+            .success()?;
+        node.check(&acknowledged)
+            .with_context(|| format!("killed at {name}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_merging_layers() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    for name in on(&[Way::Merge])? {
+        let acknowledged = Acknowledged::now(&node.cluster)?;
+        node.cluster.node(1).arm(&name, KILL)?;
+        let mut requests = Vec::new();
+        // The chain is too long after so many captures, each of a disk that was written to.
+        for number in 0..12 {
+            let made = format!("made{number}");
+            requests.push(ask(&node.cluster, &["snapshot", "create", "parent", &made]));
+            let agent = node.cluster.node_mut(1);
+            let ended = wait_for("a merge", Duration::from_secs(1), || {
+                Ok(agent.has_ended()?.then_some(()))
+            });
+            if ended.is_ok() {
+                break;
+            }
+        }
+        die(&mut node.cluster, &name)?;
+        come_back(&mut node.cluster)?;
+        for request in requests {
+            answer(request)?
+                .success()
+                .with_context(|| format!("killed at {name}"))?;
+        }
+        node.check(&acknowledged)
+            .with_context(|| format!("killed at {name}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_verifying() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    let cluster = &mut node.cluster;
+    cluster.node_mut(1).kill()?;
+    for pid in cluster.processes()? {
+        signal(pid, Signal::KILL)?;
+    }
+    wait_for("the guests' end", PATIENCE, || {
+        Ok(cluster.processes()?.is_empty().then_some(()))
+    })?;
+    fs::write(cluster.folder().join("boot"), "second\n")?;
+    for name in on(&[Way::Verify])?.iter().rev() {
+        cluster.node(1).arm(name, KILL)?;
+        cluster.node_mut(1).start()?;
+        die(cluster, name)?;
+    }
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    // As soon as it is verified.
+    node.fp(&["fork", "@kept", "--name", "child"])?;
+    node.cluster.wait_vm(1, "parent", "failed")?;
+    node.fp(&["vm", "start", "parent"])?;
+    node.check(&Acknowledged::default())
+}
