@@ -39,6 +39,10 @@ enum Way {
     Remove,
     /// A restart of the host.
     Verify,
+    /// `vm reset`.
+    Reset,
+    /// `vm suspend`.
+    Suspend,
 }
 
 fn way(failpoint: &str) -> Option<Way> {
@@ -56,6 +60,8 @@ fn way(failpoint: &str) -> Option<Way> {
             "merge" => Way::Merge,
             "remove" => Way::Remove,
             "verify" => Way::Verify,
+            "reset" => Way::Reset,
+            "suspend" => Way::Suspend,
             _ => return None,
         },
     })
@@ -258,6 +264,37 @@ fn killed_at_every_step_of_making_ready_and_of_removal() -> anyhow::Result<()> {
             .success()?;
         node.check(&acknowledged)
             .with_context(|| format!("killed at {name}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_going_back() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    for (way, args, then) in [
+        (
+            Way::Reset,
+            &["vm", "reset", "child", "--to", "@kept"][..],
+            None,
+        ),
+        (Way::Suspend, &["vm", "suspend", "child"], Some("resume")),
+    ] {
+        for name in on(&[way])? {
+            node.fp(&["fork", "parent", "--name", "child"])?;
+            let mut acknowledged = Acknowledged::now(&node.cluster)?;
+            // It gets another process, or none.
+            acknowledged.forget_vm("child");
+            node.killed(&name, args)?
+                .success()
+                .with_context(|| format!("killed at {name}"))?;
+            if let Some(then) = then {
+                assert_eq!(node.cluster.vm(1, "child")?["state"], "suspended");
+                node.fp(&["vm", then, "child"])?;
+            }
+            goes_on(&node.cluster, "child")?;
+            node.check(&acknowledged)
+                .with_context(|| format!("killed at {name}"))?;
+        }
     }
     Ok(())
 }

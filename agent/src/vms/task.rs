@@ -614,6 +614,7 @@ impl VmTask {
             Some(machine) => machine.strike().map_err(|error| chain(&error)),
             None => Ok(()),
         };
+        failpoint::reached("reset.struck");
         let gone = struck.and_then(|()| {
             match std::fs::remove_dir_all(self.engine.layout.vm(&self.name).path()) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

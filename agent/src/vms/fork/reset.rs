@@ -6,11 +6,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use qemu::failpoint;
 use raft::state::{ChildResult, Operation, Snapshot, State, Vm, VmId};
 
 use super::{
     Parts,
-    run::{Run, failed, go_on, load_child, running},
+    run::{Run, destroy, failed, go_on, load_child, running},
 };
 use crate::{
     admission::{CHILD_BYTES, Need},
@@ -37,7 +38,7 @@ impl Run {
             Ok(handle) => handle,
             Err(problem) => {
                 if let Some(scrap) = self.node.vms.get(operation.id.child(0)) {
-                    let _gone = scrap.tell(Command::Destroy).await;
+                    destroy(&scrap).await;
                 }
                 if self.node.vms.get(id).is_some() {
                     return Err(problem);
@@ -48,13 +49,14 @@ impl Run {
             }
         };
         self.note("loaded");
+        failpoint::reached("reset.loaded");
         let result = self.take_place(vm, operation, &handle, boot).await;
         self.report(vec![(0, result)]).await;
         // What it was before.
         self.node.left_over.notify_one();
         if !self.node.state().vms.contains_key(&id) {
             // Deleted meanwhile, perhaps when it had nothing here.
-            let _gone = handle.tell(Command::Destroy).await;
+            destroy(&handle).await;
         }
         Ok(())
     }
@@ -126,14 +128,18 @@ impl Run {
             }
         };
         if let Err(problem) = gave_way.await {
-            let _gone = handle.tell(Command::Destroy).await;
+            destroy(handle).await;
             return failed(problem);
         }
+        failpoint::reached("reset.gave-way");
         self.node.vms.replace(scratch, vm.id);
         match go_on(handle, vm.id, boot, operation.paused).await {
-            Ok(at) => running(at - self.begun),
+            Ok(at) => {
+                failpoint::reached("reset.went-on");
+                running(at - self.begun)
+            }
             Err(problem) => {
-                let _gone = handle.tell(Command::Destroy).await;
+                destroy(handle).await;
                 lost(problem)
             }
         }

@@ -156,7 +156,10 @@ impl Run {
                 matches!(child.seen().is, Is::Running { .. } | Is::Paused { .. })
             })
         };
-        let children = (0..operation.count).filter(|number| !runs(number)).count();
+        let children = match operation.kind {
+            OperationKind::Fork => (0..operation.count).filter(|number| !runs(number)).count(),
+            OperationKind::Snapshot | OperationKind::Reset | OperationKind::Suspend => 0,
+        };
         self.node.admit(Need {
             memory: children as u64 * CHILD_BYTES,
             disk,

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use qemu::capture::Afterwards;
+use qemu::{capture::Afterwards, failpoint};
 use raft::state::{Command as Change, Operation, OperationState, Safety, Snapshot, State};
 use tokio::time::Instant;
 
@@ -25,6 +25,7 @@ impl Run {
         if snapshot.content.is_none() {
             self.admit(operation)?;
             let content = self.capture(state, operation, Afterwards::Hold).await?;
+            failpoint::reached("suspend.captured");
             let ready = Change::SnapshotReady {
                 operation: operation.id,
                 content,
@@ -34,6 +35,7 @@ impl Run {
             }
         }
         self.note("captured");
+        failpoint::reached("suspend.told");
         // Bringing it to the disk is such work.
         drop(way);
         self.node.wake.notify_one();
@@ -43,12 +45,14 @@ impl Run {
             self.report(vec![(0, failed(problem))]).await;
             return Ok(());
         }
+        failpoint::reached("suspend.secured");
         if let Some(handle) = self.node.vms.get(id) {
             handle
                 .ask(|done| Command::PutAway { done })
                 .await
                 .map_err(|error| error.to_string())?;
         }
+        failpoint::reached("suspend.put-away");
         self.report(vec![(0, running(self.begun.elapsed()))]).await;
         Ok(())
     }
