@@ -46,6 +46,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How much processes that are starting give way to guests, captures and the agent.
 const STARTING_NICE: i32 = 10;
+/// How much guests give way to the host: with hundreds of them that want to run, who leads the cluster must still be heard in time.
+const GUEST_NICE: i32 = 5;
 /// How much of QEMU's own output goes into an error.
 const LOG_TAIL: usize = 600;
 
@@ -491,7 +493,7 @@ impl Machine {
             self.record.save(&self.dir)?;
             let pid = self.process.id().pid;
             failpoint::reached_by("restore.claimed", pid);
-            set_nice(pid, 0).map_err(system("cannot set a process's priority"))?;
+            set_nice(pid, GUEST_NICE).map_err(system("cannot set a process's priority"))?;
             let score = match self.record.base {
                 None => oom::BOOTED,
                 Some(_) => oom::FORK,

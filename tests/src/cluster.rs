@@ -399,6 +399,9 @@ impl Cluster {
                 &disk,
                 "--ready-line",
                 &ready,
+                // One that hangs early, as emulated guests do now and then, is tried again before anybody stops waiting.
+                "--boot-timeout",
+                "30s",
             ])?
             .success()
     }

@@ -59,7 +59,7 @@ use crate::{
 const STARTED: &str = "started";
 
 /// How much others give way to the agent (nice(2)).
-const NICE: i32 = -5;
+const NICE: i32 = -20;
 
 /// How long what is under way may take when the agent is asked to end.
 const FAREWELL: Duration = Duration::from_secs(15);

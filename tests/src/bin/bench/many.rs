@@ -24,6 +24,7 @@ use crate::{
     qmp::Session,
     report::{Row, Series},
     run::Bench,
+    scenario,
 };
 
 /// What the request, and everything until the last answer, may take.
@@ -42,11 +43,7 @@ impl Bench {
     /// merged, and that nothing else suffers.
     pub fn many(&mut self, forks: u32) -> anyhow::Result<Vec<Row>> {
         self.restart_holder(&["--ready-forks", "0", "--merge-memory", "on"])?;
-        self.cluster.import("idle", "")?;
-        self.fp(&[
-            "vm", "create", "parent", "--image", "idle", "--node", "node2", "--memory", "256M",
-            "--wait",
-        ])?;
+        self.boot("parent", scenario::IDLE)?;
         self.fp(&["snapshot", "create", "parent", "s"])?;
         self.fp(&["vm", "pause", "parent"])?;
         sleep(Duration::from_secs(3));

@@ -134,13 +134,16 @@ impl Bench {
 
     /// Boots a VM whose guest does as it should.
     pub fn boot(&self, name: &str, guest: Guest) -> anyhow::Result<()> {
-        let mut words = "fp.pulse".to_owned();
+        let mut words = if guest.records { "fp.pulse" } else { "" }.to_owned();
         for (flag, mib) in [("fp.fill", guest.fill_mib), ("fp.rate", guest.rate_mib)] {
             if mib > 0 {
                 words.push_str(&format!(" {flag}={mib}"));
             }
         }
-        let image = format!("tiny-{}-{}", guest.fill_mib, guest.rate_mib);
+        let image = format!(
+            "tiny-{}-{}-{}",
+            guest.fill_mib, guest.rate_mib, guest.records
+        );
         if self.cluster.node(1).fp(&["image", "show", &image])?.code != 0 {
             self.cluster.import(&image, &words)?;
         }
@@ -154,6 +157,9 @@ impl Bench {
                 let log = self.cluster.node(1).fp(&["logs", name])?;
                 Ok(log.out.contains("fp.fill done").then_some(()))
             })?;
+        }
+        if !guest.records {
+            return Ok(());
         }
         self.cluster.wait_pulses(name, 10)
     }
@@ -238,14 +244,7 @@ impl Bench {
     }
 
     fn deep(&self, depths: &[u32], rounds: u32) -> anyhow::Result<Vec<Row>> {
-        self.boot(
-            "d0",
-            Guest {
-                memory_mib: 256,
-                fill_mib: 0,
-                rate_mib: 0,
-            },
-        )?;
+        self.boot("d0", scenario::quiet(256))?;
         let (mut line, mut rows) = (vec!["d0".to_owned()], Vec::new());
         for depth in 1..=depths.iter().copied().max().unwrap_or_default() {
             let parent = line[line.len() - 1].clone();
@@ -269,14 +268,7 @@ impl Bench {
 
     /// One fork of a snapshot in a request.
     fn ready(&mut self, rounds: u32) -> anyhow::Result<Vec<Row>> {
-        self.boot(
-            "parent",
-            Guest {
-                memory_mib: 256,
-                fill_mib: 0,
-                rate_mib: 0,
-            },
-        )?;
+        self.boot("parent", scenario::quiet(256))?;
         self.fp(&["snapshot", "create", "parent", "s"])?;
         self.fp(&["vm", "pause", "parent"])?;
         let mut rows = Vec::new();
@@ -339,14 +331,7 @@ impl Bench {
     /// Many at once: first standing still, for their processor time and memory, then running.
     fn burst(&mut self, forks: u32, warm: bool) -> anyhow::Result<Vec<Row>> {
         self.keep_nothing_ready()?;
-        self.boot(
-            "parent",
-            Guest {
-                memory_mib: 256,
-                fill_mib: 0,
-                rate_mib: 0,
-            },
-        )?;
+        self.boot("parent", scenario::IDLE)?;
         self.fp(&["snapshot", "create", "parent", "s"])?;
         self.fp(&["vm", "pause", "parent"])?;
         let count = forks.to_string();
@@ -355,6 +340,8 @@ impl Bench {
             self.warm("@s", if warm { forks } else { 0 })?;
             sleep(10 * REST);
             let (free, agents) = (host::available()?, self.agents_cpu());
+            // The parent has used some, and what is ready too: only what comes now counts.
+            let others = self.guests_cpu()?;
             let args: &[&str] = if paused {
                 &["@s", "-n", &count, "--paused"]
             } else {
@@ -362,12 +349,7 @@ impl Bench {
             };
             let (fork, names) = self.fork(self.other, args)?;
             let agents = self.agents_cpu() - agents;
-            let children: f64 = self
-                .cluster
-                .processes()?
-                .into_iter()
-                .map(host::cpu_ms)
-                .sum();
+            let children = self.guests_cpu()? - others;
             let mut costs = Costs::default();
             costs.add(&fork)?;
             let taken = free.saturating_sub(host::available()?) as f64 / f64::from(1 << 20);
@@ -384,6 +366,15 @@ impl Bench {
             self.remove(&names)?;
         }
         Ok(rows)
+    }
+
+    fn guests_cpu(&self) -> anyhow::Result<f64> {
+        Ok(self
+            .cluster
+            .processes()?
+            .into_iter()
+            .map(host::cpu_ms)
+            .sum())
     }
 
     fn agents_cpu(&self) -> f64 {

@@ -1,6 +1,6 @@
 //! What is measured, as data.
 
-/// How a guest keeps busy besides its ten records a second.
+/// How a guest keeps busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Guest {
     /// Its memory, MiB.
@@ -9,6 +9,8 @@ pub struct Guest {
     pub fill_mib: u32,
     /// How much it writes on and on, MiB a second.
     pub rate_mib: u32,
+    /// Whether it writes ten records a second to its memory, its disk (synced) and its console.
+    pub records: bool,
 }
 
 /// One scenario.
@@ -46,13 +48,21 @@ impl Scenario {
     }
 }
 
-const fn quiet(memory_mib: u32) -> Guest {
+/// One that writes its records and nothing else.
+pub const fn quiet(memory_mib: u32) -> Guest {
     Guest {
         memory_mib,
         fill_mib: 0,
         rate_mib: 0,
+        records: true,
     }
 }
+
+/// One that does nothing: where many run at once, it is the forks that are measured, and not what they do.
+pub const IDLE: Guest = Guest {
+    records: false,
+    ..quiet(256)
+};
 
 /// Everything, or what fits into five minutes.
 pub fn all(quick: bool) -> Vec<Scenario> {
@@ -60,6 +70,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
         memory_mib: 2048,
         fill_mib: 1024,
         rate_mib: 100,
+        records: true,
     };
     if quick {
         return vec![
@@ -115,6 +126,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
                 memory_mib: 8192,
                 fill_mib: 6144,
                 rate_mib: 0,
+                records: true,
             },
             parents: 1,
             rounds: 20,
@@ -129,6 +141,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
                 memory_mib: 4096,
                 fill_mib: 2048,
                 rate_mib: 0,
+                records: true,
             },
             parents: 1,
             rounds: 5,

@@ -18,19 +18,12 @@ use crate::{
     qmp::Session,
     report::{Row, Series},
     run::Bench,
-    scenario::Guest,
+    scenario,
 };
 
 /// Measures all of them.
 pub fn measure(bench: &Bench, rounds: u32, prototypes: Option<&Path>) -> anyhow::Result<Vec<Row>> {
-    bench.boot(
-        "parent",
-        Guest {
-            memory_mib: 256,
-            fill_mib: 0,
-            rate_mib: 0,
-        },
-    )?;
+    bench.boot("parent", scenario::quiet(256))?;
     let (_, names) = bench.fork(1, &["parent", "--paused"])?;
     let child = &names[0];
     let shown = bench.cluster.vm(1, child)?;
@@ -228,17 +221,26 @@ impl Drop for Qemu {
     }
 }
 
+/// What a prototype prints. Its guest hangs while it boots now and then, as emulated ones do: then it is started again.
+fn prototype(folder: &Path, name: &str, args: &[&str]) -> anyhow::Result<String> {
+    for _ in 0..3 {
+        let output = Command::new("timeout")
+            .args(["--kill-after", "5", "90", "python3"])
+            .arg(folder.join(name))
+            .args(args)
+            .output()?;
+        match output.status.code() {
+            Some(0) => return Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+            Some(124) => eprintln!("    {name} hangs; starting it again"),
+            _ => anyhow::bail!("{name}: {}", String::from_utf8_lossy(&output.stderr)),
+        }
+    }
+    anyhow::bail!("{name} hung three times")
+}
+
 fn floor_prototype(folder: &Path) -> anyhow::Result<Vec<Row>> {
-    let output = Command::new("python3")
-        .arg(folder.join("fork_floor.py"))
-        .args(["--depth", "3", "--children", "10", "--json"])
-        .output()?;
-    anyhow::ensure!(
-        output.status.success(),
-        "fork_floor.py: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let found: Value = serde_json::from_slice(&output.stdout)?;
+    let floor = ["--depth", "3", "--children", "10", "--json"];
+    let found: Value = serde_json::from_str(&prototype(folder, "fork_floor.py", &floor)?)?;
     let one = |value: &Value| value.as_f64().and_then(|value| Series::of(vec![value]));
     let row = |what: &str, pause: &Value, running: &Value| Row {
         what: format!("prototype: {what}"),
@@ -268,16 +270,7 @@ fn floor_prototype(folder: &Path) -> anyhow::Result<Vec<Row>> {
 }
 
 fn tracked_prototype(folder: &Path) -> anyhow::Result<Vec<Row>> {
-    let output = Command::new("python3")
-        .arg(folder.join("tracked_capture.py"))
-        .args(["--captures", "10"])
-        .output()?;
-    anyhow::ensure!(
-        output.status.success(),
-        "tracked_capture.py: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let text = prototype(folder, "tracked_capture.py", &["--captures", "10"])?;
     let pauses = text
         .lines()
         .filter_map(|line| {
