@@ -37,7 +37,7 @@ use ulid::Ulid;
 pub use self::ahead::start_child;
 use self::{ahead::prepare, run::Run};
 use super::{command::Command, launch, pool::Member};
-use crate::node::Node;
+use crate::{node::Node, store::Look};
 
 /// How long the cluster's state is waited for before it is asked for again, and how long is waited in between.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(5);
@@ -236,13 +236,21 @@ impl Forks {
         }
     }
 
-    /// Begins with the operations that were prepared for and whose intent has come.
+    /// Begins with the operations that were prepared for and whose intent has come. One whose snapshot is still to be verified is
+    /// left to the reconciler, which has that done first.
     fn run_prepared(&self, node: &Arc<Node>, state: &State) {
+        let in_doubt = |snapshot: &SnapshotId| {
+            let content = state.snapshots.get(snapshot);
+            content
+                .and_then(|snapshot| snapshot.content.as_ref())
+                .is_some_and(|content| node.store.look(content) == Look::Unverified)
+        };
         let came = |id: &OperationId| {
             state.operations.get(id).is_some_and(|operation| {
                 operation.node == node.id()
                     && operation.state == OperationState::Open
                     && !operation.cancel_requested
+                    && !in_doubt(&operation.snapshot)
             })
         };
         let came: Vec<OperationId> = self.ahead().keys().copied().filter(came).collect();
