@@ -1,6 +1,6 @@
 //! What may be done ahead of an operation: preparing the capture, and starting children's processes.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use raft::state::{CaptureMode, OperationId, State};
 
@@ -125,11 +125,13 @@ pub async fn start_child(
         &parts.layers,
     )
     .map_err(|error| error.to_string())?;
-    handle
+    let started = handle
         .ask(|done| Command::Prestart {
             launch: Box::new(launch),
             done,
         })
         .await
-        .map_err(|error| error.to_string())?
+        .map_err(|error| error.to_string())?;
+    node.forks.started.fetch_add(1, Ordering::Relaxed);
+    started
 }

@@ -260,12 +260,19 @@ impl Run {
                 (number, child.id, paused, loaded)
             });
         }
+        let mut started = self.node.forks.started();
         loop {
             let next = tokio::select! {
                 next = timeout(CHILD_PATIENCE, loading.join_next()) => next,
                 () = self.cancel.cancelled() => break,
             };
             let Ok(next) = next else {
+                // Of very many, all are started before the first is loaded.
+                let so_far = self.node.forks.started();
+                if so_far != started {
+                    started = so_far;
+                    continue;
+                }
                 // One that hangs must not hold up the others.
                 results.extend(self.give_up(&waited_for).await);
                 break;
