@@ -17,19 +17,14 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often files that nothing refers to are looked for, besides when something was deleted: what a lost agent left.
 const SWEEP: Duration = Duration::from_secs(60);
 
-/// When that is done first: what a lost agent left is most of what there is to collect.
-const FIRST_SWEEP: Duration = Duration::from_secs(2);
-
 /// Collects files when somebody says that some are left, and from time to time, until the node ends.
 pub async fn sweep_now_and_then(node: Arc<Node>) {
-    let mut pause = FIRST_SWEEP;
     loop {
         tokio::select! {
             () = node.cancel.cancelled() => return,
             () = node.left_over.notified() => {}
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(SWEEP) => {}
         }
-        pause = SWEEP;
         if node.begin_collection() {
             if let Err(error) = execute::sweep(&node).await {
                 tracing::debug!(error = %crate::errors::chain(&error), "files were not collected this time");
