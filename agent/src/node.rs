@@ -5,7 +5,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -75,6 +75,8 @@ pub struct Node {
     pub fetching: Mutex<BTreeSet<ImageId>>,
     /// Whether a report is on its way.
     pub reporting: AtomicBool,
+    /// How many images are being imported: their files are whole before anything refers to them.
+    pub importing: AtomicUsize,
     /// Whether files are being collected.
     pub collecting: AtomicBool,
     /// Rung when there may be something to reconcile.
@@ -87,6 +89,16 @@ pub struct Node {
     pub tasks: TaskTracker,
     /// When the agent started.
     pub started_at: SystemTime,
+}
+
+/// An import under way. See [`Node::begin_import`].
+#[derive(Debug)]
+pub struct Importing<'a>(&'a AtomicUsize);
+
+impl Drop for Importing<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Node {
@@ -193,6 +205,12 @@ impl Node {
     /// Takes the turn to collect files; `false` while they are being collected.
     pub fn begin_collection(&self) -> bool {
         !self.collecting.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has image files left alone by collections until the result is dropped.
+    pub fn begin_import(&self) -> Importing<'_> {
+        self.importing.fetch_add(1, Ordering::AcqRel);
+        Importing(&self.importing)
     }
 
     /// Gives the turn back.

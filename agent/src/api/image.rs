@@ -48,6 +48,7 @@ impl ImageService for Api {
             _ => return Err(invalid("part", "the header comes first").into()),
         };
         names::check_name("name", &header.name).map_err(ApiError::from)?;
+        let _until_it_is_referred_to = self.node.begin_import();
         let files = self.take_files(&mut parts).await?;
         if files.kernel.is_none() && (!header.cmdline.is_empty() || files.initrd.is_some()) {
             return Err(invalid("kernel", "an initrd or a command line needs a kernel").into());

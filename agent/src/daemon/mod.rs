@@ -208,6 +208,7 @@ impl Agent {
             collecting: Default::default(),
             wake,
             left_over: Notify::new(),
+            importing: std::sync::atomic::AtomicUsize::new(0),
             cancel: CancellationToken::new(),
             tasks: TaskTracker::new(),
             started_at: SystemTime::now(),

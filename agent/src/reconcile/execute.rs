@@ -262,6 +262,12 @@ pub enum SweepError {
 pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     // What is in flight is looked at first: an operation that ends after this has its files in the state.
     let in_flight = node.forks.in_flight();
+    // So are images: one whose import is over by then is in the state that is read below.
+    let mut images = names(&node.vms.engine().layout.images(), "")?;
+    images.retain(|name| !name.ends_with(".part"));
+    if node.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
+        images.clear();
+    }
     node.raft
         .read_barrier(Instant::now() + Duration::from_secs(5))
         .await?;
@@ -274,10 +280,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
             bases: names(&layout.bases(), "")?,
             streams: names(&layout.streams(), "")?,
             layers: names(&layout.layers(), ".qcow2")?,
-            images: names(&layout.images(), "")?
-                .into_iter()
-                .filter(|name| !name.ends_with(".part"))
-                .collect(),
+            images,
         };
         let mut records = BTreeMap::new();
         {
