@@ -12,7 +12,7 @@ run, processor time, memory and bytes for each fork, beside a bare QEMU that loa
 QEMU's own way. Prints a table and writes DIR/bench.json and DIR/bench.svg (target/bench unless said).
 
   --quick            five minutes instead of an hour
-  --only WORD        only the scenarios with WORD in their name: repeated, deep, ready, burst, yardstick
+  --only WORD        only the scenarios with WORD in their name: repeated, deep, ready, burst, many, yardstick
   --prototypes DIR   runs fork_floor.py and tracked_capture.py of DIR beside; ../shared/prototypes is
                      taken when it is there
 
