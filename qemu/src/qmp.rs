@@ -48,10 +48,12 @@ pub enum QmpError {
         reason: String,
     },
     /// It did not answer in time.
-    #[error("QEMU did not answer {command} within {} s", COMMAND_TIMEOUT.as_secs())]
+    #[error("QEMU did not answer {command} within {} s", patience.as_secs())]
     TimedOut {
         /// The command.
         command: &'static str,
+        /// How long it was given.
+        patience: Duration,
     },
 }
 
@@ -91,6 +93,7 @@ impl Qmp {
             .await
             .map_err(|_| QmpError::TimedOut {
                 command: "greeting",
+                patience,
             })?
             .map_err(failed)?;
         let (service, mut messages) = stream.into_parts();
@@ -135,7 +138,10 @@ impl Qmp {
         match timeout(COMMAND_TIMEOUT, self.service.execute(command)).await {
             Err(_) => {
                 self.is_broken.store(true, Ordering::Relaxed);
-                Err(QmpError::TimedOut { command: C::NAME })
+                Err(QmpError::TimedOut {
+                    command: C::NAME,
+                    patience: COMMAND_TIMEOUT,
+                })
             }
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(ExecuteError::Io(source))) => Err(QmpError::Connection {

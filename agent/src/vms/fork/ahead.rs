@@ -1,6 +1,6 @@
 //! What may be done ahead of an operation: preparing the capture, and starting children's processes.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use raft::state::{CaptureMode, OperationId, State};
 
@@ -125,13 +125,11 @@ pub async fn start_child(
         &parts.layers,
     )
     .map_err(|error| error.to_string())?;
-    let started = handle
+    handle
         .ask(|done| Command::Prestart {
             launch: Box::new(launch),
             done,
         })
         .await
-        .map_err(|error| error.to_string())?;
-    node.forks.started.fetch_add(1, Ordering::Relaxed);
-    started
+        .map_err(|error| error.to_string())?
 }

@@ -13,7 +13,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU16, AtomicU64, Ordering},
+        atomic::{AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -55,8 +55,6 @@ pub struct Forks {
     ahead: Mutex<BTreeMap<OperationId, Ahead>>,
     /// How many processes are started or loaded at once: more only get in each other's way.
     starts: Arc<Semaphore>,
-    /// How many were started so far.
-    started: AtomicU64,
 }
 
 /// What is being done ahead of an operation.
@@ -123,7 +121,6 @@ impl Default for Forks {
             running: Mutex::default(),
             ahead: Mutex::default(),
             starts: Arc::new(Semaphore::new(2 * processors)),
-            started: AtomicU64::new(0),
         }
     }
 }
@@ -135,11 +132,6 @@ impl Forks {
 
     fn ahead(&self) -> MutexGuard<'_, BTreeMap<OperationId, Ahead>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many processes were started so far: it grows as long as a fork gets on.
-    fn started(&self) -> u64 {
-        self.started.load(Ordering::Relaxed)
     }
 
     /// The operations that are being carried out.

@@ -1,6 +1,6 @@
 //! One operation that is being carried out: capture, load, go.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use qemu::{
@@ -13,10 +13,7 @@ use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
     OperationState, Power, Safety, Snapshot, State, VmId,
 };
-use tokio::{
-    task::JoinSet,
-    time::{Instant, timeout},
-};
+use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Parts, Prepared, Starting, engine_mode, fresh_file, start_child};
@@ -34,9 +31,6 @@ use crate::{
         vm_name,
     },
 };
-
-/// How long an operation waits for the next of its children to be loaded.
-const CHILD_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One operation that is being carried out.
 pub(super) struct Run {
@@ -231,7 +225,6 @@ impl Run {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
-        let mut waited_for = BTreeSet::new();
         // From the last on: processes are started ahead for the first, as many as there are not ready.
         for number in (0..operation.count).rev() {
             let Some(child) = state.vms.get(&operation.id.child(number)) else {
@@ -254,32 +247,19 @@ impl Run {
             let starting = self.prepared.starting.remove(&number);
             let (node, child) = (Arc::clone(&self.node), Child::of(child));
             let (parts, stream) = (Parts::of(content), launch::stream(content));
-            waited_for.insert(number);
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
                 (number, child.id, paused, loaded)
             });
         }
-        let mut started = self.node.forks.started();
+        // What each of them may take, from its turn on, is bounded by its machine: one that hangs ends with an error.
         loop {
             let next = tokio::select! {
-                next = timeout(CHILD_PATIENCE, loading.join_next()) => next,
+                next = loading.join_next() => next,
                 () = self.cancel.cancelled() => break,
-            };
-            let Ok(next) = next else {
-                // Of very many, all are started before the first is loaded.
-                let so_far = self.node.forks.started();
-                if so_far != started {
-                    started = so_far;
-                    continue;
-                }
-                // One that hangs must not hold up the others.
-                results.extend(self.give_up(&waited_for).await);
-                break;
             };
             let Some(result) = next else { break };
             let (number, id, paused, result) = result.map_err(|panic| panic.to_string())?;
-            waited_for.remove(&number);
             match result {
                 Ok(handle) => loaded.push((number, id, paused, handle)),
                 Err(problem) => results.push((number, failed(problem))),
@@ -302,22 +282,6 @@ impl Run {
             });
         results.extend(join_all(going_on).await);
         Ok(results)
-    }
-
-    /// Ends what was started for children that are not waited for any longer.
-    async fn give_up(&self, numbers: &BTreeSet<u32>) -> Vec<(u32, ChildResult)> {
-        let mut results = Vec::new();
-        for number in numbers {
-            if let Some(child) = self.node.vms.get(self.operation.child(*number)) {
-                destroy(&child).await;
-            }
-            let problem = format!(
-                "its QEMU hangs: it did not load the snapshot within {} s, and no other did meanwhile",
-                CHILD_PATIENCE.as_secs()
-            );
-            results.push((*number, failed(problem)));
-        }
-        results
     }
 
     /// One of the children that are ready, under the id of a child that has nothing here yet.
