@@ -32,7 +32,7 @@ use crate::{
     qmp::{BlockdevSetActive, Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
     spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
-    sys::spawn::{FIRST_FD, Spawn, set_nice, set_oom_score},
+    sys::spawn::{FIRST_FD, Spawn, set_oom_score},
 };
 
 /// How long a new process may take until its control socket answers. An idle host needs a few dozen milliseconds; a hundred
@@ -44,8 +44,6 @@ const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long after its control session a process is given to end.
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
-/// How much processes that are starting give way to guests, captures and the agent.
-const STARTING_NICE: i32 = 10;
 /// How much guests give way to the host: with hundreds of them that want to run, who leads the cluster must still be heard in time.
 const GUEST_NICE: i32 = 5;
 /// How much of QEMU's own output goes into an error.
@@ -493,7 +491,6 @@ impl Machine {
             self.record.save(&self.dir)?;
             let pid = self.process.id().pid;
             failpoint::reached_by("restore.claimed", pid);
-            set_nice(pid, GUEST_NICE).map_err(system("cannot set a process's priority"))?;
             let score = match self.record.base {
                 None => oom::BOOTED,
                 Some(_) => oom::FORK,
@@ -762,7 +759,7 @@ fn start_process(
         fds,
         output,
         user: launch.user,
-        nice: STARTING_NICE,
+        nice: GUEST_NICE,
         // A guest that was booted runs faster on them, and its memory is looked at faster. A fork's memory is a file's, which has
         // none in a private mapping; in the rest of the process they undo what copy-on-write saves.
         huge_pages: launch.base.is_none(),

@@ -29,6 +29,21 @@ impl Progress {
         Self(bar)
     }
 
+    /// So many things to be done.
+    pub fn things(text: impl Into<String>, total: u64) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(total), target()).with_message(text.into());
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {pos} of {len}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(120));
+        Self(bar)
+    }
+
+    /// One more is done.
+    pub fn another(&self) {
+        self.0.inc(1);
+    }
+
     /// So many bytes are sent by now.
     pub fn at(&self, bytes: u64) {
         self.0.set_position(bytes);

@@ -98,16 +98,24 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
         devices.push(Device::Disk);
     }
     devices.push(Device::Rng);
+    let machine = match spec.machine {
+        Machine::Microvm => MachineType::Microvm,
+        Machine::Q35 => MachineType::Q35,
+    };
+    let cpu_model = spec
+        .cpu_model
+        .clone()
+        .unwrap_or_else(|| accelerator.best_cpu().to_owned());
+    // Another model may lack what a kernel needs to do without it.
+    let knows_its_rates = cpu_model == accelerator.best_cpu()
+        && (accelerator == spec::Accelerator::Kvm || fitness.tsc_khz.is_some());
+    if machine == MachineType::Microvm && !knows_its_rates {
+        devices.push(Device::Pit);
+    }
     Ok(Hardware {
-        machine: match spec.machine {
-            Machine::Microvm => MachineType::Microvm,
-            Machine::Q35 => MachineType::Q35,
-        },
+        machine,
         accelerator,
-        cpu_model: spec
-            .cpu_model
-            .clone()
-            .unwrap_or_else(|| accelerator.best_cpu().to_owned()),
+        cpu_model,
         cpus: spec.cpus,
         memory_bytes: spec.memory_bytes,
         devices,
@@ -139,7 +147,7 @@ pub fn snapshot_hardware(
         Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
     };
     let machine = machine_type(&content.machine)?;
-    let known = [Device::Disk, Device::Rng];
+    let known = [Device::Disk, Device::Rng, Device::Pit];
     let devices = content
         .devices
         .iter()
@@ -221,8 +229,8 @@ pub fn boot(
         .to_owned();
     if let (spec::Accelerator::Tcg, Some(khz)) = (hardware.accelerator, fitness.tsc_khz) {
         // An emulated guest sees the host's counter and has only the PIT to find its rate by, which fails on a busy host and
-        // leaves it hanging early in its kernel.
-        cmdline.push_str(&format!(" tsc_early_khz={khz}"));
+        // leaves it hanging early in its kernel. Nor has it anything to check the counter by.
+        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=nowatchdog"));
     }
     let new_layer = layers.is_none();
     Ok(Launch {

@@ -1,11 +1,11 @@
 //! Starting a process as another user, in a session of its own, with chosen descriptors and nothing else of ours.
 
 use std::{
-    ffi::OsString,
+    ffi::{CStr, OsStr, OsString},
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStrExt, process::CommandExt},
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -29,7 +29,7 @@ pub struct Spawn {
     pub output: std::fs::File,
     /// User and group it runs as; `None` to stay as we are.
     pub user: Option<(u32, u32)>,
-    /// How much it gives way to others while it starts, 0 to 19.
+    /// How much it gives way to others, 0 to 19.
     pub nice: i32,
     /// Whether it may use transparent huge pages.
     pub huge_pages: bool,
@@ -79,6 +79,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
         .collect::<Result<Vec<_>, _>>()?;
     let numbers: Vec<RawFd> = sources.iter().map(AsRawFd::as_raw_fd).collect();
     let oom_score = oom_score.map(|score| score.to_string());
+    let group_nice = nice.to_string();
     // SAFETY: the closure runs in the new process between fork and exec and makes only async-signal-safe system calls on
     // data that was prepared before; it allocates nothing on the way that succeeds.
     unsafe {
@@ -89,12 +90,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
                 write_all(group.as_raw_fd(), b"0")?;
             }
             if let Some(score) = &oom_score {
-                let file = check(libc::open(
-                    c"/proc/self/oom_score_adj".as_ptr(),
-                    libc::O_WRONLY | libc::O_CLOEXEC,
-                ))?;
-                write_all(file, score.as_bytes())?;
-                check(libc::close(file))?;
+                write_file(c"/proc/self/oom_score_adj", score.as_bytes())?;
             }
             for (i, from) in numbers.iter().enumerate() {
                 check(libc::dup2(*from, FIRST_FD + i as RawFd))?;
@@ -108,6 +104,10 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             }
             // Always: the agent's own priority is not for others.
             check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
+            match write_file(AUTOGROUP, group_nice.as_bytes()) {
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
+                _ => {}
+            }
             libc::umask(0o077);
             if let Some((uid, gid)) = user {
                 check(libc::setgroups(0, std::ptr::null()))?;
@@ -123,9 +123,19 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
     child
 }
 
-/// Changes how much every thread of a process gives way to others. Threads that are gone meanwhile are passed over.
-pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
-    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+/// The priority of the session that a process is in. Where the kernel schedules by session (`CONFIG_SCHED_AUTOGROUP`, as Debian's
+/// does for what is in no control group), a process's own says only how it stands to others of its session, and each machine
+/// has a session of its own: see `sched(7)`.
+const AUTOGROUP: &CStr = c"/proc/self/autogroup";
+
+/// Changes how much every thread of this process, and the session that it is in, give way to others. Threads that are gone meanwhile
+/// are passed over.
+pub fn set_own_nice(nice: i32) -> io::Result<()> {
+    match std::fs::write(OsStr::from_bytes(AUTOGROUP.to_bytes()), nice.to_string()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    for task in std::fs::read_dir("/proc/self/task")? {
         let Some(tid) = task?
             .file_name()
             .to_str()
@@ -154,6 +164,17 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+/// Async-signal-safe.
+fn write_file(path: &CStr, bytes: &[u8]) -> io::Result<()> {
+    // SAFETY: the path is a C string, and the descriptor is closed by nobody else.
+    unsafe {
+        let file = check(libc::open(path.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC))?;
+        let written = write_all(file, bytes);
+        check(libc::close(file))?;
+        written
     }
 }
 

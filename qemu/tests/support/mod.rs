@@ -119,7 +119,7 @@ impl Host {
             naming: RwLock::new(()),
         };
         // An emulated guest cannot measure it while the host is busy, and hangs early in its kernel.
-        let tsc = qemu::host::tsc_khz().map(|khz| format!(" tsc_early_khz={khz}"));
+        let tsc = qemu::host::tsc_khz().map(|khz| format!(" tsc_early_khz={khz} tsc=nowatchdog"));
         let cmdline = cmdline + &tsc.unwrap_or_default();
         Ok(Self {
             engine: Arc::new(engine),

@@ -1,5 +1,6 @@
 //! `fpagent vm`.
 
+use futures::{StreamExt as _, stream};
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
     PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest,
@@ -17,6 +18,9 @@ use crate::client::{
     progress::Progress,
     views::vm::VmView,
 };
+
+/// How many VMs are deleted at once: each is waited for until its host has taken everything away.
+const REMOVED_AT_ONCE: usize = 64;
 
 pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Failure> {
     match command {
@@ -207,9 +211,9 @@ async fn remove(
     change: &Change,
 ) -> Result<(), Failure> {
     let reach = context.reach()?;
-    let progress = Progress::spinner("deleting");
-    let (count, mut removed, mut first) = (vms.len(), Vec::new(), None);
-    for (index, vm) in vms.into_iter().enumerate() {
+    let count = vms.len();
+    let progress = Progress::things("deleting", count as u64);
+    let removals = vms.into_iter().enumerate().map(async |(index, vm)| {
         let request = DeleteVmRequest {
             vm: vm.clone(),
             force,
@@ -221,7 +225,17 @@ async fn remove(
                 .delete_vm(attempt.request(request.clone()))
                 .await
         });
-        removed.push(match answer.await {
+        let answer = answer.await;
+        progress.another();
+        (vm, answer)
+    });
+    let answers: Vec<_> = stream::iter(removals)
+        .buffered(REMOVED_AT_ONCE)
+        .collect()
+        .await;
+    let (mut removed, mut first) = (Vec::new(), None);
+    for (vm, answer) in answers {
+        removed.push(match answer {
             Ok(answer) => RemovedView {
                 name: vm,
                 deleted: true,
