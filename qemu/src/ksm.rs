@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Pid, getpriority_process, setpriority_process},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::sys::PAGE;
@@ -28,6 +31,12 @@ const CHANGED: [&str; 4] = [
     "smart_scan",
     "use_zero_pages",
 ];
+
+/// The scanner's priority, among the settings.
+const NICE: &str = "nice";
+/// The scanner's priority while it is driven: where guests want more than there is of the processors, it would never be done
+/// otherwise. How much it takes is bounded by its pace.
+const SCANNER_NICE: i32 = -10;
 
 /// How the kernel looks for equal pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,18 +82,24 @@ impl Figures {
 #[derive(Debug, Clone)]
 pub struct Ksm {
     root: PathBuf,
+    /// The kernel's thread that looks, where it can be seen.
+    scanner: Option<Pid>,
 }
 
 impl Ksm {
     /// This host's; `None` where the kernel has no such thing.
     pub fn of_host() -> Option<Self> {
-        Self::at(Path::new(SETTINGS))
+        let mut ksm = Self::at(Path::new(SETTINGS))?;
+        // Without it its priority stays as it is: not to be seen in a container.
+        ksm.scanner = scanner().ok().flatten();
+        Some(ksm)
     }
 
     /// Those in a folder, if they are there.
     pub fn at(root: &Path) -> Option<Self> {
         root.join("run").exists().then(|| Self {
             root: root.to_owned(),
+            scanner: None,
         })
     }
 
@@ -144,6 +159,10 @@ impl Ksm {
                 settings.insert(name.to_owned(), value);
             }
         }
+        if let Some(scanner) = self.scanner {
+            let nice = getpriority_process(Some(scanner))?;
+            settings.insert(NICE.to_owned(), nice.to_string());
+        }
         Ok(Settings(settings))
     }
 
@@ -162,6 +181,9 @@ impl Ksm {
         }
         if self.read_if_there("smart_scan")?.is_some() {
             self.write("smart_scan", "1")?;
+        }
+        if let Some(scanner) = self.scanner {
+            setpriority_process(Some(scanner), SCANNER_NICE)?;
         }
         // A page of zeros then costs nothing to remember, and any number of processes share the one.
         self.write("use_zero_pages", "1")?;
@@ -183,6 +205,10 @@ impl Ksm {
         }
         if let Some(mode) = mode.filter(|mode| *mode != "none") {
             self.write("advisor_mode", mode)?;
+        }
+        let nice = found.0.get(NICE).and_then(|nice| nice.parse().ok());
+        if let (Some(scanner), Some(nice)) = (self.scanner, nice) {
+            setpriority_process(Some(scanner), nice)?;
         }
         match found.0.get("run") {
             Some(run) => self.write("run", run),
@@ -257,20 +283,36 @@ impl Lease {
     }
 }
 
-/// Seconds of processor time that the kernel has spent on looking for equal pages, since its boot. `None` where its thread
-/// cannot be seen (in a container).
-pub fn scanner_seconds() -> io::Result<Option<f64>> {
+/// The kernel's thread that looks for equal pages. `None` where it cannot be seen (in a container).
+fn scanner() -> io::Result<Option<Pid>> {
     for entry in fs::read_dir("/proc")? {
-        let path = entry?.path();
-        // Most are no processes, and processes end meanwhile.
-        if fs::read_to_string(path.join("comm")).is_ok_and(|name| name == "ksmd\n") {
-            let Ok(stat) = fs::read_to_string(path.join("stat")) else {
-                continue;
-            };
-            return Ok(cpu_seconds(&stat));
+        let entry = entry?;
+        // Most are no processes, and processes end meanwhile. Anybody may have the name, and only a thread of the kernel has
+        // kthreadd (2) as its parent.
+        if fs::read_to_string(entry.path().join("stat"))
+            .is_ok_and(|stat| stat.contains(" (ksmd) ") && parent(&stat) == Some(2))
+        {
+            let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+            return Ok(pid.and_then(Pid::from_raw));
         }
     }
     Ok(None)
+}
+
+/// The parent of a process from its `/proc/PID/stat`.
+fn parent(stat: &str) -> Option<u32> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+/// Seconds of processor time that the kernel has spent on looking for equal pages, since its boot. `None` where its thread
+/// cannot be seen (in a container).
+pub fn scanner_seconds() -> io::Result<Option<f64>> {
+    let Some(scanner) = scanner()? else {
+        return Ok(None);
+    };
+    let path = format!("/proc/{}/stat", scanner.as_raw_nonzero());
+    Ok(cpu_seconds(&fs::read_to_string(path)?))
 }
 
 /// Processor time of a process from its `/proc/PID/stat`, seconds.

@@ -32,7 +32,7 @@ use crate::{
     qmp::{BlockdevSetActive, Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, RecordError, Stage, VmName, VmRecord},
     spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
-    sys::spawn::{FIRST_FD, Spawn, set_oom_score},
+    sys::spawn::{FIRST_FD, GUEST_NICE, Spawn, set_oom_score},
 };
 
 /// How long a new process may take until its control socket answers. An idle host needs a few dozen milliseconds; a hundred
@@ -44,8 +44,6 @@ const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 /// How long after its control session a process is given to end.
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
-/// How much guests give way to the host: with hundreds of them that want to run, who leads the cluster must still be heard in time.
-const GUEST_NICE: i32 = 5;
 /// How much of QEMU's own output goes into an error.
 const LOG_TAIL: usize = 600;
 

@@ -386,7 +386,7 @@ fn come_first() {
     if let Err(error) = spawn::set_oom_score(own, qemu::oom::AGENT) {
         tracing::warn!(%error, "the kernel may end the agent before its VMs when memory is short");
     }
-    if let Err(error) = spawn::set_own_nice(NICE) {
+    if let Err(error) = spawn::set_nice(own, NICE) {
         tracing::warn!(%error, "guests do not give way to the agent");
     }
     // Each VM takes half a dozen.

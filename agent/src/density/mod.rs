@@ -7,6 +7,7 @@ mod checks;
 mod driver;
 mod merging;
 mod pressure;
+mod priority;
 mod usage;
 
 use std::{
@@ -35,6 +36,7 @@ use self::{
     driver::{Driver, Outcome},
     merging::{Rate, Rule, SLEEP_MS, Sight, Verdict},
     pressure::{Bounds, Judge, Trigger},
+    priority::Priorities,
     usage::{Usage, memory_use},
 };
 use crate::{
@@ -187,9 +189,11 @@ pub async fn run(node: Arc<Node>) {
     let begun = Instant::now();
     let mut judge = Judge::new(node.density.bounds);
     let mut merger = Merger::new(&node, begun);
+    let mut priorities = Priorities::default();
     let mut merge_at = begun;
     loop {
         look(&node, &mut judge, begun);
+        priorities.adjust(&node.pids());
         if merge_at <= Instant::now() {
             merger = merger.step(&node).await;
             merge_at = Instant::now() + MERGING_TICK;

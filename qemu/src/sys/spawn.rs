@@ -1,11 +1,11 @@
 //! Starting a process as another user, in a session of its own, with chosen descriptors and nothing else of ours.
 
 use std::{
-    ffi::{CStr, OsStr, OsString},
+    ffi::{CStr, OsString},
     io,
     os::{
         fd::{AsRawFd, OwnedFd, RawFd},
-        unix::{ffi::OsStrExt, process::CommandExt},
+        unix::process::CommandExt,
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -104,7 +104,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             }
             // Always: the agent's own priority is not for others.
             check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
-            match write_file(AUTOGROUP, group_nice.as_bytes()) {
+            match write_file(OWN_AUTOGROUP, group_nice.as_bytes()) {
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
                 _ => {}
             }
@@ -123,19 +123,23 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
     child
 }
 
+/// How much a guest gives way to the host from its start on (nice(2)).
+pub const GUEST_NICE: i32 = 5;
+
 /// The priority of the session that a process is in. Where the kernel schedules by session (`CONFIG_SCHED_AUTOGROUP`, as Debian's
 /// does for what is in no control group), a process's own says only how it stands to others of its session, and each machine
 /// has a session of its own: see `sched(7)`.
-const AUTOGROUP: &CStr = c"/proc/self/autogroup";
+const OWN_AUTOGROUP: &CStr = c"/proc/self/autogroup";
 
-/// Changes how much every thread of this process, and the session that it is in, give way to others. Threads that are gone meanwhile
+/// Changes how much every thread of a process, and the session that it is in, give way to others. Threads that are gone meanwhile
 /// are passed over.
-pub fn set_own_nice(nice: i32) -> io::Result<()> {
-    match std::fs::write(OsStr::from_bytes(AUTOGROUP.to_bytes()), nice.to_string()) {
+pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
+    match std::fs::write(format!("/proc/{pid}/autogroup"), nice.to_string()) {
+        // Not every kernel has it.
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    for task in std::fs::read_dir("/proc/self/task")? {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let Some(tid) = task?
             .file_name()
             .to_str()

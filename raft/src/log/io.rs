@@ -7,7 +7,7 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -22,6 +22,9 @@ const REMOVE_STEP: usize = 256;
 
 /// How long what need not be synced may lie in the engine's memory once the thread is idle.
 const IDLE_FLUSH: Duration = Duration::from_millis(20);
+
+/// A write that takes longer is told of: openraft waits for it, and hears and says nothing meanwhile.
+const SLOW: Duration = Duration::from_millis(250);
 
 /// One change of the log.
 pub(super) enum Write {
@@ -118,7 +121,15 @@ impl Thread {
         loop {
             match self.next(queue) {
                 Some(Job::Write(write, done)) => {
+                    let begun = Instant::now();
                     let result = self.guarded(|this, backend| this.write(backend, write));
+                    let took = begun.elapsed();
+                    if took > SLOW {
+                        tracing::warn!(
+                            ?took,
+                            "the log's disk is slow; others may take this node for lost"
+                        );
+                    }
                     // Nobody waits when openraft is being stopped.
                     let _ = done.send(result);
                 }

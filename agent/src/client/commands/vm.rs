@@ -20,7 +20,7 @@ use crate::client::{
 };
 
 /// How many VMs are deleted at once: each is waited for until its host has taken everything away.
-const REMOVED_AT_ONCE: usize = 64;
+const REMOVED_AT_ONCE: usize = 256;
 
 pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Failure> {
     match command {

@@ -11,7 +11,7 @@ use raft::state::{ChildResult, Operation, Snapshot, State, Vm, VmId};
 
 use super::{
     Parts,
-    run::{Run, destroy, failed, go_on, load_child, running},
+    run::{Run, check, destroy, failed, go_on, load_child, running},
 };
 use crate::{
     admission::{CHILD_BYTES, Need},
@@ -102,7 +102,7 @@ impl Run {
             &child,
             hardware,
             &Parts::of(content),
-            launch::stream(content),
+            check(&self.node, launch::stream(content)),
             starting,
         )
         .await

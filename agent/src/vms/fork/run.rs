@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, FutureExt as _, Shared, join_all};
 use qemu::{
     capture::{Afterwards, Captured},
-    checksum::CheckedStream,
+    checksum::{CheckedStream, StreamUnfit},
     failpoint,
     record::{StreamName, StreamRef},
 };
@@ -225,6 +225,7 @@ impl Run {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
+        let stream = check(&self.node, launch::stream(content));
         // From the last on: processes are started ahead for the first, as many as there are not ready.
         for number in (0..operation.count).rev() {
             let Some(child) = state.vms.get(&operation.id.child(number)) else {
@@ -246,7 +247,7 @@ impl Run {
             };
             let starting = self.prepared.starting.remove(&number);
             let (node, child) = (Arc::clone(&self.node), Child::of(child));
-            let (parts, stream) = (Parts::of(content), launch::stream(content));
+            let (parts, stream) = (Parts::of(content), stream.clone());
             loading.spawn(async move {
                 let loaded = load_child(&node, &child, hardware, &parts, stream, starting).await;
                 (number, child.id, paused, loaded)
@@ -321,13 +322,29 @@ pub(super) async fn go_on(
         .unwrap_or_else(|error| Err(error.to_string()))
 }
 
+/// A stream that is being checked, once for all children that will load it.
+pub(super) type Checking = Shared<BoxFuture<'static, Result<CheckedStream, Arc<StreamUnfit>>>>;
+
+/// Checks a stream as soon as somebody waits for it.
+pub(super) fn check(node: &Arc<Node>, stream: StreamRef) -> Checking {
+    let node = Arc::clone(node);
+    let check = async move {
+        let checked = CheckedStream::check(&node.vms.engine().layout, stream).await;
+        checked.map_err(|unfit| {
+            node.store.note_unfit(&unfit);
+            Arc::new(unfit)
+        })
+    };
+    check.boxed().shared()
+}
+
 /// Loads one child, its process started first if none waits. A child that runs already is left alone.
 pub(super) async fn load_child(
     node: &Arc<Node>,
     child: &Child,
     hardware: qemu::spec::Hardware,
     parts: &Parts,
-    stream: StreamRef,
+    check: Checking,
     starting: Option<Starting>,
 ) -> Result<VmHandle, String> {
     if let Some(handle) = node.vms.get(child.id)
@@ -345,7 +362,6 @@ pub(super) async fn load_child(
         }
         None => false,
     };
-    let check = CheckedStream::check(&node.vms.engine().layout, stream);
     let start = async {
         if !waits {
             node.fetch_image(child.spec.image).await?;
@@ -358,12 +374,11 @@ pub(super) async fn load_child(
     let stream = match checked {
         Ok(stream) => stream,
         Err(unfit) => {
-            node.store.note_unfit(&unfit);
             // Its process waits for a stream that it will never get.
             if let Some(handle) = node.vms.get(child.id) {
                 destroy(&handle).await;
             }
-            return Err(chain(&unfit));
+            return Err(chain(unfit.as_ref()));
         }
     };
     let handle = node

@@ -2,10 +2,10 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     os::unix::net::UnixStream,
     path::PathBuf,
-    thread::sleep,
+    thread::{self, sleep},
     time::{Duration, Instant},
 };
 
@@ -29,12 +29,17 @@ use crate::{
 
 /// What the request, and everything until the last answer, may take.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long a guest takes until it has written what it wrote in memory while it booted to its disk. Otherwise every fork does that
+/// at the same moment.
+const SETTLED: Duration = Duration::from_secs(45);
 /// How many guests are asked over one connection: all of them are asked at once.
 const ASKED_TOGETHER: usize = 100;
 /// Merging is done when it has saved less than this in a while, bytes and time.
 const LITTLE: u64 = 64 << 20;
 /// See there.
 const WHILE: Duration = Duration::from_secs(30);
+/// How often in a row.
+const STILL: u32 = 6;
 /// How long merging is given.
 const MERGING: Duration = Duration::from_secs(600);
 
@@ -44,6 +49,7 @@ impl Bench {
     pub fn many(&mut self, forks: u32) -> anyhow::Result<Vec<Row>> {
         self.restart_holder(&["--ready-forks", "0", "--merge-memory", "on"])?;
         self.boot("parent", scenario::IDLE)?;
+        sleep(SETTLED);
         self.fp(&["snapshot", "create", "parent", "s"])?;
         self.fp(&["vm", "pause", "parent"])?;
         sleep(Duration::from_secs(3));
@@ -112,6 +118,8 @@ impl Bench {
         })?;
         sleep(Duration::from_secs(5));
         let back = free as i64 - host::available()? as i64;
+        // In order: the host's settings for merging are as they were then.
+        self.cluster.node_mut(2).terminate()?;
 
         let per_fork = |bytes: u64| bytes as f64 / f64::from(1 << 20) / f64::from(forks);
         let row = |what: &str, figure: String| Row {
@@ -165,19 +173,22 @@ impl Bench {
         let holder = self.cluster.node_mut(2);
         holder.terminate()?;
         let layout = Layout::create(&holder.data, None)?;
-        let mut running = 0;
-        for entry in fs::read_dir(layout.vms())? {
-            let name = entry?.file_name().to_string_lossy().into_owned();
-            let socket = layout.vm(&VmName(name.clone())).socket("qmp")?;
-            let mut session = Session::begin(UnixStream::connect(socket.path())?)?;
-            let status = session.ask("query-status", json!({}))?;
-            match status["status"].as_str() {
-                Some("running") => running += 1,
-                // The parent.
-                Some("paused") if running < forks => {}
-                _ => anyhow::bail!("{name}: {status}"),
-            }
-        }
+        let names = fs::read_dir(layout.vms())?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<io::Result<Vec<String>>>()?;
+        // All at once: each takes its time where so many want to run.
+        let stati = thread::scope(|scope| {
+            let ask = |name: String| scope.spawn(|| status(&layout, name));
+            let asked: Vec<_> = names.into_iter().map(ask).collect();
+            let answers = asked.into_iter().map(|thread| thread.join());
+            answers
+                .map(|answer| answer.map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+                .collect::<anyhow::Result<Vec<String>>>()
+        })?;
+        let of = |wanted: &str| stati.iter().filter(|status| *status == wanted).count() as u32;
+        // And the parent.
+        anyhow::ensure!(of("paused") <= 1, "paused: {}", of("paused"));
+        let running = of("running");
         anyhow::ensure!(running == forks, "{running} of {forks} run");
         let holder = self.cluster.node_mut(2);
         holder.start()?;
@@ -197,6 +208,17 @@ impl Bench {
             .as_u64()
             .with_context(|| format!("no term in {status}"))
     }
+}
+
+/// A guest's state by its QEMU's word.
+fn status(layout: &Layout, name: String) -> anyhow::Result<String> {
+    let socket = layout.vm(&VmName(name.clone())).socket("qmp")?;
+    let mut session = Session::begin(UnixStream::connect(socket.path())?)?;
+    let status = session.ask("query-status", json!({}))?;
+    let word = status["status"].as_str();
+    Ok(word
+        .with_context(|| format!("{name}: {status}"))?
+        .to_owned())
 }
 
 /// What VMs leave on a host.
@@ -263,7 +285,7 @@ async fn all_answer(
 
 async fn answer(mut service: VmServiceClient<Channel>, vm: &str) -> anyhow::Result<()> {
     let mut nonce = [0; 8];
-    std::io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut nonce)?;
+    io::Read::read_exact(&mut fs::File::open("/dev/urandom")?, &mut nonce)?;
     let nonce = format!("{:016x}", u64::from_ne_bytes(nonce));
     let (sender, inputs) = tokio::sync::mpsc::channel(2);
     // The terminal echoes the two halves apart: what has them together is the shell's answer.
@@ -287,18 +309,16 @@ async fn answer(mut service: VmServiceClient<Channel>, vm: &str) -> anyhow::Resu
     anyhow::bail!("it ended after {:?}", String::from_utf8_lossy(&seen))
 }
 
-/// Waits until merging saves little more; what is available then.
+/// Waits until merging saves little more; what is available then. Guests that still take memory hide for a while what is saved.
 fn merged(free: u64) -> anyhow::Result<u64> {
     let deadline = Instant::now() + MERGING;
-    let mut last = host::available()?;
-    while Instant::now() < deadline {
+    let (mut best, mut still) = (host::available()?, 0);
+    while Instant::now() < deadline && still < STILL {
         sleep(WHILE);
         let now = host::available()?;
         eprintln!("    {} MiB taken", free.saturating_sub(now) >> 20);
-        if now < last + LITTLE {
-            return Ok(now);
-        }
-        last = now;
+        still = if now > best + LITTLE { 0 } else { still + 1 };
+        best = best.max(now);
     }
-    Ok(last)
+    host::available()
 }
