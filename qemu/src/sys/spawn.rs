@@ -194,3 +194,48 @@ fn write_all(fd: RawFd, bytes: &[u8]) -> io::Result<()> {
         Err(io::ErrorKind::WriteZero.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use rustix::process::{Pid, getpriority_process};
+
+    use super::*;
+
+    /// The nice values of a process and, where sessions have one, of its session.
+    fn nice_of(pid: u32) -> (i32, Option<i32>) {
+        let own = getpriority_process(Pid::from_raw(pid as i32)).unwrap();
+        // Such as `/autogroup-42 nice 5`.
+        let session = fs::read_to_string(format!("/proc/{pid}/autogroup")).ok();
+        let session = session.and_then(|line| line.trim().rsplit(' ').next()?.parse().ok());
+        (own, session)
+    }
+
+    #[test]
+    fn a_process_and_its_session_give_way_alike() {
+        let has_sessions = std::path::Path::new("/proc/self/autogroup").exists();
+        let mut child = spawn(Spawn {
+            program: "/bin/sleep".into(),
+            args: vec!["60".into()],
+            env: Vec::new(),
+            directory: "/".into(),
+            fds: Vec::new(),
+            output: fs::File::create("/dev/null").unwrap(),
+            user: None,
+            nice: GUEST_NICE,
+            huge_pages: true,
+            merge_memory: false,
+            oom_score: None,
+            group: None,
+        })
+        .unwrap();
+        let as_both = |nice: i32| (nice, has_sessions.then_some(nice));
+        let started = nice_of(child.id());
+        let changed = set_nice(child.id(), 15).map(|()| nice_of(child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(started, as_both(GUEST_NICE));
+        assert_eq!(changed.unwrap(), as_both(15));
+    }
+}
