@@ -104,10 +104,9 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             }
             // Always: the agent's own priority is not for others.
             check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
-            match write_file(OWN_AUTOGROUP, group_nice.as_bytes()) {
-                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => return Err(error),
-                _ => {}
-            }
+            // Not every kernel has it, and who is not privileged may change it ten times a second only: nothing to fail for. Whoever
+            // adjusts it later ([`set_nice`]) tries again, and tells of it.
+            let _not_now = write_file(OWN_AUTOGROUP, group_nice.as_bytes());
             libc::umask(0o077);
             if let Some((uid, gid)) = user {
                 check(libc::setgroups(0, std::ptr::null()))?;
@@ -134,11 +133,6 @@ const OWN_AUTOGROUP: &CStr = c"/proc/self/autogroup";
 /// Changes how much every thread of a process, and the session that it is in, give way to others. Threads that are gone meanwhile
 /// are passed over.
 pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
-    match std::fs::write(format!("/proc/{pid}/autogroup"), nice.to_string()) {
-        // Not every kernel has it.
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let Some(tid) = task?
             .file_name()
@@ -155,7 +149,11 @@ pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    match std::fs::write(format!("/proc/{pid}/autogroup"), nice.to_string()) {
+        // Not every kernel has it.
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Changes how soon the kernel ends a process when memory is short.
