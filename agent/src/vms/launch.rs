@@ -346,4 +346,45 @@ mod tests {
         assert!(refused.contains("\"pc-q35-9.2\""), "{refused}");
         assert!(refused.contains("pc-q35-10.0"), "{refused}");
     }
+
+    #[test]
+    fn a_microvm_has_an_interval_timer_where_its_kernel_may_need_one() {
+        let has_pit = |machine, cpu_model: Option<&str>, accelerator, tsc_khz| {
+            let spec = VmSpec {
+                image: ImageId(1),
+                cpus: 1,
+                memory_bytes: 1 << 28,
+                disk_bytes: 0,
+                machine,
+                accelerator,
+                cpu_model: cpu_model.map(str::to_owned),
+                cmdline: String::new(),
+                limits: raft::state::Limits::default(),
+                restart: raft::state::RestartPolicy::Never,
+            };
+            let fitness = Fitness {
+                qemu: Ok("10.0.2".to_owned()),
+                kvm: Ok(()),
+                tsc_khz,
+            };
+            let devices = hardware(&spec, &fitness).unwrap().devices;
+            devices.contains(&Device::Pit)
+        };
+        let known = Some(2_000_000);
+        assert!(!has_pit(Machine::Microvm, None, Accelerator::Tcg, known));
+        assert!(has_pit(Machine::Microvm, None, Accelerator::Tcg, None));
+        assert!(!has_pit(Machine::Microvm, None, Accelerator::Kvm, None));
+        assert!(has_pit(
+            Machine::Microvm,
+            Some("qemu64"),
+            Accelerator::Kvm,
+            known
+        ));
+        assert!(!has_pit(
+            Machine::Q35,
+            Some("qemu64"),
+            Accelerator::Tcg,
+            None
+        ));
+    }
 }
