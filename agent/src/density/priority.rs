@@ -4,35 +4,29 @@
 //! The kernel's scheduler lets everybody run in proportion to their weights (`sched(7)`; a nice value is a factor of 1.25), and one
 //! that had more than its part waits until all others had theirs.
 
-use std::{collections::BTreeMap, io};
+use std::collections::BTreeMap;
 
 use qemu::sys::spawn::{GUEST_NICE, set_nice};
 
-/// The guests' priorities, as they were set last.
+/// The guests' priorities, as they were set last, by process id.
 #[derive(Debug, Default)]
-pub struct Priorities {
-    set: BTreeMap<u32, Option<i32>>,
-}
+pub struct Priorities(BTreeMap<u32, i32>);
 
 impl Priorities {
-    /// Sets what has changed for these processes.
+    /// Sets what has changed for these processes. What is not known here is set in any case: an agent of before may have set it
+    /// otherwise.
     pub fn adjust(&mut self, pids: &[u32]) {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let wanted = nice(pids.len(), processors);
-        self.set.retain(|pid, _| pids.contains(pid));
+        let before = std::mem::take(&mut self.0);
         for pid in pids {
-            // An agent of before may have set it otherwise.
-            let set = self.set.entry(*pid).or_default();
-            if *set == Some(wanted) {
+            if before.get(pid) != Some(&wanted)
+                && let Err(error) = set_nice(*pid, wanted)
+            {
+                tracing::debug!(pid, %error, "a guest's priority cannot be changed; trying again if it is still there");
                 continue;
             }
-            match set_nice(*pid, wanted) {
-                // One that is gone is not listed the next time.
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::debug!(pid, %error, "a guest's priority cannot be changed; trying again");
-                }
-                _ => *set = Some(wanted),
-            }
+            self.0.insert(*pid, wanted);
         }
     }
 }
