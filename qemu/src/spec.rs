@@ -196,6 +196,12 @@ pub struct Descriptors {
     pub port: Option<i32>,
 }
 
+/// What an emulated guest's kernel is told of its time stamp counter, which is the host's. It has only the PIT to find its rate by,
+/// which fails on a busy host and leaves it hanging early in its kernel; nor has it anything to check the counter by.
+pub fn counter_words(khz: u32) -> String {
+    format!("tsc_early_khz={khz} tsc=nowatchdog")
+}
+
 /// Everything the command line is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandLine<'a> {

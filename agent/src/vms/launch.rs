@@ -228,9 +228,7 @@ pub fn boot(
         .trim()
         .to_owned();
     if let (spec::Accelerator::Tcg, Some(khz)) = (hardware.accelerator, fitness.tsc_khz) {
-        // An emulated guest sees the host's counter and has only the PIT to find its rate by, which fails on a busy host and
-        // leaves it hanging early in its kernel. Nor has it anything to check the counter by.
-        cmdline.push_str(&format!(" tsc_early_khz={khz} tsc=nowatchdog"));
+        cmdline = format!("{cmdline} {}", spec::counter_words(khz));
     }
     let new_layer = layers.is_none();
     Ok(Launch {

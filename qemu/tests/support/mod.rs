@@ -28,7 +28,7 @@ use qemu::{
     machine::{Engine, Launch, Machine},
     past::Past,
     record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
-    spec::{Accelerator, Device, Hardware, MachineType, Start},
+    spec::{Accelerator, Device, Hardware, MachineType, Start, counter_words},
     stream::Block,
 };
 
@@ -118,9 +118,8 @@ impl Host {
             host_boot: host_boot(Path::new(HOST_BOOT))?,
             naming: RwLock::new(()),
         };
-        // An emulated guest cannot measure it while the host is busy, and hangs early in its kernel.
-        let tsc = qemu::host::tsc_khz().map(|khz| format!(" tsc_early_khz={khz} tsc=nowatchdog"));
-        let cmdline = cmdline + &tsc.unwrap_or_default();
+        let counter = qemu::host::tsc_khz().map(counter_words);
+        let cmdline = format!("{cmdline} {}", counter.unwrap_or_default());
         Ok(Self {
             engine: Arc::new(engine),
             disk: DISK,
