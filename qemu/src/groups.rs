@@ -445,19 +445,11 @@ mod tests {
         };
         let group = groups.prepare("one", &limits).unwrap().unwrap();
         let path = group.path.clone();
+        let output = File::options().write(true).open("/dev/null").unwrap();
         let process = Process::start(Spawn {
-            program: "sleep".into(),
-            args: vec!["60".into()],
-            env: vec![],
-            directory: "/".into(),
-            fds: vec![],
-            output: File::options().write(true).open("/dev/null").unwrap(),
-            user: None,
-            nice: 0,
-            huge_pages: false,
-            merge_memory: false,
             oom_score: Some(123),
             group: Some(group.procs.try_clone().unwrap()),
+            ..Spawn::new("sleep", &["60"], output)
         })
         .unwrap();
         drop(group);

@@ -109,18 +109,8 @@ pub fn accelerators() -> Vec<Accelerator> {
 /// Tries whether this kernel tracks writes as captures need it, on a process made for it. `library` is the preloaded one.
 pub async fn write_tracking(library: &Path) -> io::Result<bool> {
     let process = Process::start(Spawn {
-        program: "/bin/sleep".into(),
-        args: vec!["60".into()],
         env: vec![("LD_PRELOAD", library.into())],
-        directory: "/".into(),
-        fds: vec![],
-        output: File::options().write(true).open("/dev/null")?,
-        user: None,
-        nice: 0,
-        huge_pages: false,
-        merge_memory: false,
-        oom_score: None,
-        group: None,
+        ..sleeper()?
     })?;
     let result = try_tracking(&process).await;
     process.kill()?;
@@ -131,18 +121,8 @@ pub async fn write_tracking(library: &Path) -> io::Result<bool> {
 /// Tries whether a process can be started whose pages the kernel may merge (Linux 6.7), on a process made for it.
 pub async fn memory_merging() -> io::Result<bool> {
     let started = Process::start(Spawn {
-        program: "/bin/sleep".into(),
-        args: vec!["60".into()],
-        env: vec![],
-        directory: "/".into(),
-        fds: vec![],
-        output: File::options().write(true).open("/dev/null")?,
-        user: None,
-        nice: 0,
-        huge_pages: false,
         merge_memory: true,
-        oom_score: None,
-        group: None,
+        ..sleeper()?
     });
     let process = match started {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
@@ -157,6 +137,12 @@ pub async fn memory_merging() -> io::Result<bool> {
             .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == "mg"))
     };
     Ok(maps?.lines().any(mergeable))
+}
+
+/// A process to try something on.
+fn sleeper() -> io::Result<Spawn> {
+    let output = File::options().write(true).open("/dev/null")?;
+    Ok(Spawn::new("/bin/sleep", &["60"], output))
 }
 
 async fn try_tracking(process: &Process) -> io::Result<bool> {

@@ -117,6 +117,8 @@ pub struct Engine {
     pub track_writes: bool,
     /// Whether the kernel may merge equal pages of processes that are started from now on.
     pub merge_memory: bool,
+    /// Whether the address spaces of such processes are laid out at random.
+    pub aslr: bool,
     /// Where processes with limits are put.
     pub groups: Groups,
     /// The host's boot.
@@ -762,6 +764,7 @@ fn start_process(
         // none in a private mapping; in the rest of the process they undo what copy-on-write saves.
         huge_pages: launch.base.is_none(),
         merge_memory: engine.merge_memory,
+        aslr: engine.aslr,
         oom_score: Some(oom::WAITING),
         group: procs.transpose().map_err(system(cannot_group))?,
     })

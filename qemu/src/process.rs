@@ -172,26 +172,12 @@ fn is_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
 
     use super::*;
 
     fn sleep() -> Process {
-        Process::start(Spawn {
-            program: "sleep".into(),
-            args: vec![OsString::from("60")],
-            env: vec![],
-            directory: "/".into(),
-            fds: vec![],
-            output: fs::File::open("/dev/null").unwrap(),
-            user: None,
-            nice: 0,
-            huge_pages: false,
-            merge_memory: false,
-            oom_score: None,
-            group: None,
-        })
-        .unwrap()
+        let output = fs::File::open("/dev/null").unwrap();
+        Process::start(Spawn::new("sleep", &["60"], output)).unwrap()
     }
 
     #[tokio::test]

@@ -6,6 +6,10 @@
 //! * [`consensus`]: a member of the consensus, the way to propose and to read, for any state machine.
 //! * [`node`]: the two joined: what the agent uses.
 
+// Tests in the modules share files with those beside them.
+#[cfg(test)]
+extern crate self as raft;
+
 pub mod codec;
 pub mod consensus;
 pub mod log;

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
-use self::options::{LogFormat, MergeMemory, RunOptions, WriteTracking};
+use self::options::{LogFormat, MergeMemory, RunOptions, Switch, WriteTracking};
 use crate::{
     admission::Reserves,
     api,
@@ -359,6 +359,7 @@ async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
         qemu: options.qemu.clone(),
         track_writes: write_tracking.is_ok(),
         merge_memory: options.merge_memory != MergeMemory::Off && can_merge.is_ok(),
+        aslr: options.qemu_aslr == Switch::On,
         groups: Groups::open(options.cgroup.as_deref(), &group_name(layout.root())),
         host_boot: host_boot(&options.host_boot_file)
             .context("the host's boot id cannot be read")?,

@@ -38,6 +38,15 @@ pub enum MergeMemory {
     Auto,
 }
 
+/// A switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
 /// Options of `fpagent run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunOptions {
@@ -76,6 +85,11 @@ pub struct RunOptions {
     /// timing whether another holds a page that it knows: all VMs of this host must trust each other.
     #[arg(long, value_enum, default_value_t)]
     pub merge_memory: MergeMemory,
+    /// Whether QEMU processes that are started from now on are laid out in memory at random (ASLR). Off, they hold the same
+    /// pointers and more than twice as much of them can be merged; but whoever finds a way out of one guest into its QEMU knows
+    /// where everything lies.
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub qemu_aslr: Switch,
     /// Memory counts as getting short when less than so much of it is available, percent.
     #[arg(long, value_name = "PERCENT", default_value_t = 15, value_parser = clap::value_parser!(u8).range(..=100))]
     pub pressure_some: u8,

@@ -89,7 +89,14 @@ fn limits(node: &Node) -> HostCheck {
 fn merging(node: &Node) -> HostCheck {
     let density = &node.density;
     let name = "memory-merging";
+    let aslr = node.vms.engine().aslr;
     match (density.setting, &density.can_merge) {
+        (MergeMemory::Off, _) if !aslr => warning(
+            name,
+            "off, but QEMU processes are laid out alike in memory, which has no other use"
+                .to_owned(),
+            "start the agent with --qemu-aslr on, or with --merge-memory on",
+        ),
         (MergeMemory::Off, _) => ok(
             name,
             match Ksm::of_host() {
@@ -105,9 +112,18 @@ fn merging(node: &Node) -> HostCheck {
             } else {
                 "stands still"
             };
+            let alike = if aslr {
+                ""
+            } else {
+                "; QEMU processes are laid out alike in memory"
+            };
             ok(
                 name,
-                format!("{}: it {runs}: {}", density.setting_name(), merging.reason),
+                format!(
+                    "{}: it {runs}: {}{alike}",
+                    density.setting_name(),
+                    merging.reason
+                ),
             )
         }
         (_, Err(why)) => warning(

@@ -35,6 +35,8 @@ pub struct Spawn {
     pub huge_pages: bool,
     /// Whether the kernel may merge its pages with equal ones of other processes (from Linux 6.7 on; before, this is lost).
     pub merge_memory: bool,
+    /// Whether its address space is laid out at random. Without, equal processes hold equal pointers, and so more equal pages.
+    pub aslr: bool,
     /// How soon the kernel ends it when memory is short, -1000 to 1000; `None` as we are.
     pub oom_score: Option<i32>,
     /// `cgroup.procs` of the control group it runs in, open for writing; `None` for ours.
@@ -43,6 +45,27 @@ pub struct Spawn {
 
 /// The number of the first descriptor that a process is given.
 pub const FIRST_FD: RawFd = 3;
+
+impl Spawn {
+    /// A program that is given nothing and spared nothing.
+    pub fn new(program: impl Into<PathBuf>, args: &[&str], output: std::fs::File) -> Self {
+        Self {
+            program: program.into(),
+            args: args.iter().map(OsString::from).collect(),
+            env: Vec::new(),
+            directory: "/".into(),
+            fds: Vec::new(),
+            output,
+            user: None,
+            nice: 0,
+            huge_pages: true,
+            merge_memory: false,
+            aslr: true,
+            oom_score: None,
+            group: None,
+        }
+    }
+}
 
 /// Starts it. It has no supplementary groups and can gain no privileges.
 pub fn spawn(what: Spawn) -> io::Result<Child> {
@@ -57,6 +80,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
         nice,
         huge_pages,
         merge_memory,
+        aslr,
         oom_score,
         group,
     } = what;
@@ -101,6 +125,10 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             }
             if merge_memory {
                 check(libc::prctl(libc::PR_SET_MEMORY_MERGE, 1, 0, 0, 0))?;
+            }
+            if !aslr {
+                // In use from `exec` on. It gives what was set before.
+                check(libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong))?;
             }
             // Always: the agent's own priority is not for others.
             check(libc::setpriority(libc::PRIO_PROCESS, 0, nice))?;
@@ -210,22 +238,39 @@ mod tests {
         (own, session)
     }
 
+    fn sleep() -> Spawn {
+        Spawn::new(
+            "/bin/sleep",
+            &["60"],
+            fs::File::create("/dev/null").unwrap(),
+        )
+    }
+
+    /// Where a process's program, heap, libraries and stack lie.
+    fn layout_of(aslr: bool) -> Vec<String> {
+        let mut child = spawn(Spawn { aslr, ..sleep() }).unwrap();
+        let maps = fs::read_to_string(format!("/proc/{}/maps", child.id()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let range = |line: &str| line.split(' ').next().map(str::to_owned);
+        maps.unwrap().lines().filter_map(range).collect()
+    }
+
+    #[test]
+    fn processes_are_laid_out_alike_only_where_that_is_asked_for() {
+        assert_ne!(layout_of(true), layout_of(true));
+        let program = |layout: &[String]| layout.first().cloned();
+        let (one, other) = (layout_of(false), layout_of(false));
+        assert!(program(&one).is_some());
+        assert_eq!(program(&one), program(&other));
+    }
+
     #[test]
     fn a_process_and_its_session_give_way_alike() {
         let has_sessions = std::path::Path::new("/proc/self/autogroup").exists();
         let mut child = spawn(Spawn {
-            program: "/bin/sleep".into(),
-            args: vec!["60".into()],
-            env: Vec::new(),
-            directory: "/".into(),
-            fds: Vec::new(),
-            output: fs::File::create("/dev/null").unwrap(),
-            user: None,
             nice: GUEST_NICE,
-            huge_pages: true,
-            merge_memory: false,
-            oom_score: None,
-            group: None,
+            ..sleep()
         })
         .unwrap();
         let as_both = |nice: i32| (nice, has_sessions.then_some(nice));

@@ -114,6 +114,7 @@ impl Host {
             qemu: "qemu-system-x86_64".into(),
             track_writes,
             merge_memory,
+            aslr: true,
             groups: Groups::none("tests set no limits"),
             host_boot: host_boot(Path::new(HOST_BOOT))?,
             naming: RwLock::new(()),

@@ -23,7 +23,10 @@ use super::{
     types::Raft,
     wire::ProposeReply,
 };
-use crate::{codec, log::LogGuard};
+use crate::{
+    codec,
+    log::{Durable, LogGuard},
+};
 
 /// How long the leader may take over one request. It refuses by itself, and sooner, when it has lost its majority.
 const CALL_LIMIT: Duration = Duration::from_secs(5);
@@ -59,6 +62,8 @@ pub(super) struct Core {
     pub(super) fatal: watch::Receiver<Option<Arc<str>>>,
     pub(super) proposals: mpsc::Sender<Pending>,
     pub(super) reads: mpsc::Sender<reads::Waiting>,
+    /// How far the log is on disk.
+    pub(super) durable: Durable,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
     /// Closes the log; after openraft has ended.

@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::types::LogId;
+use crate::log::Durable;
 
 /// How often the passing of time is looked at.
 const LOOK: Duration = Duration::from_millis(250);
@@ -130,6 +131,8 @@ pub(super) struct Observer {
     pub(super) health: Arc<Health>,
     pub(super) status: watch::Sender<Status>,
     pub(super) fatal: watch::Sender<Option<Arc<str>>>,
+    /// Whether the log can be written.
+    pub(super) durable: Durable,
     pub(super) stop: CancellationToken,
 }
 
@@ -137,8 +140,9 @@ impl Observer {
     pub(super) async fn run(mut self) {
         let mut seen = None;
         let mut news = true;
+        let mut unwritten = None;
         loop {
-            if let Some(reason) = self.look(&mut seen, news) {
+            if let Some(reason) = unwritten.take().or_else(|| self.look(&mut seen, news)) {
                 if !self.stop.is_cancelled() {
                     tracing::error!(reason = &*reason, "the consensus has failed");
                     self.fatal.send_replace(Some(reason));
@@ -147,6 +151,10 @@ impl Observer {
             }
             let changed = tokio::select! {
                 () = self.stop.cancelled() => return,
+                reason = self.durable.failed() => {
+                    unwritten = Some(reason);
+                    continue;
+                }
                 changed = timeout(LOOK, self.metrics.changed()) => changed,
             };
             if matches!(changed, Ok(Err(_))) && !self.stop.is_cancelled() {

@@ -22,6 +22,7 @@ use super::{
         TypeConfig,
     },
 };
+use crate::log::Durable;
 
 /// What the rest of a node sees of its state machine.
 pub struct Outlets<A: App> {
@@ -39,16 +40,19 @@ pub struct Machine<A: App> {
     last: Option<LogId>,
     membership: StoredMembership,
     snapshots: Arc<Snapshots>,
+    durable: Durable,
     published: watch::Sender<Published<A::View>>,
     applied: watch::Sender<u64>,
     members: watch::Sender<BTreeSet<u64>>,
 }
 
 impl<A: App> Machine<A> {
-    /// Begins with a snapshot, or with the application's default.
+    /// Begins with a snapshot, or with the application's default. Nothing is applied that is not on this node's disk by the log's
+    /// account.
     pub fn new(
         snapshots: Arc<Snapshots>,
         newest: Option<(SnapshotMeta, Bytes)>,
+        durable: Durable,
     ) -> Result<(Self, Outlets<A>), AppError> {
         let (app, last, membership) = match newest {
             Some((meta, state)) => (A::restore(&state)?, meta.last_log_id, meta.last_membership),
@@ -66,6 +70,7 @@ impl<A: App> Machine<A> {
             last,
             membership,
             snapshots,
+            durable,
             published,
             applied,
             members,
@@ -133,6 +138,13 @@ impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        if let Some(last) = entries.last() {
+            self.durable
+                .until(last.log_id.index)
+                .await
+                .map_err(|e| StorageIOError::write_logs(AnyError::new(&e)))?;
+        }
         let outcomes = entries
             .into_iter()
             .map(|entry| self.apply_entry(entry))

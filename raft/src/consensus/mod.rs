@@ -28,7 +28,7 @@ pub use self::{
     errors::{InitializeError, ProposeError, ReadError, StartError},
     handle::{Handle, Proposed},
     health::Status,
-    node::{Config, start},
+    node::{Config, start, start_on},
     peers::{DialError, Dialer},
     service::Service,
     snapshots::SnapshotError,

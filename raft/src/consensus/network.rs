@@ -14,16 +14,25 @@ use openraft::{
 };
 use proto::peer::SnapshotChunk;
 
+use tokio::time::timeout;
+
 use super::{
     peers::{CallError, Peers},
     types::{TypeConfig, Vote},
     wire,
 };
-use crate::codec;
+use crate::{
+    codec,
+    log::{Durable, LogError},
+};
 
 /// How long to leave a node alone that cannot be reached. Shorter than an election's time-out: a node that comes back
 /// must hear of its leader before it becomes a candidate.
 const BACKOFF: Duration = Duration::from_millis(200);
+
+/// How long a message waits for what it says to be committed to be on this node's disk. Less than a heartbeat: others must not
+/// take a slow disk for a node that is gone.
+const SOON: Duration = Duration::from_millis(30);
 
 /// The least rate at which a snapshot must get through, bytes a second, beyond a fixed time.
 const SNAPSHOT_RATE: u64 = 1 << 20;
@@ -33,11 +42,12 @@ const SNAPSHOT_LEAST: Duration = Duration::from_secs(15);
 pub(super) struct Factory {
     me: u64,
     peers: Arc<Peers>,
+    durable: Durable,
 }
 
 impl Factory {
-    pub(super) fn new(me: u64, peers: Arc<Peers>) -> Self {
-        Self { me, peers }
+    pub(super) fn new(me: u64, peers: Arc<Peers>, durable: Durable) -> Self {
+        Self { me, peers, durable }
     }
 }
 
@@ -49,6 +59,7 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
             me: self.me,
             target,
             peers: Arc::clone(&self.peers),
+            durable: self.durable.clone(),
         }
     }
 }
@@ -58,9 +69,26 @@ pub(super) struct Network {
     me: u64,
     target: u64,
     peers: Arc<Peers>,
+    durable: Durable,
 }
 
 impl Network {
+    /// Has a message not say of anything that it is committed which is not on this node's disk: openraft counts it as that from the
+    /// moment that it was appended. A leader whose disk stands still says nothing at all, so that another is elected.
+    async fn hold_back(&self, rpc: &mut AppendEntriesRequest<TypeConfig>) -> Result<(), LogError> {
+        if self.durable.stands_still() {
+            self.durable.all().await?;
+        }
+        if let Some(committed) = rpc.leader_commit {
+            match timeout(SOON, self.durable.until(committed.index)).await {
+                Ok(reached) => reached?,
+                // A later message says so.
+                Err(_) => rpc.leader_commit = None,
+            }
+        }
+        Ok(())
+    }
+
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<u64> {
         Timeout {
             action,
@@ -85,9 +113,12 @@ impl Network {
 impl RaftNetwork<TypeConfig> for Network {
     async fn append_entries(
         &mut self,
-        rpc: AppendEntriesRequest<TypeConfig>,
+        mut rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64>>> {
+        self.hold_back(&mut rpc)
+            .await
+            .map_err(|e| Unreachable::new(&e))?;
         let payload = codec::encode(&wire::Append::from(rpc));
         let reply: Result<wire::AppendReply, _> = self
             .peers

@@ -28,7 +28,7 @@ use super::{
     snapshots::Snapshots,
     types::Raft,
 };
-use crate::log::{Identity, LogError, LogGuard, LogStore, sled::SledBackend};
+use crate::log::{Durable, Identity, LogBackend, LogError, LogGuard, LogStore, sled::SledBackend};
 
 /// How a member is set up.
 #[derive(Clone, Debug)]
@@ -94,13 +94,16 @@ struct Opened<A: App> {
     outlets: Outlets<A>,
 }
 
-fn open<A: App>(config: &Config) -> Result<Opened<A>, StartError> {
+fn open<A: App, B: LogBackend>(
+    config: &Config,
+    engine: impl FnOnce(&Path, bool) -> Result<B, LogError>,
+) -> Result<Opened<A>, StartError> {
     let identity = Identity {
         cluster_id: config.cluster_id.clone(),
         node_id: config.node_id,
     };
     let logs = config.dir.join("log");
-    let backend = SledBackend::open(&logs, config.create)?;
+    let backend = engine(&logs, config.create)?;
     let (log, guard) = LogStore::open(backend, &identity)?;
     let (snapshots, newest) = open_snapshots(&config.dir.join("snapshots"), config.create)?;
     let included = newest
@@ -116,7 +119,7 @@ fn open<A: App>(config: &Config) -> Result<Opened<A>, StartError> {
         });
     }
     let (machine, outlets) =
-        Machine::new(Arc::new(snapshots), newest).map_err(StartError::Restore)?;
+        Machine::new(Arc::new(snapshots), newest, log.durable()).map_err(StartError::Restore)?;
     Ok(Opened {
         log,
         guard,
@@ -140,9 +143,18 @@ pub async fn start<A: App>(
     config: Config,
     dialer: Arc<dyn Dialer>,
 ) -> Result<Handle<A>, StartError> {
+    start_on(config, dialer, SledBackend::open).await
+}
+
+/// The same with a storage engine of the caller's: `engine` opens it in a folder; when told to, a new one.
+pub async fn start_on<A: App, B: LogBackend>(
+    config: Config,
+    dialer: Arc<dyn Dialer>,
+    engine: impl FnOnce(&Path, bool) -> Result<B, LogError> + Send + 'static,
+) -> Result<Handle<A>, StartError> {
     let for_openraft = Arc::new(config.for_openraft()?);
     let settings = config.clone();
-    let opened = spawn_blocking(move || open::<A>(&settings))
+    let opened = spawn_blocking(move || open::<A, B>(&settings, engine))
         .await
         .map_err(StartError::Interrupted)??;
     let stop = CancellationToken::new();
@@ -153,10 +165,11 @@ pub async fn start<A: App>(
         tasks.clone(),
         stop.clone(),
     ));
+    let durable = opened.log.durable();
     let raft = Raft::new(
         config.node_id,
         for_openraft,
-        Factory::new(config.node_id, Arc::clone(&peers)),
+        Factory::new(config.node_id, Arc::clone(&peers), durable.clone()),
         opened.log,
         opened.machine,
     )
@@ -167,7 +180,7 @@ pub async fn start<A: App>(
         raft,
         peers,
         opened.outlets,
-        opened.guard,
+        (opened.guard, durable),
         stop,
         tasks,
     ))
@@ -179,7 +192,7 @@ fn assemble<A: App>(
     raft: Raft,
     peers: Arc<Peers>,
     outlets: Outlets<A>,
-    guard: LogGuard,
+    (guard, durable): (LogGuard, Durable),
     stop: CancellationToken,
     tasks: TaskTracker,
 ) -> Handle<A> {
@@ -194,6 +207,7 @@ fn assemble<A: App>(
         health: Arc::clone(&health),
         status: status_tx,
         fatal: fatal_tx,
+        durable: durable.clone(),
         stop: stop.clone(),
     };
     let batcher = Batcher {
@@ -234,6 +248,7 @@ fn assemble<A: App>(
         fatal: fatal_rx,
         proposals: proposals_tx,
         reads: reads_tx,
+        durable,
         stop,
         tasks,
         log: Mutex::new(Some(guard)),

@@ -86,6 +86,8 @@ impl RaftService for Service {
         if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
             self.0.health.heard();
         }
+        // The answer says that what came before is on this node's disk.
+        self.0.durable.all().await.map_err(Self::ended)?;
         Ok(Self::reply(codec::encode(&wire::AppendReply::from(
             response,
         ))))

@@ -11,7 +11,7 @@ use super::{
     snapshots::Snapshots,
     types::{StorageError, TypeConfig},
 };
-use crate::log::{Identity, LogGuard, LogStore, sled::SledBackend};
+use crate::log::{Durable, Identity, LogGuard, LogStore, sled::SledBackend};
 
 /// Counts proposals.
 #[derive(Default)]
@@ -66,7 +66,8 @@ impl StoreBuilder<TypeConfig, LogStore, Machine<Counter>, (LogGuard, TempDir)> f
         let (log, guard) = open_log(dir.path(), true);
         log.allow_gaps();
         let (snapshots, newest) = Snapshots::open(&dir.path().join("snapshots")).unwrap();
-        let (machine, _) = Machine::new(Arc::new(snapshots), newest).unwrap();
+        let (machine, _) =
+            Machine::new(Arc::new(snapshots), newest, Durable::of_everything()).unwrap();
         Ok(((guard, dir), log, machine))
     }
 }

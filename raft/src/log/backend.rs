@@ -2,6 +2,8 @@
 
 use std::{ops::Range, path::PathBuf};
 
+use bytes::Bytes;
+
 /// Single values beside the records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Key {
@@ -16,29 +18,32 @@ pub enum Key {
 }
 
 /// A storage engine: records under consecutive indices, and a few single values. Writers are serialized by the caller;
-/// readers come at any time, from any thread.
+/// readers come at any time, from any thread. What is written can be read at once, is never reordered, and is on the device
+/// after [`LogBackend::sync`].
 pub trait LogBackend: Send + Sync + 'static {
-    /// Adds records, all or none. They are on the device when it returns.
-    fn append(&self, records: &[(u64, Vec<u8>)]) -> Result<(), LogError>;
+    /// Adds records, all or none.
+    fn append(&self, records: &[(u64, Bytes)]) -> Result<(), LogError>;
 
     /// The records there are within a range, in order, until they make `max_bytes`; at least one if there is any.
-    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Vec<u8>)>, LogError>;
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, LogError>;
 
-    /// Removes the records from an index on, all or none. It is on the device when it returns.
+    /// Removes the records from an index on, all or none.
     fn truncate(&self, from: u64) -> Result<(), LogError>;
 
-    /// Removes at most `limit` pieces of the records up to an index, included. True when some may be left. Survives an
-    /// end of the process, not of the machine.
+    /// Removes at most `limit` pieces of the records up to an index, included. True when some may be left.
     fn remove_upto(&self, index: u64, limit: usize) -> Result<bool, LogError>;
 
-    /// Sets a value. It is on the device when it returns, if `durable`.
-    fn put(&self, key: Key, value: &[u8], durable: bool) -> Result<(), LogError>;
+    /// Sets a value.
+    fn put(&self, key: Key, value: &[u8]) -> Result<(), LogError>;
 
     /// A value that was set.
     fn get(&self, key: Key) -> Result<Option<Vec<u8>>, LogError>;
 
     /// Hands what was written to the operating system, so that it survives an end of the process.
     fn flush(&self) -> Result<(), LogError>;
+
+    /// Has everything that was written on the device when it returns.
+    fn sync(&self) -> Result<(), LogError>;
 }
 
 /// The log failed. Nothing here is repaired or wiped: a member that forgets what it promised can undo what the others

@@ -1,21 +1,23 @@
-//! The thread that writes the log. Everything that changes it goes through here, in order; nothing else blocks on the
-//! disk. After a failed write it does no other: what a failed sync left on the device is unknown.
+//! The thread that writes the log. Everything that changes it goes through here, in order; nothing else waits for the
+//! disk. What has come meanwhile is written together and synced once. After a failed write it does no other: what a failed
+//! sync left on the device is unknown.
 
 use std::{
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::{Key, LogBackend, LogError};
-
-/// Jobs that may wait. openraft waits for each of its writes, so this is never reached.
-const QUEUE: usize = 64;
+use super::{
+    Key, LogBackend, LogError,
+    durable::{Durable, Progress, Tail},
+};
 
 /// How many pieces of purged records are removed between two other jobs.
 const REMOVE_STEP: usize = 256;
@@ -23,23 +25,23 @@ const REMOVE_STEP: usize = 256;
 /// How long what need not be synced may lie in the engine's memory once the thread is idle.
 const IDLE_FLUSH: Duration = Duration::from_millis(20);
 
-/// A write that takes longer is told of: openraft waits for it, and hears and says nothing meanwhile.
+/// A write that takes longer is told of: whatever is proposed waits for it.
 const SLOW: Duration = Duration::from_millis(250);
 
-/// One change of the log.
+/// One change of the log that is waited for.
 pub(super) enum Write {
-    /// Adds framed records.
-    Append(Vec<(u64, Vec<u8>)>),
     /// Removes the records from an index on.
     Truncate(u64),
-    /// Sets a value, on the device.
+    /// Sets a value.
     Put(Key, Vec<u8>),
-    /// Records what was purged, on the device; the records up to the index are removed by and by.
+    /// Records what was purged; the records up to the index are removed by and by.
     Purge(u64, Vec<u8>),
 }
 
 enum Job {
-    Write(Write, oneshot::Sender<Result<(), LogError>>),
+    /// Adds framed records. Nobody waits: see [`Durable`].
+    Append(Vec<(u64, Bytes)>),
+    Write(Write, Waiting),
     /// The committed index has changed.
     Committed,
     Stop,
@@ -48,25 +50,37 @@ enum Job {
 /// The engine, until the log is closed.
 pub(super) type SharedBackend = Arc<RwLock<Option<Box<dyn LogBackend>>>>;
 
+/// A committed index, and how it is stored. One place: only the newest counts.
+type Committed = Arc<Mutex<Option<(u64, Vec<u8>)>>>;
+
 /// The way to the thread.
 #[derive(Clone)]
 pub(super) struct Writer {
-    jobs: SyncSender<Job>,
-    /// The committed index that is not yet written. One place: only the newest counts.
-    committed: Arc<Mutex<Option<Vec<u8>>>>,
+    // Not bounded here: openraft waits for most, and for what it appends a leader waits by what it has in flight, a follower
+    // by its answers.
+    jobs: Sender<Job>,
+    committed: Committed,
+    tail: Arc<Mutex<Tail>>,
+    durable: Durable,
 }
 
 impl Writer {
-    /// Starts the thread. `leftover` is an index up to which purged records may still be there.
+    /// Starts the thread. `end` is the index after the last record; `leftover` one up to which purged records may still be
+    /// there.
     pub(super) fn start(
         backend: SharedBackend,
+        end: u64,
         leftover: Option<u64>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
-        let (jobs, queue) = sync_channel(QUEUE);
-        let committed = Arc::new(Mutex::new(None));
+        let (jobs, queue) = channel();
+        let committed = Committed::default();
+        let tail = Arc::new(Mutex::new(Tail::new(end)));
+        let (progress, durable) = Durable::new(Arc::clone(&tail));
         let thread = Thread {
             backend,
             committed: Arc::clone(&committed),
+            tail: Arc::clone(&tail),
+            progress,
             poison: None,
             purged: leftover,
             dirty: false,
@@ -74,29 +88,46 @@ impl Writer {
         let thread = std::thread::Builder::new()
             .name("raft-log".into())
             .spawn(move || thread.run(&queue))?;
-        Ok((Self { jobs, committed }, thread))
+        let writer = Self {
+            jobs,
+            committed,
+            tail,
+            durable,
+        };
+        Ok((writer, thread))
+    }
+
+    /// How far the log is on disk.
+    pub(super) fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// Adds records. They can be read when it returns, and are on the device when [`Durable`] says so.
+    pub(super) fn append(&self, records: Vec<(u64, Bytes)>) -> Result<(), LogError> {
+        self.durable.check()?;
+        self.lock_tail().append(&records);
+        self.send(Job::Append(records))
     }
 
     /// Makes a change, and returns when it is on the device.
     pub(super) async fn write(&self, write: Write) -> Result<(), LogError> {
+        match write {
+            Write::Truncate(from) => self.lock_tail().truncate(from),
+            Write::Purge(upto, _) => self.lock_tail().purge(upto),
+            Write::Put(..) => {}
+        }
         let (done, result) = oneshot::channel();
-        self.jobs
-            .send(Job::Write(write, done))
-            .map_err(|_| LogError::Closed)?;
+        self.send(Job::Write(write, done))?;
         result.await.map_err(|_| LogError::Closed)?
     }
 
-    /// Notes the committed index. It is written soon, and not synced.
-    pub(super) fn committed(&self, record: Vec<u8>) -> Result<(), LogError> {
+    /// Notes the committed index. It is written soon after its record, and not synced.
+    pub(super) fn committed(&self, index: u64, record: Vec<u8>) -> Result<(), LogError> {
         *self
             .committed
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(record);
-        match self.jobs.try_send(Job::Committed) {
-            // When the queue is full, the thread looks after the job it has.
-            Ok(()) | Err(TrySendError::Full(_)) => Ok(()),
-            Err(TrySendError::Disconnected(_)) => Err(LogError::Closed),
-        }
+            .unwrap_or_else(PoisonError::into_inner) = Some((index, record));
+        self.send(Job::Committed)
     }
 
     /// Ends the thread after what it has been given.
@@ -104,11 +135,22 @@ impl Writer {
         // An error says that it has ended.
         let _ = self.jobs.send(Job::Stop);
     }
+
+    /// What was appended and cannot be read from the engine yet.
+    pub(super) fn lock_tail(&self) -> std::sync::MutexGuard<'_, Tail> {
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, job: Job) -> Result<(), LogError> {
+        self.jobs.send(job).map_err(|_| LogError::Closed)
+    }
 }
 
 struct Thread {
     backend: SharedBackend,
-    committed: Arc<Mutex<Option<Vec<u8>>>>,
+    committed: Committed,
+    tail: Arc<Mutex<Tail>>,
+    progress: Progress,
     poison: Option<String>,
     /// Records up to here are to be removed.
     purged: Option<u64>,
@@ -116,28 +158,53 @@ struct Thread {
     dirty: bool,
 }
 
+/// What is written together.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<(Change, Option<Waiting>)>,
+    stop: bool,
+}
+
+/// Whoever waits for a change.
+type Waiting = oneshot::Sender<Result<(), LogError>>;
+
+enum Change {
+    Append(Vec<(u64, Bytes)>),
+    Other(Write),
+}
+
+impl Batch {
+    fn add(&mut self, job: Job) {
+        match job {
+            Job::Append(records) => self.changes.push((Change::Append(records), None)),
+            Job::Write(write, done) => self.changes.push((Change::Other(write), Some(done))),
+            Job::Committed => {}
+            Job::Stop => self.stop = true,
+        }
+    }
+}
+
 impl Thread {
     fn run(mut self, queue: &Receiver<Job>) {
         loop {
-            match self.next(queue) {
-                Some(Job::Write(write, done)) => {
-                    let begun = Instant::now();
-                    let result = self.guarded(|this, backend| this.write(backend, write));
-                    let took = begun.elapsed();
-                    if took > SLOW {
-                        tracing::warn!(
-                            ?took,
-                            "the log's disk is slow; others may take this node for lost"
-                        );
-                    }
-                    // Nobody waits when openraft is being stopped.
-                    let _ = done.send(result);
-                }
-                Some(Job::Committed) => {}
-                Some(Job::Stop) => break,
-                None => self.idle(),
+            let Some(job) = self.next(queue) else {
+                self.idle();
+                continue;
+            };
+            let mut batch = Batch::default();
+            batch.add(job);
+            while !batch.stop
+                && let Ok(job) = queue.try_recv()
+            {
+                batch.add(job);
+            }
+            if !batch.changes.is_empty() {
+                self.write_all(batch.changes);
             }
             self.write_committed();
+            if batch.stop {
+                break;
+            }
         }
         if self.dirty {
             self.flush();
@@ -185,32 +252,97 @@ impl Thread {
         }
     }
 
+    /// Writes the committed index once its record is on the device: it must not be found without.
     fn write_committed(&mut self) {
+        let end = self.progress.end();
         let waiting = self
             .committed
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(record) = waiting {
-            match self.guarded(|_, backend| backend.put(Key::Committed, &record, false)) {
+            .take_if(|(index, _)| *index < end);
+        if let Some((_, record)) = waiting {
+            match self.guarded(|_, backend| backend.put(Key::Committed, &record)) {
                 Ok(()) => self.dirty = true,
                 Err(error) => log_failure(&error),
             }
         }
     }
 
-    fn write(&mut self, backend: &dyn LogBackend, write: Write) -> Result<(), LogError> {
-        match write {
-            Write::Append(records) => backend.append(&records)?,
-            Write::Truncate(from) => backend.truncate(from)?,
-            Write::Put(key, value) => backend.put(key, &value, true)?,
-            Write::Purge(upto, record) => {
-                backend.put(Key::Purged, &record, true)?;
-                self.purged = Some(upto);
+    /// Writes all, in order, and syncs once.
+    fn write_all(&mut self, changes: Vec<(Change, Option<Waiting>)>) {
+        let begun = Instant::now();
+        let mut end = self.progress.end();
+        let mut result = self.guarded(|this, backend| {
+            for (change, _) in &changes {
+                end = this.write(backend, change, end)?;
+            }
+            backend.sync()
+        });
+        let took = begun.elapsed();
+        if took > SLOW {
+            tracing::warn!(
+                ?took,
+                "the log's disk is slow: what is proposed waits for it"
+            );
+        }
+        match &result {
+            Ok(()) => {
+                let appended = changes.iter().filter_map(|(change, _)| match change {
+                    Change::Append(records) => Some(records),
+                    Change::Other(_) => None,
+                });
+                self.tail
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .stored(appended.flatten().map(|(index, _)| *index));
+                self.dirty = false;
+                self.progress.reached(end);
+            }
+            Err(error) => {
+                log_failure(error);
+                self.progress.failed(&error.chain());
             }
         }
-        self.dirty = false;
-        Ok(())
+        for done in changes.into_iter().filter_map(|(_, done)| done) {
+            let told = match &self.poison {
+                None => Ok(()),
+                // What went wrong for the first, for the others that something did.
+                Some(reason) => {
+                    let poisoned = Err(LogError::Poisoned(reason.clone()));
+                    std::mem::replace(&mut result, poisoned)
+                }
+            };
+            // Nobody waits when openraft is being stopped.
+            let _ = done.send(told);
+        }
+    }
+
+    /// Makes a change. Gives the index after the last record, which was `end`.
+    fn write(
+        &mut self,
+        backend: &dyn LogBackend,
+        change: &Change,
+        end: u64,
+    ) -> Result<u64, LogError> {
+        match change {
+            Change::Append(records) => {
+                backend.append(records)?;
+                Ok(records.last().map_or(end, |(last, _)| last + 1))
+            }
+            Change::Other(Write::Truncate(from)) => {
+                backend.truncate(*from)?;
+                Ok(end.min(*from))
+            }
+            Change::Other(Write::Put(key, value)) => {
+                backend.put(*key, value)?;
+                Ok(end)
+            }
+            Change::Other(Write::Purge(upto, record)) => {
+                backend.put(Key::Purged, record)?;
+                self.purged = Some(*upto);
+                Ok(end.max(upto + 1))
+            }
+        }
     }
 
     /// Does something with the engine unless something failed before.

@@ -2,9 +2,10 @@
 //!
 //! [`LogBackend`] is what a storage engine must do; [`sled::SledBackend`] is the one there is. [`LogStore`] is openraft's
 //! view of it: it frames and checks every record, and does all writing in one thread, so that a slow disk holds up
-//! nothing else. Called by [`crate::consensus`].
+//! nothing else; [`Durable`] says how far that has come. Called by [`crate::consensus`].
 
 mod backend;
+mod durable;
 mod frame;
 mod io;
 pub mod sled;
@@ -14,5 +15,6 @@ mod store_tests;
 
 pub use self::{
     backend::{Key, LogBackend, LogError},
+    durable::Durable,
     store::{Identity, LogGuard, LogReader, LogStore},
 };

@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::{Bytes, BytesMut};
+
 use super::{Key, LogBackend, LogError};
 
 /// The most of a record under one key, bytes.
@@ -55,9 +57,11 @@ impl SledBackend {
         Ok(Self { db, file })
     }
 
-    fn sync(&self) -> Result<(), LogError> {
-        self.flush()?;
-        rustix::fs::fdatasync(&self.file).map_err(|e| LogError::io("synced", e))
+    fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), LogError> {
+        self.db
+            .insert(key, value)
+            .map(|_| ())
+            .map_err(|e| LogError::io("written", e))
     }
 
     fn apply(&self, batch: sled::Batch) -> Result<(), LogError> {
@@ -68,19 +72,24 @@ impl SledBackend {
 }
 
 impl LogBackend for SledBackend {
-    fn append(&self, records: &[(u64, Vec<u8>)]) -> Result<(), LogError> {
+    fn append(&self, records: &[(u64, Bytes)]) -> Result<(), LogError> {
+        // A batch costs sled a write of its own before the others.
+        if let [(index, record)] = records
+            && record.len() <= PART
+        {
+            return self.insert(&part_key(*index, 0), record);
+        }
         let mut batch = sled::Batch::default();
         for (index, record) in records {
             for (number, part) in (0u32..).zip(record.chunks(PART)) {
                 batch.insert(&part_key(*index, number)[..], part);
             }
         }
-        self.apply(batch)?;
-        self.sync()
+        self.apply(batch)
     }
 
-    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Vec<u8>)>, LogError> {
-        let mut records: Vec<(u64, Vec<u8>)> = Vec::new();
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, LogError> {
+        let mut records: Vec<(u64, BytesMut)> = Vec::new();
         let mut bytes = 0;
         for item in self
             .db
@@ -91,11 +100,14 @@ impl LogBackend for SledBackend {
             match records.last_mut() {
                 Some((last, record)) if *last == index => record.extend_from_slice(&part),
                 _ if bytes > 0 && bytes + part.len() > max_bytes => break,
-                _ => records.push((index, part.to_vec())),
+                _ => records.push((index, BytesMut::from(&part[..]))),
             }
             bytes += part.len();
         }
-        Ok(records)
+        let whole = records.into_iter();
+        Ok(whole
+            .map(|(index, record)| (index, record.freeze()))
+            .collect())
     }
 
     fn truncate(&self, from: u64) -> Result<(), LogError> {
@@ -107,8 +119,7 @@ impl LogBackend for SledBackend {
         {
             batch.remove(key.map_err(|e| LogError::io("read", e))?);
         }
-        self.apply(batch)?;
-        self.sync()
+        self.apply(batch)
     }
 
     fn remove_upto(&self, index: u64, limit: usize) -> Result<bool, LogError> {
@@ -127,14 +138,8 @@ impl LogBackend for SledBackend {
         Ok(count == limit)
     }
 
-    fn put(&self, key: Key, value: &[u8], durable: bool) -> Result<(), LogError> {
-        self.db
-            .insert(value_key(key), value)
-            .map_err(|e| LogError::io("written", e))?;
-        match durable {
-            true => self.sync(),
-            false => Ok(()),
-        }
+    fn put(&self, key: Key, value: &[u8]) -> Result<(), LogError> {
+        self.insert(value_key(key), value)
     }
 
     fn get(&self, key: Key) -> Result<Option<Vec<u8>>, LogError> {
@@ -150,6 +155,11 @@ impl LogBackend for SledBackend {
             .flush()
             .map(|_| ())
             .map_err(|e| LogError::io("written", e))
+    }
+
+    fn sync(&self) -> Result<(), LogError> {
+        self.flush()?;
+        rustix::fs::fdatasync(&self.file).map_err(|e| LogError::io("synced", e))
     }
 }
 
@@ -230,14 +240,14 @@ mod tests {
             SledBackend::open(&path, false),
             Err(LogError::Missing(_))
         ));
-        let records: Vec<(u64, Vec<u8>)> = [(4u64, 1usize), (5, 3 * PART), (6, 3 * PART + 1)]
+        let records: Vec<(u64, Bytes)> = [(4u64, 1usize), (5, 3 * PART), (6, 3 * PART + 1)]
             .into_iter()
-            .map(|(index, length)| (index, vec![u8::try_from(index).unwrap(); length]))
+            .map(|(index, length)| (index, vec![u8::try_from(index).unwrap(); length].into()))
             .collect();
         {
             let log = SledBackend::open(&path, true).unwrap();
             log.append(&records).unwrap();
-            log.put(Key::Vote, b"vote", true).unwrap();
+            log.put(Key::Vote, b"vote").unwrap();
         }
         let log = SledBackend::open(&path, false).unwrap();
         assert_eq!(log.read(0..u64::MAX, usize::MAX).unwrap(), records);

@@ -10,6 +10,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use bytes::Bytes;
 use openraft::{
     AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError,
     storage::{LogFlushed, RaftLogStorage},
@@ -17,7 +18,7 @@ use openraft::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Key, LogBackend, LogError, frame,
+    Durable, Key, LogBackend, LogError, frame,
     io::{SharedBackend, Write, Writer},
 };
 use crate::{
@@ -55,12 +56,12 @@ struct Shared {
     first: AtomicU64,
     /// Whether gaps are refused. Always, but under openraft's suite, which makes some.
     strict: AtomicBool,
+    writer: Writer,
 }
 
 /// The log, for openraft's core.
 pub struct LogStore {
     reader: LogReader,
-    writer: Writer,
     vote: Option<Vote>,
     committed: Option<LogId>,
     purged: Option<LogId>,
@@ -103,16 +104,17 @@ impl LogStore {
         let found = Found::read(&backend, identity)?;
         let first = found.purged.map_or(0, |id| id.index + 1);
         let backend: SharedBackend = Arc::new(RwLock::new(Some(Box::new(backend))));
+        let end = found.last.map_or(0, |id| id.index + 1);
+        let (writer, thread) = Writer::start(Arc::clone(&backend), end, first.checked_sub(1))
+            .map_err(|e| LogError::io("opened", e))?;
         let shared = Shared {
             backend: Arc::clone(&backend),
             first: AtomicU64::new(first),
             strict: AtomicBool::new(true),
+            writer: writer.clone(),
         };
-        let (writer, thread) = Writer::start(Arc::clone(&backend), first.checked_sub(1))
-            .map_err(|e| LogError::io("opened", e))?;
         let store = Self {
             reader: LogReader(Arc::new(shared)),
-            writer: writer.clone(),
             vote: found.vote,
             committed: found.committed,
             purged: found.purged,
@@ -132,6 +134,15 @@ impl LogStore {
         self.reader.0.strict.store(false, Ordering::Relaxed);
     }
 
+    fn writer(&self) -> &Writer {
+        &self.reader.0.writer
+    }
+
+    /// How far the log is on disk.
+    pub fn durable(&self) -> Durable {
+        self.writer().durable().clone()
+    }
+
     /// The last index that was purged: the state up to there must come from a snapshot.
     pub fn purged(&self) -> Option<u64> {
         self.purged.map(|id| id.index)
@@ -141,7 +152,7 @@ impl LogStore {
 /// The way to the log's thread, for tests of what it wrote.
 #[cfg(test)]
 pub(super) fn writer(log: &LogStore) -> &Writer {
-    &log.writer
+    log.writer()
 }
 
 /// What a log held when it was opened.
@@ -226,7 +237,8 @@ fn get<T: DeserializeOwned>(backend: &impl LogBackend, key: Key) -> Result<Optio
 }
 
 fn put<T: Serialize>(backend: &impl LogBackend, key: Key, value: &T) -> Result<(), LogError> {
-    backend.put(key, &framed(value), true)
+    backend.put(key, &framed(value))?;
+    backend.sync()
 }
 
 fn framed<T: Serialize>(value: &T) -> Vec<u8> {
@@ -265,13 +277,25 @@ impl LogReader {
         if start >= range.end {
             return Ok(Vec::new());
         }
+        // Before the engine is asked: what leaves the tail is there.
+        let tail = self.0.writer.lock_tail().read(start..range.end);
         let guard = self
             .0
             .backend
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         let backend = guard.as_deref().ok_or(LogError::Closed)?;
-        let records = backend.read(start..range.end, max_bytes)?;
+        let stored = tail.first().map_or(range.end, |(index, _)| *index);
+        let mut records = backend.read(start..stored, max_bytes)?;
+        let mut bytes: usize = records.iter().map(|(_, record)| record.len()).sum();
+        let whole = records.last().is_none_or(|(last, _)| last + 1 == stored) || !self.is_strict();
+        for (index, record) in tail.into_iter().take_while(|_| whole) {
+            bytes = bytes.saturating_add(record.len());
+            if bytes > max_bytes && !records.is_empty() {
+                break;
+            }
+            records.push((index, record));
+        }
         let mut entries = Vec::with_capacity(records.len());
         // openraft asks beyond both ends, and knows what to expect there; between them nothing may be missing.
         let first = records.first().map_or(start, |(index, _)| *index);
@@ -339,7 +363,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let record = framed(&records::Vote::from(*vote));
-        self.writer
+        self.writer()
             .write(Write::Put(Key::Vote, record))
             .await
             .map_err(|e| StorageIOError::write_vote(AnyError::new(&e)))?;
@@ -355,8 +379,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.committed = committed;
         match committed {
             Some(id) => self
-                .writer
-                .committed(framed(&records::LogId::from(id)))
+                .writer()
+                .committed(id.index, framed(&records::LogId::from(id)))
                 .map_err(|e| write_failed(&e)),
             None => Ok(()),
         }
@@ -366,7 +390,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(self.committed)
     }
 
-    // openraft's core waits for the callback before it does anything else, so waiting here costs nothing.
+    // openraft's core waits for the callback before it does anything else, also before it sends the entries on. So it is told as
+    // soon as they can be read; what follows from their being on disk waits for that itself: see `durable`.
     async fn append<I>(
         &mut self,
         entries: I,
@@ -388,10 +413,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 return Err(StorageIOError::write_logs(error).into());
             }
             let record = frame::frame(id.index, &codec::encode(&records::Entry::from(entry)));
-            records.push((id.index, record));
+            records.push((id.index, Bytes::from(record)));
             last = Some(id);
         }
-        match self.writer.write(Write::Append(records)).await {
+        match self.writer().append(records) {
             Ok(()) => {
                 self.last = last;
                 callback.log_io_completed(Ok(()));
@@ -414,7 +439,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 .map(|entry| entry.log_id),
             None => None,
         };
-        self.writer
+        self.writer()
             .write(Write::Truncate(log_id.index))
             .await
             .map_err(|e| write_failed(&e))?;
@@ -424,7 +449,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let record = framed(&records::LogId::from(log_id));
-        self.writer
+        self.writer()
             .write(Write::Purge(log_id.index, record))
             .await
             .map_err(|e| write_failed(&e))?;

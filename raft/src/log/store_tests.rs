@@ -1,21 +1,17 @@
 //! What is found when a log is opened: what was written, or an error that says what is wrong.
 
 use std::{
-    ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
 use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader as _, storage::RaftLogStorage as _};
 use tempfile::TempDir;
 
 use super::{
-    Identity, Key, LogBackend, LogError, LogGuard, LogStore, frame, io::Write, sled::SledBackend,
-    store,
+    Identity, Key, LogBackend, LogError, LogGuard, LogStore, frame, sled::SledBackend, store,
 };
 use crate::{
     codec,
@@ -24,6 +20,11 @@ use crate::{
         types::{Batch, Entry, LogId, Vote},
     },
 };
+
+#[path = "../../tests/support/disk.rs"]
+mod disk;
+
+use disk::{Disk, Faulty, Mood};
 
 fn identity() -> Identity {
     Identity {
@@ -48,19 +49,22 @@ fn open(dir: &Path, create: bool) -> Result<(LogStore, LogGuard), LogError> {
     LogStore::open(SledBackend::open(dir, create)?, &identity())
 }
 
-/// The same way that the store takes, without openraft's callback, which only it can make.
-async fn append(log: &LogStore, entries: impl IntoIterator<Item = u64>) {
+/// Appends entries the way that the store does, without openraft's callback, which only it can make.
+fn put(log: &LogStore, entries: impl IntoIterator<Item = u64>) {
     let records = entries
         .into_iter()
         .map(|index| {
             let body = codec::encode(&records::Entry::from(entry(index)));
-            (index, frame::frame(index, &body))
+            (index, frame::frame(index, &body).into())
         })
         .collect();
-    store::writer(log)
-        .write(Write::Append(records))
-        .await
-        .unwrap();
+    store::writer(log).append(records).unwrap();
+}
+
+/// The same, until they are on disk.
+async fn append(log: &LogStore, entries: impl IntoIterator<Item = u64>) {
+    put(log, entries);
+    log.durable().all().await.unwrap();
 }
 
 /// A log with a vote and the entries 0 to 9.
@@ -112,7 +116,7 @@ async fn what_was_purged_may_be_left_over() {
         let backend = SledBackend::open(&path, false).unwrap();
         let record = codec::encode(&records::LogId::from(id(4)));
         let record = frame::frame(0, &record);
-        backend.put(Key::Purged, &record, true).unwrap();
+        backend.put(Key::Purged, &record).unwrap();
     }
     let (mut log, guard) = open(&path, false).unwrap();
     let entries = log.try_get_log_entries(..).await.unwrap();
@@ -175,7 +179,9 @@ async fn a_damaged_record_is_recognised() {
         let (_dir, path) = written().await;
         let backend = SledBackend::open(&path, false).unwrap();
         let mut records = backend.read(4..10, usize::MAX).unwrap();
-        records[0].1[at] ^= 1;
+        let mut damaged = BytesMut::from(&records[0].1[..]);
+        damaged[at] ^= 1;
+        records[0].1 = damaged.freeze();
         backend.truncate(4).unwrap();
         backend.append(&records).unwrap();
         drop(backend);
@@ -200,64 +206,57 @@ async fn a_log_that_is_lost_or_anothers_is_refused() {
     assert!(matches!(open(&path, false), Err(LogError::Locked { .. })));
 }
 
-/// An engine whose disk fails when it is told to.
-struct Failing(SledBackend, Arc<AtomicBool>);
-
-impl Failing {
-    fn check(&self) -> Result<(), LogError> {
-        match self.1.load(Ordering::Relaxed) {
-            true => Err(LogError::io("synced", std::io::Error::other("no disk"))),
-            false => Ok(()),
-        }
-    }
-}
-
-impl LogBackend for Failing {
-    fn append(&self, records: &[(u64, Vec<u8>)]) -> Result<(), LogError> {
-        self.check().and_then(|()| self.0.append(records))
-    }
-
-    fn read(&self, range: Range<u64>, max: usize) -> Result<Vec<(u64, Vec<u8>)>, LogError> {
-        self.0.read(range, max)
-    }
-
-    fn truncate(&self, from: u64) -> Result<(), LogError> {
-        self.check().and_then(|()| self.0.truncate(from))
-    }
-
-    fn remove_upto(&self, index: u64, limit: usize) -> Result<bool, LogError> {
-        self.0.remove_upto(index, limit)
-    }
-
-    fn put(&self, key: Key, value: &[u8], durable: bool) -> Result<(), LogError> {
-        self.check().and_then(|()| self.0.put(key, value, durable))
-    }
-
-    fn get(&self, key: Key) -> Result<Option<Vec<u8>>, LogError> {
-        self.0.get(key)
-    }
-
-    fn flush(&self) -> Result<(), LogError> {
-        self.0.flush()
-    }
-}
-
 #[tokio::test]
 async fn after_a_failed_sync_nothing_is_written() {
     let (_dir, path) = written().await;
-    let broken = Arc::new(AtomicBool::new(false));
-    let backend = Failing(
-        SledBackend::open(&path, false).unwrap(),
-        Arc::clone(&broken),
-    );
+    let disk = Arc::new(Disk::default());
+    let backend = Faulty::open(&path, false, &disk).unwrap();
     let (mut log, _guard) = LogStore::open(backend, &identity()).unwrap();
-    broken.store(true, Ordering::Relaxed);
+    disk.set(Mood::Fails);
     let failed = log.save_vote(&Vote::new(3, 7)).await.unwrap_err();
     assert!(failed.to_string().contains("no disk"), "{failed}");
     assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new(2, 7)));
     // The disk being back says nothing about what it has lost.
-    broken.store(false, Ordering::Relaxed);
+    disk.set(Mood::Works);
     let failed = log.truncate(id(5)).await.unwrap_err();
     assert!(failed.to_string().contains("must be restarted"), "{failed}");
     assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 10);
+    let failed = log.durable().all().await.unwrap_err();
+    assert!(failed.to_string().contains("no disk"), "{failed}");
+}
+
+#[tokio::test]
+async fn what_is_appended_can_be_read_before_it_is_on_disk() {
+    let (_dir, path) = written().await;
+    let disk = Arc::new(Disk::default());
+    let backend = Faulty::open(&path, false, &disk).unwrap();
+    let (mut log, guard) = LogStore::open(backend, &identity()).unwrap();
+    let durable = log.durable();
+    durable.all().await.unwrap();
+
+    disk.set(Mood::StandsStill);
+    put(&log, 10..13);
+    put(&log, 13..14);
+    log.save_committed(Some(id(11))).await.unwrap();
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(entries, (0..14).map(entry).collect::<Vec<_>>());
+    let entries = log.try_get_log_entries(8..12).await.unwrap();
+    assert_eq!(entries, (8..12).map(entry).collect::<Vec<_>>());
+    assert!(durable.until(9).now_or_never().is_some());
+    assert!(durable.until(10).now_or_never().is_none());
+    assert!(durable.all().now_or_never().is_none());
+    assert!(!durable.stands_still(), "not for long");
+
+    disk.set(Mood::Works);
+    durable.all().await.unwrap();
+    assert!(durable.until(13).now_or_never().is_some());
+    log.truncate(id(12)).await.unwrap();
+    assert!(durable.until(11).now_or_never().is_some());
+    assert!(durable.until(12).now_or_never().is_none());
+    put(&log, 12..13);
+    durable.until(12).await.unwrap();
+    drop((log, guard));
+    let (mut log, _guard) = open(&path, false).unwrap();
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(entries, (0..13).map(entry).collect::<Vec<_>>());
 }

@@ -11,14 +11,17 @@ use std::{
     time::Duration,
 };
 
-use raft::consensus::{Config, DialError, Dialer, Handle, Proposed, Status, start};
+use raft::consensus::{Config, DialError, Dialer, Handle, Proposed, Status, start_on};
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle, time::Instant};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint, Server};
 
-use super::app::{Ask, TextApp, Texts};
+use super::{
+    app::{Ask, TextApp, Texts},
+    disk::{Disk, Faulty, Mood},
+};
 
 /// The longest that anything may take before a test fails.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -54,6 +57,7 @@ pub struct Cluster {
     dir: TempDir,
     addresses: Arc<Addresses>,
     members: BTreeMap<u64, Member>,
+    disks: BTreeMap<u64, Arc<Disk>>,
     requests: AtomicU64,
     tune: fn(&mut Config),
 }
@@ -65,6 +69,7 @@ impl Cluster {
             dir: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
             addresses: Arc::default(),
             members: BTreeMap::new(),
+            disks: BTreeMap::new(),
             requests: AtomicU64::new(0),
             tune,
         };
@@ -107,7 +112,10 @@ impl Cluster {
         let mut config = Config::new(id, "test", self.dir(id));
         config.create = create;
         (self.tune)(&mut config);
-        let handle = start::<TextApp>(config, self.dialer()).await.unwrap();
+        let disk = Arc::clone(self.disks.entry(id).or_default());
+        let engine = move |path: &_, create| Faulty::open(path, create, &disk);
+        let started = start_on::<TextApp, _>(config, self.dialer(), engine).await;
+        let handle = started.unwrap();
         let member = self.serve(id, handle).await;
         assert!(self.members.insert(id, member).is_none());
     }
@@ -133,6 +141,11 @@ impl Cluster {
             stop,
             server,
         }
+    }
+
+    /// Has a member's disk behave otherwise.
+    pub fn set_disk(&self, id: u64, mood: Mood) {
+        self.disks[&id].set(mood);
     }
 
     /// Stops a member; its disk stays.
@@ -212,6 +225,15 @@ impl Cluster {
     /// All members' ids.
     pub fn ids(&self) -> BTreeSet<u64> {
         self.members.keys().copied().collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // Threads that wait for a disk would hold up a test that failed.
+        for disk in self.disks.values() {
+            disk.set(Mood::Works);
+        }
     }
 }
 

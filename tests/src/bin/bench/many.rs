@@ -47,7 +47,14 @@ impl Bench {
     /// So many forks of one snapshot in one request: how long until each has answered, what they take of memory once it is
     /// merged, and that nothing else suffers.
     pub fn many(&mut self, forks: u32) -> anyhow::Result<Vec<Row>> {
-        self.restart_holder(&["--ready-forks", "0", "--merge-memory", "on"])?;
+        self.restart_holder(&[
+            "--ready-forks",
+            "0",
+            "--merge-memory",
+            "on",
+            "--qemu-aslr",
+            "off",
+        ])?;
         self.boot("parent", scenario::IDLE)?;
         sleep(SETTLED);
         self.fp(&["snapshot", "create", "parent", "s"])?;
