@@ -13,7 +13,7 @@ use crate::{
     host,
     report::{Report, Row, Series},
     scenario::{self, Guest, Scenario},
-    yardstick,
+    yardstick::{self, Floor},
 };
 
 /// Where the VMs live. Requests go through another node, and not the leader where that can be.
@@ -44,7 +44,11 @@ pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result
                 parents,
                 rounds,
             } => bench.repeated(*guest, *parents, *rounds),
-            Scenario::Deep { depths, rounds } => bench.deep(depths, *rounds),
+            Scenario::Deep {
+                guest,
+                depths,
+                rounds,
+            } => bench.deep(*guest, depths, *rounds),
             Scenario::Ready { rounds } => bench.ready(*rounds),
             Scenario::Burst { forks, warm } => bench.burst(*forks, *warm),
             Scenario::Many { forks } => bench.many(*forks),
@@ -107,6 +111,18 @@ impl Costs {
             note: self.notes.into_iter().next().unwrap_or_default(),
             ..Row::default()
         }
+    }
+}
+
+fn median(row: &Row) -> Option<f64> {
+    row.running_ms.as_ref().map(|series| series.median)
+}
+
+/// One figure as a part of another, in words.
+fn ratio(one: Option<f64>, other: Option<f64>, of: &str) -> String {
+    match (one, other) {
+        (Some(one), Some(other)) => format!("{:.2} {of}", one / other),
+        _ => String::new(),
     }
 }
 
@@ -243,8 +259,8 @@ impl Bench {
         Ok(rows)
     }
 
-    fn deep(&self, depths: &[u32], rounds: u32) -> anyhow::Result<Vec<Row>> {
-        self.boot("d0", scenario::quiet(256))?;
+    fn deep(&self, guest: Guest, depths: &[u32], rounds: u32) -> anyhow::Result<Vec<Row>> {
+        self.boot("d0", guest)?;
         let (mut line, mut rows) = (vec!["d0".to_owned()], Vec::new());
         for depth in 1..=depths.iter().copied().max().unwrap_or_default() {
             let parent = line[line.len() - 1].clone();
@@ -254,13 +270,22 @@ impl Bench {
                 for _ in 0..rounds {
                     self.once(&mut costs, self.other, &parent)?;
                 }
-                rows.push(costs.row(format!("depth {depth}, forked {rounds} times")));
+                let what = if guest.records {
+                    ""
+                } else {
+                    "an idle guest at "
+                };
+                rows.push(costs.row(format!("{what}depth {depth}, forked {rounds} times")));
             }
             let child = format!("d{depth}");
             self.fork(self.other, &[&parent, "--name", &child])?;
             self.fp(&["vm", "pause", &parent])?;
             line.push(child);
-            self.cluster.wait_pulses(&line[line.len() - 1], 3)?;
+            if guest.records {
+                self.cluster.wait_pulses(&line[line.len() - 1], 3)?;
+            } else {
+                sleep(REST);
+            }
         }
         self.remove(&line)?;
         Ok(rows)
@@ -291,11 +316,18 @@ impl Bench {
         }
         rows.push(costs.row("nobody asked for it, forked again and again"));
         self.keep_nothing_ready()?;
-        let mut costs = Costs::default();
+        // By turns: what the host does beside it meets both.
+        let (mut costs, mut floor) = (Costs::default(), Floor::of(self, "@s")?);
         for _ in 0..rounds {
+            floor.once(true)?;
             self.once(&mut costs, self.other, "@s")?;
         }
-        rows.push(costs.row("nothing ready"));
+        let (floor, row) = (
+            floor.row("floor, by turns with the next"),
+            costs.row("nothing ready"),
+        );
+        let note = ratio(median(&row), median(&floor), "of the floor's time");
+        rows.extend([floor, Row { note, ..row }]);
         Ok(rows)
     }
 
@@ -337,6 +369,13 @@ impl Bench {
         let count = forks.to_string();
         let mut rows = Vec::new();
         for paused in [true, false] {
+            let mut floor = None;
+            if paused && !warm {
+                let beside = floor.insert(Floor::of(self, "@s")?);
+                for _ in 0..10 {
+                    beside.once(false)?;
+                }
+            }
             self.warm("@s", if warm { forks } else { 0 })?;
             sleep(10 * REST);
             let (free, agents) = (host::available()?, self.agents_cpu());
@@ -353,9 +392,21 @@ impl Bench {
             let mut costs = Costs::default();
             costs.add(&fork)?;
             let taken = free.saturating_sub(host::available()?) as f64 / f64::from(1 << 20);
+            let cpu = (agents + children) / f64::from(forks);
+            let mut note = String::new();
+            if let Some(floor) = &mut floor {
+                // Before and after, as the host is not always the same.
+                for _ in 0..10 {
+                    floor.once(false)?;
+                }
+                let row = floor.row("floor, 10 before the next and 10 after");
+                note = ratio(Some(cpu), row.cpu_ms, "of the floor's processor time");
+                rows.push(row);
+            }
             rows.push(Row {
                 forks,
-                cpu_ms: paused.then(|| (agents + children) / f64::from(forks)),
+                note,
+                cpu_ms: paused.then_some(cpu),
                 memory_mib: (!warm).then(|| taken / f64::from(forks)),
                 ..costs.row(format!(
                     "{}{}",

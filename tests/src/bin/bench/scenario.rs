@@ -23,7 +23,11 @@ pub enum Scenario {
         rounds: u32,
     },
     /// A line of forks of forks, and at each of these depths the last of the line forked again and again.
-    Deep { depths: Vec<u32>, rounds: u32 },
+    Deep {
+        guest: Guest,
+        depths: Vec<u32>,
+        rounds: u32,
+    },
     /// A snapshot forked once in a request, so many times: without anything ready, from processes in waiting, preloaded.
     Ready { rounds: u32 },
     /// A snapshot forked many at once.
@@ -86,6 +90,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
                 rounds: 4,
             },
             Scenario::Deep {
+                guest: quiet(256),
                 depths: vec![1, 8],
                 rounds: 5,
             },
@@ -147,7 +152,14 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             rounds: 5,
         },
         Scenario::Deep {
-            depths: vec![1, 8, 32],
+            guest: quiet(256),
+            depths: vec![1, 2, 8, 32],
+            rounds: 20,
+        },
+        // It writes what a guest does that does nothing: so much is little at any depth.
+        Scenario::Deep {
+            guest: IDLE,
+            depths: vec![2, 32],
             rounds: 20,
         },
         Scenario::Ready { rounds: 30 },

@@ -24,42 +24,71 @@ use crate::{
 /// Measures all of them.
 pub fn measure(bench: &Bench, rounds: u32, prototypes: Option<&Path>) -> anyhow::Result<Vec<Row>> {
     bench.boot("parent", scenario::quiet(256))?;
-    let (_, names) = bench.fork(1, &["parent", "--paused"])?;
-    let child = &names[0];
-    let shown = bench.cluster.vm(1, child)?;
-    let pid = shown["pid"].as_u64().context("the child has no process")?;
-    bench
-        .cluster
-        .node(1)
-        .fp(&["vm", "pause", "parent"])?
-        .success()?;
-    let data = bench.cluster.data_of(&shown["node"])?;
-    let bare = Bare::like(pid, data, bench.cluster.folder())?;
-    let mut streams = fs::read_dir(data.join("streams"))?;
-    let stream = streams.next().context("no stream")??.path();
-    anyhow::ensure!(streams.next().is_none(), "more than one stream");
-
-    let (mut running, mut cpu) = (Vec::new(), 0.0);
+    bench.fp(&["snapshot", "create", "parent", "s"])?;
+    bench.fp(&["vm", "pause", "parent"])?;
+    let mut floor = Floor::of(bench, "@s")?;
     for _ in 0..rounds {
-        let begun = Instant::now();
-        let mut qemu = bare.start()?;
-        qemu.load(&stream)?;
-        qemu.ask("cont", json!({}))?;
-        running.push(begun.elapsed().as_secs_f64() * 1e3);
-        cpu += host::cpu_ms(qemu.process.id());
+        floor.once(true)?;
     }
-    let mut rows = vec![Row {
-        what: "floor: a bare QEMU, started and loaded".to_owned(),
-        running_ms: Series::of(running),
-        cpu_ms: Some(cpu / f64::from(rounds)),
-        ..Row::default()
-    }];
-    rows.push(whole_state(&bare, &stream, bench.cluster.folder(), rounds)?);
+    let Floor { bare, stream, .. } = &floor;
+    let whole = whole_state(bare, stream, bench.cluster.folder(), rounds)?;
+    let mut rows = vec![floor.row("floor: a bare QEMU, started and loaded"), whole];
     if let Some(folder) = prototypes {
         rows.extend(floor_prototype(folder)?);
         rows.extend(tracked_prototype(folder)?);
     }
     Ok(rows)
+}
+
+/// What a child costs without us: a bare QEMU with its arguments and its files.
+pub struct Floor {
+    bare: Bare,
+    stream: PathBuf,
+    running: Vec<f64>,
+    cpu: f64,
+}
+
+impl Floor {
+    /// Of the children of a snapshot that is the only one of its node.
+    pub fn of(bench: &Bench, snapshot: &str) -> anyhow::Result<Self> {
+        let (_, names) = bench.fork(1, &[snapshot, "--paused"])?;
+        let shown = bench.cluster.vm(1, &names[0])?;
+        let pid = shown["pid"].as_u64().context("the child has no process")?;
+        let data = bench.cluster.data_of(&shown["node"])?;
+        let bare = Bare::like(pid, data, bench.cluster.folder())?;
+        bench.remove(&names)?;
+        let mut streams = fs::read_dir(data.join("streams"))?;
+        let stream = streams.next().context("no stream")??.path();
+        anyhow::ensure!(streams.next().is_none(), "more than one stream");
+        Ok(Self {
+            bare,
+            stream,
+            running: Vec::new(),
+            cpu: 0.0,
+        })
+    }
+
+    /// Starts and loads one, and lets it run, or not.
+    pub fn once(&mut self, go: bool) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut qemu = self.bare.start()?;
+        qemu.load(&self.stream)?;
+        if go {
+            qemu.ask("cont", json!({}))?;
+        }
+        self.running.push(begun.elapsed().as_secs_f64() * 1e3);
+        self.cpu += host::cpu_ms(qemu.process.id());
+        Ok(())
+    }
+
+    pub fn row(&self, what: &str) -> Row {
+        Row {
+            what: what.to_owned(),
+            running_ms: Series::of(self.running.clone()),
+            cpu_ms: Some(self.cpu / self.running.len() as f64),
+            ..Row::default()
+        }
+    }
 }
 
 /// The whole state to a file and back: `stop`, `migrate`, and a new process with `-incoming`.
