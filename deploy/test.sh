@@ -32,7 +32,13 @@ say "format"
 cargo fmt --all --check
 say "lints"
 cargo clippy --quiet --workspace --all-targets -- -D warnings
-find_fpagent
+# The build with debug assertions, which the tests need anyway.
+if [ -n "${FPAGENT:-}" ]; then
+    find_fpagent
+else
+    cargo build --quiet --package fp-agent --bin fpagent
+    fpagent=$(target_dir)/debug/fpagent
+fi
 image=$repo/.local/image/tiny
 "$repo/deploy/build-image.sh" tiny "$image"
 say "documentation's examples"

@@ -55,7 +55,9 @@ impl Agent {
     pub fn start(&mut self) -> anyhow::Result<()> {
         let log = File::options().create(true).append(true).open(self.log())?;
         let program = self.program.clone().unwrap_or_else(fpagent::binary);
-        let child = Command::new(program)
+        // A session of its own, as a service has: its priority is not that of the tests beside it.
+        let child = Command::new("setsid")
+            .arg(program)
             .arg("run")
             .arg("--data-dir")
             .arg(&self.data)
@@ -409,6 +411,38 @@ impl Cluster {
     /// A VM as a node shows it.
     pub fn vm(&self, through: usize, name: &str) -> anyhow::Result<Value> {
         self.node(through).json(&["vm", "show", name])
+    }
+
+    /// Kills a node's agent so long after a request to it was begun, and starts it again. What the request, asked again, was answered;
+    /// all operations have ended then.
+    pub fn kill_during(
+        &mut self,
+        number: usize,
+        delay: Duration,
+        args: &[&str],
+    ) -> anyhow::Result<Answer> {
+        let address = self.node(number).address();
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let request = std::thread::spawn(move || {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            fpagent::run(Some(&address), &args)
+        });
+        // Not to wait for something: moments of the request are what is covered.
+        std::thread::sleep(delay);
+        let agent = self.node_mut(number);
+        agent.kill()?;
+        agent.start()?;
+        agent.wait_answers()?;
+        let answer = request
+            .join()
+            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        wait_for("the operations' end", PATIENCE, || {
+            let list = self.node(number).json(&["op", "ls"])?;
+            let all = list["items"].as_array().context("no items")?;
+            let open = all.iter().any(|operation| operation["state"] == "open");
+            Ok((!open).then_some(()))
+        })?;
+        Ok(answer)
     }
 
     /// Waits until a VM is in a state.

@@ -49,7 +49,8 @@ fn oom_score(pid: &Value) -> anyhow::Result<i32> {
 fn merging_saves_memory_and_leaves_the_host_as_it_was() -> anyhow::Result<()> {
     let ksm = Ksm::of_host().context("this kernel cannot merge memory")?;
     let found = ksm.settings()?;
-    let mut cluster = cluster(&["--merge-memory", "on"], "")?;
+    let options = ["--merge-memory", "on", "--qemu-aslr", "off"];
+    let mut cluster = cluster(&options, "")?;
     let made = fork(&cluster, 1, &["parent", "-n", "10", "--name", "c"])?;
     assert_eq!(made["children"].as_array().map(Vec::len), Some(10));
 
@@ -73,7 +74,13 @@ fn merging_saves_memory_and_leaves_the_host_as_it_was() -> anyhow::Result<()> {
     ] {
         assert!(used[figure].as_i64() > Some(1 << 20), "{figure}: {used}");
     }
-    assert_eq!(check(&cluster, "memory-merging")?["result"], "ok");
+    let merging = check(&cluster, "memory-merging")?;
+    assert_eq!(merging["result"], "ok");
+    let found = merging["found"].as_str().context("nothing was found")?;
+    assert!(found.contains("laid out alike"), "{found}");
+    // ADDR_NO_RANDOMIZE of personality(2), in hexadecimal.
+    let personality = fs::read_to_string(format!("/proc/{}/personality", child["pid"]))?;
+    assert_eq!(personality.trim(), "00040000");
     eprintln!("{memory:#}\n{used:#}");
 
     cluster.node_mut(1).terminate()?;

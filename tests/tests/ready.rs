@@ -5,7 +5,6 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE, is_alive},
-    fpagent,
     lineage::{files, fork, histories, names, share_then_differ},
     wait_for,
 };
@@ -166,27 +165,10 @@ fn an_agent_is_killed_while_forks_are_taken() -> anyhow::Result<()> {
     let mut cluster = cluster(1)?;
     for (round, delay) in [0, 2, 4, 6, 8, 10, 12, 15, 20, 30].into_iter().enumerate() {
         warm(&cluster, 2)?;
-        let address = cluster.node(1).address();
         let name = format!("k{round}");
-        let request = std::thread::spawn({
-            let name = name.clone();
-            move || fpagent::run(Some(&address), &["fork", "@s", "-n", "3", "--name", &name])
-        });
-        // Not to wait for something: moments of the request are what is covered.
-        std::thread::sleep(Duration::from_millis(5 + delay));
-        cluster.node_mut(1).kill()?;
-        cluster.node_mut(1).start()?;
-        cluster.node_mut(1).wait_answers()?;
+        let args = ["fork", "@s", "-n", "3", "--name", &name];
         // It lost its agent and asked again: what it was told may be anything but wrong.
-        let answer = request
-            .join()
-            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        wait_for("the operation's end", PATIENCE, || {
-            let list = cluster.node(1).json(&["op", "ls"])?;
-            let all = list["items"].as_array().context("no items")?;
-            let open = all.iter().any(|operation| operation["state"] == "open");
-            Ok((!open).then_some(()))
-        })?;
+        let answer = cluster.kill_during(1, Duration::from_millis(5 + delay), &args)?;
         let list = cluster.node(1).json(&["vm", "ls"])?;
         let made: Vec<String> = list["items"]
             .as_array()

@@ -6,7 +6,6 @@ use anyhow::Context as _;
 use guest::history::common_prefix;
 use harness::{
     cluster::{Cluster, PATIENCE, is_alive, signal},
-    fpagent,
     lineage::{fork, histories},
     wait_for,
 };
@@ -133,34 +132,10 @@ fn an_agent_is_killed_while_a_vm_is_reset() -> anyhow::Result<()> {
         .fp(&["snapshot", "create", "a", "s"])?
         .success()?;
     for (round, delay) in [3, 10, 20, 30, 40, 50, 60, 80].into_iter().enumerate() {
-        let address = cluster.node(1).address();
         let to_paused = round % 2 == 0;
-        let request = std::thread::spawn(move || {
-            let all = [
-                "vm",
-                "reset",
-                "a",
-                "--to",
-                "s",
-                "--timeout",
-                "30s",
-                "--paused",
-            ];
-            let count = all.len() - usize::from(!to_paused);
-            fpagent::run(Some(&address), &all[..count])
-        });
-        std::thread::sleep(Duration::from_millis(delay));
-        cluster.node_mut(1).kill()?;
-        cluster.node_mut(1).start()?;
-        cluster.node_mut(1).wait_answers()?;
-        let answer = request
-            .join()
-            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        wait_for("the operation's end", PATIENCE, || {
-            let list = cluster.node(1).json(&["op", "ls"])?;
-            let items = list["items"].as_array().context("no items")?;
-            Ok(items.iter().all(|op| op["state"] != "open").then_some(()))
-        })?;
+        let mut args = vec!["vm", "reset", "a", "--to", "s", "--timeout", "30s"];
+        args.extend(to_paused.then_some("--paused"));
+        let answer = cluster.kill_during(1, Duration::from_millis(delay), &args)?;
         let vm = cluster.vm(1, "a")?;
         let state = if answer.code == 0 && to_paused {
             "paused"
@@ -239,22 +214,8 @@ fn an_agent_is_killed_while_a_vm_is_suspended() -> anyhow::Result<()> {
     let mut cluster = cluster(1, &[])?;
     create(&cluster, "a", &[])?;
     for delay in [5, 20, 50, 100, 200, 400] {
-        let address = cluster.node(1).address();
-        let request = std::thread::spawn(move || {
-            fpagent::run(Some(&address), &["vm", "suspend", "a", "--timeout", "30s"])
-        });
-        std::thread::sleep(Duration::from_millis(delay));
-        cluster.node_mut(1).kill()?;
-        cluster.node_mut(1).start()?;
-        cluster.node_mut(1).wait_answers()?;
-        let answer = request
-            .join()
-            .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-        wait_for("the operation's end", PATIENCE, || {
-            let list = cluster.node(1).json(&["op", "ls"])?;
-            let items = list["items"].as_array().context("no items")?;
-            Ok(items.iter().all(|op| op["state"] != "open").then_some(()))
-        })?;
+        let args = ["vm", "suspend", "a", "--timeout", "30s"];
+        let answer = cluster.kill_during(1, Duration::from_millis(delay), &args)?;
         let vm = wait_for("the VM to be one or the other", PATIENCE, || {
             let vm = cluster.vm(1, "a")?;
             let settled = vm["state"] == "running" || vm["state"] == "suspended";

@@ -390,6 +390,12 @@ fn come_first() {
     if let Err(error) = spawn::set_nice(own, NICE) {
         tracing::warn!(%error, "guests do not give way to the agent");
     }
+    if !spawn::leads_session(own).unwrap_or(true) {
+        // Its priority is others' too.
+        tracing::warn!(
+            "guests may not give way to the agent: start it as a service, or with setsid"
+        );
+    }
     // Each VM takes half a dozen.
     let files = getrlimit(Resource::Nofile);
     let most = Rlimit {

@@ -158,8 +158,14 @@ pub const GUEST_NICE: i32 = 5;
 /// has a session of its own: see `sched(7)`.
 const OWN_AUTOGROUP: &CStr = c"/proc/self/autogroup";
 
-/// Changes how much every thread of a process, and the session that it is in, give way to others. Threads that are gone meanwhile
-/// are passed over.
+/// Whether a process leads its session: then what holds for the session is its own affair.
+pub fn leads_session(pid: u32) -> io::Result<bool> {
+    let pid = rustix::process::Pid::from_raw(pid as i32);
+    Ok(Some(rustix::process::getsid(pid)?) == pid)
+}
+
+/// Changes how much every thread of a process gives way to others, and the session that it is in, if it leads that. Threads that are
+/// gone meanwhile are passed over.
 pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
     for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let Some(tid) = task?
@@ -176,6 +182,9 @@ pub fn set_nice(pid: u32, nice: i32) -> io::Result<()> {
                 return Err(error);
             }
         }
+    }
+    if !leads_session(pid)? {
+        return Ok(());
     }
     match std::fs::write(format!("/proc/{pid}/autogroup"), nice.to_string()) {
         // Not every kernel has it.

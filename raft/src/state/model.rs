@@ -324,6 +324,39 @@ pub struct Vm {
     pub created_at: Millis,
 }
 
+impl Vm {
+    /// One that is to run and of which nothing is known yet.
+    pub fn new(
+        id: VmId,
+        name: String,
+        node: NodeId,
+        spec: VmSpec,
+        source: Source,
+        created_at: Millis,
+    ) -> Self {
+        Self {
+            id,
+            name,
+            node,
+            spec,
+            source,
+            parent: None,
+            labels: Labels::new(),
+            power: Power::Running,
+            generation: 1,
+            boot: 1,
+            phase: Phase::Pending,
+            reason: String::new(),
+            reported_boot: 0,
+            ending: None,
+            restarts: 0,
+            next_start: None,
+            operation: None,
+            created_at,
+        }
+    }
+}
+
 /// A captured moment of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {

@@ -35,7 +35,6 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
     if let Some(name) = name {
         snapshot::check_name(state, name, None)?;
     }
-    add_capture(state, now, *operation, &vm, name.clone());
     let begun = Begun {
         kind: OperationKind::Snapshot,
         mode: *mode,
@@ -43,16 +42,7 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
         paused: false,
         expires_at: *expires_at,
     };
-    add_operation(
-        state,
-        now,
-        *operation,
-        Some(vm.id),
-        operation.snapshot(),
-        vm.node,
-        begun,
-    );
-    Ok(Response::Operation(*operation))
+    begin_capture(state, now, *operation, &vm, name.clone(), begun)
 }
 
 pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome {
@@ -84,12 +74,8 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
         add_capture(state, now, *operation, vm, None);
     }
     for (id, name) in (0..*count).map(|index| operation.child(index)).zip(names) {
+        let source = Source::Snapshot(origin.snapshot);
         let child = Vm {
-            id,
-            name,
-            node: origin.node,
-            spec: origin.spec.clone(),
-            source: Source::Snapshot(origin.snapshot),
             parent: Some(origin.parent.clone()),
             labels: labels.clone(),
             power: if *paused {
@@ -97,16 +83,8 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
             } else {
                 Power::Running
             },
-            generation: 1,
-            boot: 1,
-            phase: Phase::Pending,
-            reason: String::new(),
-            reported_boot: 0,
-            ending: None,
-            restarts: 0,
-            next_start: None,
             operation: Some(*operation),
-            created_at: now,
+            ..Vm::new(id, name, origin.node, origin.spec.clone(), source, now)
         };
         state.vms.insert(id, Arc::new(child));
     }
@@ -118,7 +96,7 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
         expires_at: *expires_at,
     };
     let captured = origin.captured.map(|vm| vm.id);
-    add_operation(
+    begin(
         state,
         now,
         *operation,
@@ -126,8 +104,7 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
         origin.snapshot,
         origin.node,
         begun,
-    );
-    Ok(Response::Operation(*operation))
+    )
 }
 
 /// What children come from.
@@ -277,7 +254,7 @@ fn child_names(
 }
 
 /// Notes the snapshot that an operation makes.
-pub(super) fn add_capture(
+fn add_capture(
     state: &mut State,
     now: Millis,
     operation: OperationId,
@@ -312,7 +289,22 @@ pub(super) struct Begun {
     pub(super) expires_at: Millis,
 }
 
-pub(super) fn add_operation(
+/// Begins an operation that captures a VM.
+pub(super) fn begin_capture(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    vm: &Vm,
+    name: Option<String>,
+    begun: Begun,
+) -> Outcome {
+    add_capture(state, now, id, vm, name);
+    let captured = Some(vm.id);
+    begin(state, now, id, captured, id.snapshot(), vm.node, begun)
+}
+
+/// Begins an operation.
+pub(super) fn begin(
     state: &mut State,
     now: Millis,
     id: OperationId,
@@ -320,7 +312,7 @@ pub(super) fn add_operation(
     snapshot: SnapshotId,
     node: NodeId,
     begun: Begun,
-) {
+) -> Outcome {
     let operation = Operation {
         id,
         kind: begun.kind,
@@ -338,4 +330,5 @@ pub(super) fn add_operation(
         cancel_requested: false,
     };
     state.operations.insert(id, Arc::new(operation));
+    Ok(Response::Operation(id))
 }

@@ -13,7 +13,7 @@ use crate::state::{
         Vm, VmSpec,
     },
     names,
-    response::{Kind, Outcome, Rejection, Response},
+    response::{Kind, Outcome, Rejection},
 };
 
 pub(super) fn reset(state: &mut State, now: Millis, command: &Command) -> Outcome {
@@ -58,16 +58,8 @@ pub(super) fn reset(state: &mut State, now: Millis, command: &Command) -> Outcom
         paused: *paused,
         expires_at: *expires_at,
     };
-    fork::add_operation(
-        state,
-        now,
-        *operation,
-        Some(vm.id),
-        snapshot.id,
-        vm.node,
-        begun,
-    );
-    Ok(Response::Operation(*operation))
+    let (id, node) = (Some(vm.id), vm.node);
+    fork::begin(state, now, *operation, id, snapshot.id, node, begun)
 }
 
 pub(super) fn suspend(state: &mut State, now: Millis, command: &Command) -> Outcome {
@@ -83,7 +75,6 @@ pub(super) fn suspend(state: &mut State, now: Millis, command: &Command) -> Outc
     fork::check_operation_id(state, *operation, 1)?;
     let vm = Arc::clone(names::vm(state, vm)?);
     fork::check_capturable(state, &vm)?;
-    fork::add_capture(state, now, *operation, &vm, None);
     let begun = fork::Begun {
         kind: OperationKind::Suspend,
         mode: *mode,
@@ -91,16 +82,7 @@ pub(super) fn suspend(state: &mut State, now: Millis, command: &Command) -> Outc
         paused: true,
         expires_at: *expires_at,
     };
-    fork::add_operation(
-        state,
-        now,
-        *operation,
-        Some(vm.id),
-        operation.snapshot(),
-        vm.node,
-        begun,
-    );
-    Ok(Response::Operation(*operation))
+    fork::begin_capture(state, now, *operation, &vm, None, begun)
 }
 
 /// Refuses what would come between while a VM is being reset or suspended.

@@ -97,24 +97,8 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     };
     let node = placement::choose(state, node.as_deref(), candidates, &needs)?;
     let vm = Vm {
-        id: *id,
-        name: name.clone(),
-        node,
-        spec,
-        source: Source::Image,
-        parent: None,
         labels: labels.clone(),
-        power: Power::Running,
-        generation: 1,
-        boot: 1,
-        phase: Phase::Pending,
-        reason: String::new(),
-        reported_boot: 0,
-        ending: None,
-        restarts: 0,
-        next_start: None,
-        operation: None,
-        created_at: now,
+        ..Vm::new(*id, name.clone(), node, spec, Source::Image, now)
     };
     state.vms.insert(*id, Arc::new(vm));
     Ok(Response::Vm(*id))

@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use futures::future::try_join_all;
 use harness::wait_for;
 use proto::v1::{ConsoleRequest, ListVmsRequest, VmState, vm_service_client::VmServiceClient};
-use qemu::{layout::Layout, record::VmName};
+use qemu::{ksm::Ksm, layout::Layout, record::VmName};
 use serde_json::json;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -47,6 +47,8 @@ impl Bench {
     /// So many forks of one snapshot in one request: how long until each has answered, what they take of memory once it is
     /// merged, and that nothing else suffers.
     pub fn many(&mut self, forks: u32) -> anyhow::Result<Vec<Row>> {
+        let ksm = Ksm::of_host().context("this kernel cannot merge memory")?;
+        let settings = ksm.settings()?;
         self.restart_holder(&[
             "--ready-forks",
             "0",
@@ -123,8 +125,15 @@ impl Bench {
         })?;
         sleep(Duration::from_secs(5));
         let back = free as i64 - host::available()? as i64;
-        // In order: the host's settings for merging are as they were then.
-        self.cluster.node_mut(2).terminate()?;
+        let holder = self.cluster.node_mut(2);
+        holder.terminate()?;
+        anyhow::ensure!(
+            ksm.settings()? == settings,
+            "the host's settings for merging memory were not put back: {:?} before, {:?} now\n{}",
+            settings,
+            ksm.settings()?,
+            holder.log_tail()
+        );
 
         let per_fork = |bytes: u64| bytes as f64 / f64::from(1 << 20) / f64::from(forks);
         let row = |what: &str, figure: String| Row {

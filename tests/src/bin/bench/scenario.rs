@@ -113,7 +113,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
         Scenario::Yardsticks { rounds: 20 },
         Scenario::Repeated {
             guest: quiet(256),
-            parents: 10,
+            parents: 5,
             rounds: 20,
         },
         Scenario::Repeated {

@@ -1,0 +1,162 @@
+//! Loading a stream, and becoming the VM that runs.
+
+use std::{
+    fs,
+    sync::PoisonError,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use qapi::qmp::{self, Event, MigrationStatus};
+use tokio::time::{Instant, sleep};
+
+use super::{Machine, MachineError, log_tail, system};
+use crate::{
+    checksum::CheckedStream,
+    failpoint, layout, oom,
+    qmp::{BlockdevSetActive, QmpError},
+    record::{Stage, VmName},
+    sys::spawn::set_oom_score,
+};
+
+/// How long a stream may take to load.
+const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+
+impl Machine {
+    /// Loads a stream into a machine that was started for one.
+    pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
+        let loaded = self.load_stream(stream).await;
+        self.explained(loaded, "a snapshot to load").await
+    }
+
+    async fn load_stream(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
+        let events = qmp::MigrationCapabilityStatus {
+            capability: qmp::MigrationCapability::events,
+            state: true,
+        };
+        self.qmp
+            .run(qmp::migrate_set_capabilities {
+                capabilities: vec![events],
+            })
+            .await?;
+        let uri = format!("file:{}", layout::stream(stream.name()));
+        self.qmp
+            .run(qmp::migrate_incoming {
+                channels: None,
+                exit_on_error: Some(false),
+                uri: Some(uri),
+            })
+            .await?;
+        failpoint::reached_by("restore.loading", self.process.id().pid);
+        let deadline = Instant::now() + LOAD_PATIENCE;
+        loop {
+            match self.event(deadline, "a snapshot to load").await? {
+                Event::MIGRATION { data, .. } => match data.status {
+                    MigrationStatus::completed => {
+                        failpoint::reached_by("restore.loaded", self.process.id().pid);
+                        return self.activate_disk().await;
+                    }
+                    MigrationStatus::failed | MigrationStatus::cancelled => {
+                        return Err(MachineError::Load(self.load_problem().await));
+                    }
+                    _ => {}
+                },
+                other => self.note(&other),
+            }
+        }
+    }
+
+    /// Has QEMU open the disk's chain for use. It would do that in `cont` otherwise, where somebody waits: reading every layer's
+    /// header and tables takes 2 ms of it on a busy host. Before 10.0 it does so at the end of a load by itself.
+    async fn activate_disk(&self) -> Result<(), MachineError> {
+        let major = self.qmp.version().split('.').next();
+        let leaves_it = major.and_then(|major| major.parse().ok()) >= Some(10_u32);
+        if leaves_it && !self.record.layers.is_empty() {
+            self.qmp.run(BlockdevSetActive { active: true }).await?;
+            failpoint::reached("restore.disk-active");
+        }
+        Ok(())
+    }
+
+    async fn load_problem(&self) -> String {
+        let said = match self.qmp.run(qmp::query_migrate {}).await {
+            Ok(info) => info.error_desc,
+            Err(error) => Some(error.to_string()),
+        };
+        said.filter(|text| !text.is_empty())
+            .unwrap_or_else(|| log_tail(&self.dir))
+    }
+
+    /// Has the machine go by another name from now on: a process that waited becomes a VM. Its folder moves; QEMU was given its
+    /// sockets open, and nothing else by that path.
+    pub fn rename(&mut self, vm: &VmName) -> Result<(), MachineError> {
+        let dir = self.engine.layout.vm(vm);
+        let _nobody_looks = self
+            .engine
+            .naming
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        fs::rename(self.dir.path(), dir.path()).map_err(system("cannot name a VM's folder"))?;
+        failpoint::reached("restore.folder-renamed");
+        self.dir = dir;
+        Ok(())
+    }
+
+    /// Has a process that waited be this boot of its VM; kept when it is claimed.
+    pub fn set_boot(&mut self, boot: u64) {
+        self.record.boot = boot;
+    }
+
+    /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
+    pub async fn resume(&mut self) -> Result<(), MachineError> {
+        let begun = Instant::now();
+        self.claim()?;
+        let claimed = Instant::now();
+        let went_on = self.cont().await;
+        self.explained(went_on, "cont").await?;
+        failpoint::reached("restore.went-on");
+        let (claim, cont) = (claimed - begun, claimed.elapsed());
+        tracing::debug!(dir = %self.dir.path().display(), ?claim, ?cont, "the guest goes on");
+        Ok(())
+    }
+
+    /// Makes the process the VM, without letting its guest run yet.
+    pub fn claim(&mut self) -> Result<(), MachineError> {
+        if self.record.stage != Stage::Running {
+            self.record.stage = Stage::Running;
+            self.record.has_run = true;
+            self.record.past.running_since = Some(now_ms());
+            self.record.save(&self.dir)?;
+            let pid = self.process.id().pid;
+            failpoint::reached_by("restore.claimed", pid);
+            let score = match self.record.base {
+                None => oom::BOOTED,
+                Some(_) => oom::FORK,
+            };
+            set_oom_score(pid, score).map_err(system("cannot say how dear a process is"))?;
+        }
+        Ok(())
+    }
+
+    /// `cont`. Right after a load QEMU may refuse it for a moment, until it has tidied up.
+    pub(crate) async fn cont(&self) -> Result<(), MachineError> {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        loop {
+            match self.qmp.run(qmp::cont {}).await {
+                Ok(_) => return Ok(()),
+                Err(QmpError::Refused { reason, .. })
+                    if Instant::now() < deadline && reason.contains("not finalized") =>
+                {
+                    sleep(Duration::from_micros(200)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// The host's clock, milliseconds since the epoch.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    // A clock that stands before the epoch is as good as none.
+    since.map_or(0, |since| since.as_millis() as u64)
+}
