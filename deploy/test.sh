@@ -6,14 +6,14 @@ usage() {
     cat <<'USAGE'
 usage: deploy/test.sh [NEXTEST_ARGUMENT...]
 
-Installs what is needed (deploy/deps.sh --test), checks format and lints, builds the release and the
+Installs what is needed (deploy/deps.sh --test), checks format and lints, builds the agent and the
 guest image, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
 The last line is the runner's own count. Ends with an error when anything fails, or when a process
 that a test started is left.
 
 The tests get
   FP_TEST_IMAGE   the directory of the tiny image
-  FPAGENT         the release build of fpagent
+  FPAGENT         the agent that is tested, unless it is given: built with debug assertions
   TMPDIR          a directory of their own, deleted at the end
 
 FP_KILLS says how often the agent is killed at random moments (30); before a release, 300.

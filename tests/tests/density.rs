@@ -76,8 +76,8 @@ fn merging_saves_memory_and_leaves_the_host_as_it_was() -> anyhow::Result<()> {
     }
     let merging = check(&cluster, "memory-merging")?;
     assert_eq!(merging["result"], "ok");
-    let found = merging["found"].as_str().context("nothing was found")?;
-    assert!(found.contains("laid out alike"), "{found}");
+    let says = merging["found"].as_str().context("nothing was found")?;
+    assert!(says.contains("laid out alike"), "{says}");
     // ADDR_NO_RANDOMIZE of personality(2), in hexadecimal.
     let personality = fs::read_to_string(format!("/proc/{}/personality", child["pid"]))?;
     assert_eq!(personality.trim(), "00040000");
