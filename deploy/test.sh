@@ -81,6 +81,8 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
+# What was built is still being written, and for seconds nothing else gets through to the disk.
+sync
 say "tests"
 FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FPAGENT=$fpagent \
     cargo nextest run --workspace "$@"

@@ -20,7 +20,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Long for what is on its way, short for a disk that stands still.
 const MOMENT: Duration = Duration::from_millis(700);
 
-fn as_meant(_: &mut Config) {}
+/// Requests wait for a disk longer than it stands still.
+fn patient(config: &mut Config) {
+    config.patience = PATIENCE;
+}
 
 /// Proposes a text through a member, without waiting for it.
 fn propose(cluster: &Cluster, id: u64, text: &str) -> JoinHandle<Result<Proposed, ProposeError>> {
@@ -43,7 +46,7 @@ fn holds(cluster: &Cluster, id: u64, text: &str) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_leaders_disk_does_not_have_is_done_nowhere() {
     within(LIMIT, async {
-        let cluster = Cluster::of(3, as_meant).await;
+        let cluster = Cluster::of(3, patient).await;
         let leader = cluster.leader(1, &[]).await;
         let (term, last) = (
             cluster.handle(leader).status().term,
@@ -75,7 +78,7 @@ async fn what_the_leaders_disk_does_not_have_is_done_nowhere() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_follower_has_not_on_its_disk_does_not_count() {
     within(LIMIT, async {
-        let mut cluster = Cluster::of(3, as_meant).await;
+        let mut cluster = Cluster::of(3, patient).await;
         let leader = cluster.leader(1, &[]).await;
         let others: Vec<u64> = cluster
             .ids()
@@ -100,7 +103,7 @@ async fn what_a_follower_has_not_on_its_disk_does_not_count() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_whose_disk_stands_still_is_replaced() {
     within(LIMIT, async {
-        let cluster = Cluster::of(3, as_meant).await;
+        let cluster = Cluster::of(3, patient).await;
         let slow = cluster.leader(1, &[]).await;
         let other = cluster.ids().into_iter().find(|id| *id != slow).unwrap();
         cluster.set_disk(slow, Mood::StandsStill);
@@ -124,7 +127,7 @@ async fn a_leader_whose_disk_stands_still_is_replaced() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_whose_disk_fails_ends_and_the_others_go_on() {
     within(LIMIT, async {
-        let cluster = Cluster::of(3, as_meant).await;
+        let cluster = Cluster::of(3, patient).await;
         let broken = cluster.leader(1, &[]).await;
         let other = cluster.ids().into_iter().find(|id| *id != broken).unwrap();
         cluster.set_disk(broken, Mood::Fails);
