@@ -67,11 +67,16 @@ fn main() -> anyhow::Result<()> {
             json,
             prototypes,
         } => {
-            let report = run::run(quick, &only, prototypes.as_deref())?;
+            let mut report = report::Report {
+                quick,
+                ..report::Report::default()
+            };
+            let ran = run::run(&mut report, &only, prototypes.as_deref());
+            // What was measured before something failed is kept.
             fs::write(&json, serde_json::to_vec_pretty(&report)?)
                 .with_context(|| format!("cannot write {}", json.display()))?;
             print!("{}", report.table());
-            Ok(())
+            ran
         }
         Command::Draw { from, to } => draw::draw(&load(&from)?, &to),
         Command::Show { from } => {

@@ -21,13 +21,9 @@ const HOLDER: &str = "node2";
 /// A quiet moment between measurements, so that what was ended is gone.
 const REST: Duration = Duration::from_millis(300);
 
-/// Measures all scenarios with this in their names.
-pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result<Report> {
-    let mut report = Report {
-        quick,
-        ..Report::default()
-    };
-    for scenario in scenario::all(quick) {
+/// Measures all scenarios with this in their names, and adds them to a report.
+pub fn run(report: &mut Report, only: &str, prototypes: Option<&Path>) -> anyhow::Result<()> {
+    for scenario in scenario::all(report.quick) {
         let said = format!("{scenario:?}").to_lowercase();
         if !said.contains(&only.to_lowercase()) {
             continue;
@@ -59,7 +55,7 @@ pub fn run(quick: bool, only: &str, prototypes: Option<&Path>) -> anyhow::Result
             report.rows.push(row);
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 /// A cluster to measure on.
