@@ -213,6 +213,8 @@ pub struct Cluster {
     /// Its agents: node1, node2, …
     pub agents: Vec<Agent>,
     folder: tempfile::TempDir,
+    /// Whether it tells at its end what its agents logged.
+    pub tells: bool,
 }
 
 impl Cluster {
@@ -229,6 +231,7 @@ impl Cluster {
     /// The same, in a folder that the caller chose.
     pub fn start_in(nodes: usize, folder: tempfile::TempDir) -> anyhow::Result<Self> {
         let mut cluster = Self {
+            tells: true,
             agents: Vec::new(),
             folder,
         };
@@ -504,8 +507,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        // Shown by the runner when the test failed.
-        eprintln!("{}", self.logs());
+        if self.tells {
+            // Shown by the runner when the test failed.
+            eprintln!("{}", self.logs());
+        }
         for agent in &mut self.agents {
             if let Err(error) = agent.kill() {
                 eprintln!("{}: {error}", agent.name);

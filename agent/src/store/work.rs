@@ -68,9 +68,12 @@ pub fn begin(node: &Arc<Node>, state: &Arc<State>, work: Work, snapshot: Snapsho
                 Work::Secure => secure(&context, &state, snapshot, &content).await,
                 Work::Verify => verify(&context, &content).await,
             };
-            if let Err(error) = done {
+            let Err(error) = done else { return };
+            if context.state().snapshots.contains_key(&snapshot) {
                 tracing::warn!(%snapshot, ?work, error = %chain(&error), "a snapshot's files could not be worked on; trying again");
                 sleep(RETRY_PAUSE).await;
+            } else {
+                tracing::debug!(%snapshot, "a snapshot was deleted while its files were worked on");
             }
         };
         tokio::select! {

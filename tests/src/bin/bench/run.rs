@@ -50,6 +50,7 @@ pub fn run(report: &mut Report, only: &str, prototypes: Option<&Path>) -> anyhow
             Scenario::Many { forks } => bench.many(*forks),
             Scenario::Yardsticks { rounds } => yardstick::measure(&bench, *rounds, prototypes),
         };
+        bench.cluster.tells = rows.is_err();
         for mut row in rows.with_context(|| format!("{scenario:?}"))? {
             row.scenario = scenario.name().to_owned();
             report.rows.push(row);
@@ -124,7 +125,8 @@ fn ratio(one: Option<f64>, other: Option<f64>, of: &str) -> String {
 
 impl Bench {
     fn new() -> anyhow::Result<Self> {
-        let cluster = Cluster::start(3)?;
+        let mut cluster = Cluster::start(3)?;
+        cluster.tells = false;
         let leader = cluster.leader()?;
         let other = (1..=3)
             .find(|node| *node != leader && *node != 2)
