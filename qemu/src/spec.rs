@@ -423,6 +423,22 @@ mod tests {
         }
     }
 
+    /// Of a machine without a disk that waits for a stream.
+    fn line(hardware: &Hardware) -> CommandLine<'_> {
+        CommandLine {
+            name: "v",
+            hardware,
+            memory: Memory::Anonymous,
+            start: Start::Incoming,
+            disk: &[],
+            fds: Descriptors {
+                qmp: 3,
+                console: 4,
+                port: None,
+            },
+        }
+    }
+
     fn value_after<'a>(args: &'a [String], option: &str) -> Vec<&'a str> {
         args.windows(2)
             .filter(|pair| pair[0] == option)
@@ -435,15 +451,9 @@ mod tests {
         let (hardware, chain) = (hardware(), [disk(3), disk(2), disk(1)]);
         let line = CommandLine {
             name: "a,b",
-            hardware: &hardware,
             memory: Memory::Base { path: "a,b".into() },
-            start: Start::Incoming,
             disk: &chain,
-            fds: Descriptors {
-                qmp: 3,
-                console: 4,
-                port: None,
-            },
+            ..line(&hardware)
         };
         let args = arguments(&line);
         assert_eq!(value_after(&args, "-name"), ["a,,b"]);
@@ -484,16 +494,8 @@ mod tests {
         let (mut hardware, chain) = (hardware(), [disk(1)]);
         hardware.machine = MachineType::Q35;
         let line = CommandLine {
-            name: "v",
-            hardware: &hardware,
-            memory: Memory::Anonymous,
-            start: Start::Incoming,
             disk: &chain,
-            fds: Descriptors {
-                qmp: 3,
-                console: 4,
-                port: None,
-            },
+            ..line(&hardware)
         };
         let args = arguments(&line);
         let machine = value_after(&args, "-machine")[0];
@@ -548,20 +550,12 @@ mod tests {
     fn a_machine_without_a_disk_has_no_disk_device() {
         let hardware = hardware();
         let line = CommandLine {
-            name: "v",
-            hardware: &hardware,
-            memory: Memory::Anonymous,
             start: Start::Boot {
                 kernel: "k".into(),
                 initrd: None,
                 cmdline: "console=ttyS0".into(),
             },
-            disk: &[],
-            fds: Descriptors {
-                qmp: 3,
-                console: 4,
-                port: None,
-            },
+            ..line(&hardware)
         };
         let args = arguments(&line);
         assert!(value_after(&args, "-blockdev").is_empty());
