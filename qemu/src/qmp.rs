@@ -161,6 +161,18 @@ impl Qmp {
 #[serde(transparent)]
 pub struct BlockdevAdd(pub serde_json::Value);
 
+/// `object-add` with the options as the command line has them.
+#[derive(Debug, Clone, Serialize)]
+#[serde(transparent)]
+pub struct ObjectAdd(pub serde_json::Value);
+
+impl QmpCommand for ObjectAdd {}
+impl Command for ObjectAdd {
+    const NAME: &'static str = "object-add";
+    const ALLOW_OOB: bool = false;
+    type Ok = qapi::Empty;
+}
+
 /// `blockdev-reopen` with the options as the command line has them.
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockdevReopen {

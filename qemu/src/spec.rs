@@ -153,6 +153,8 @@ pub struct Hardware {
 pub enum Memory {
     /// Nothing yet.
     Anonymous,
+    /// It is said later: see [`Start::Shapeless`].
+    Later,
     /// A base file, mapped privately and never written.
     Base {
         /// Its path.
@@ -174,6 +176,8 @@ pub enum Start {
     },
     /// A stream that will be loaded.
     Incoming,
+    /// Nothing: its memory and its disk are still to be said, then its devices are made and a stream is loaded.
+    Shapeless,
 }
 
 /// One file of a disk's chain.
@@ -229,10 +233,15 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     let mut add = |option: &str, value: String| args.extend([format!("-{option}"), value]);
 
     add("name", json_free(line.name));
+    let memory = memory_object(hardware, &line.memory);
+    let backend = match memory {
+        Some(_) => format!(",memory-backend={MAIN_MEMORY}"),
+        None => String::new(),
+    };
     add(
         "machine",
         format!(
-            "{},memory-backend={MAIN_MEMORY}{}",
+            "{}{backend}{}",
             hardware.machine.name(),
             hardware.machine.properties(&hardware.devices)
         ),
@@ -248,7 +257,9 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     add("cpu", hardware.cpu_model.clone());
     add("smp", hardware.cpus.to_string());
     add("m", format!("{}k", hardware.memory_bytes / 1024));
-    add("object", memory_object(hardware, &line.memory).to_string());
+    if let Some(memory) = memory {
+        add("object", memory.to_string());
+    }
     let always = [("qmp", line.fds.qmp), ("console", line.fds.console)];
     for (name, fd) in always
         .into_iter()
@@ -261,7 +272,7 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     }
     add("mon", "chardev=qmp,mode=control".to_owned());
     add("serial", "chardev:console".to_owned());
-    if !line.disk.is_empty() {
+    if !line.disk.is_empty() && line.start != Start::Shapeless {
         add("blockdev", disk_chain(line.disk).to_string());
     }
     for device in devices(hardware, line.disk.first()) {
@@ -279,7 +290,7 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
             }
             add("append", cmdline.clone());
         }
-        Start::Incoming => add("incoming", "defer".to_owned()),
+        Start::Incoming | Start::Shapeless => add("incoming", "defer".to_owned()),
     }
     // A guest's reset ends the process: a fork has no kernel to boot again, so the agent starts it anew with one.
     add("action", "reboot=shutdown".to_owned());
@@ -289,6 +300,7 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
         "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
     );
     args.extend(["-nodefaults", "-no-user-config", "-S"].map(str::to_owned));
+    args.extend((line.start == Start::Shapeless).then(|| "-preconfig".to_owned()));
     args
 }
 
@@ -376,15 +388,17 @@ fn qcow2_node(disk: &DiskNode, writable: bool) -> Value {
     })
 }
 
-fn memory_object(hardware: &Hardware, memory: &Memory) -> Value {
+/// The object that main memory is; `None` where that is said later.
+pub fn memory_object(hardware: &Hardware, memory: &Memory) -> Option<Value> {
     match memory {
-        Memory::Anonymous => json!({
+        Memory::Later => None,
+        Memory::Anonymous => Some(json!({
             "qom-type": "memory-backend-ram",
             "id": MAIN_MEMORY,
             "size": hardware.memory_bytes,
-        }),
+        })),
         // `rom=off`: the guest may write, into pages of its own; `readonly=on`: QEMU cannot write to the file.
-        Memory::Base { path } => json!({
+        Memory::Base { path } => Some(json!({
             "qom-type": "memory-backend-file",
             "id": MAIN_MEMORY,
             "size": hardware.memory_bytes,
@@ -392,7 +406,7 @@ fn memory_object(hardware: &Hardware, memory: &Memory) -> Value {
             "share": false,
             "readonly": true,
             "rom": "off",
-        }),
+        })),
     }
 }
 
@@ -474,6 +488,24 @@ mod tests {
             "layers/1.qcow2"
         );
         assert_eq!(disk["backing"]["backing"]["backing"], Value::Null);
+    }
+
+    #[test]
+    fn one_without_a_shape_names_its_disk_and_waits_for_the_rest() {
+        let (hardware, chain) = (hardware(), [disk(1)]);
+        let args = arguments(&CommandLine {
+            memory: Memory::Later,
+            start: Start::Shapeless,
+            disk: &chain,
+            ..line(&hardware)
+        });
+        assert!(!value_after(&args, "-machine")[0].contains("memory-backend"));
+        for option in ["-object", "-blockdev"] {
+            assert!(value_after(&args, option).is_empty(), "{option}");
+        }
+        let devices = value_after(&args, "-device");
+        assert!(devices.iter().any(|device| device.contains("\"d-1\"")));
+        assert_eq!(args.last().map(String::as_str), Some("-preconfig"));
     }
 
     #[test]

@@ -23,6 +23,9 @@ use crate::{
 /// How long a cluster may take for something that takes a second when nothing else runs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How many processes wait for forks.
+const WAITING: &str = "--waiting-processes";
+
 /// One agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -56,6 +59,11 @@ impl Agent {
         let log = File::options().create(true).append(true).open(self.log())?;
         let program = self.program.clone().unwrap_or_else(fpagent::binary);
         // A session of its own, as a service has: its priority is not that of the tests beside it.
+        // What waits for forks that may come is none of most tests' affair: they count processes.
+        let waiting: &[&str] = match self.extra.iter().any(|option| option == WAITING) {
+            true => &[],
+            false => &[WAITING, "0"],
+        };
         let child = Command::new("setsid")
             .arg(program)
             .arg("run")
@@ -64,6 +72,7 @@ impl Agent {
             .arg("--socket")
             .arg(self.socket())
             .args(&self.extra)
+            .args(waiting)
             .env("RUST_LOG", "info,openraft=off,agent=debug,qemu=debug")
             .env(failpoint::VARIABLE, self.failpoint())
             .stdin(Stdio::null())

@@ -29,6 +29,8 @@ enum Way {
     ForkSnapshot,
     /// The same with forks that are ready.
     ForkReady,
+    /// The same with processes that wait for any fork.
+    ForkWaiting,
     /// `snapshot warm -n 1`.
     Warm,
     /// `snapshot warm -n 0` when one is ready.
@@ -57,6 +59,7 @@ fn way(failpoint: &str) -> Option<Way> {
             "capture" | "secure" => Way::Capture,
             "operation" => Way::ForkVm,
             "restore" => Way::ForkSnapshot,
+            "shape" => Way::ForkWaiting,
             "merge" => Way::Merge,
             "remove" => Way::Remove,
             "verify" => Way::Verify,
@@ -89,6 +92,7 @@ fn there_is_a_way_to_every_failpoint() -> anyhow::Result<()> {
 struct Node {
     cluster: Cluster,
     ground: Ground,
+    options: Vec<String>,
 }
 
 impl Node {
@@ -103,7 +107,8 @@ impl Node {
         agent.terminate()?;
         agent.set_program(env!("CARGO_BIN_EXE_fpagent-failpoints"));
         // None is ready that nobody asked for: what there is, is what a test made.
-        agent.set_options(&["--ready-forks", "0", "--host-boot-file", &boot]);
+        let options = ["--ready-forks", "0", "--host-boot-file", &boot];
+        agent.set_options(&options);
         agent.start()?;
         agent.wait_answers()?;
         cluster.wait_online(1)?;
@@ -129,7 +134,12 @@ impl Node {
         answer(create)?.success()?;
         secured(&cluster)?;
         let ground = Ground::of(&cluster, "parent", "@kept")?;
-        let node = Self { cluster, ground };
+        let options = options.map(str::to_owned).to_vec();
+        let node = Self {
+            cluster,
+            ground,
+            options,
+        };
         node.check(&Acknowledged::default())?;
         Ok(node)
     }
@@ -163,6 +173,31 @@ impl Node {
 
     fn fp(&self, args: &[&str]) -> anyhow::Result<()> {
         self.cluster.node(1).fp(args)?.success()
+    }
+
+    /// The same for a failpoint that is come to only where processes wait for any fork. The agent that comes back has none: what
+    /// is there then was left over.
+    fn killed_where_some_wait(&mut self, name: &str, args: &[&str]) -> anyhow::Result<()> {
+        let acknowledged = Acknowledged::now(&self.cluster)?;
+        let mut options: Vec<&str> = self.options.iter().map(String::as_str).collect();
+        let none = options.clone();
+        options.extend(["--waiting-processes", "2"]);
+        let before = self.cluster.processes()?.len();
+        let agent = self.cluster.node_mut(1);
+        agent.terminate()?;
+        agent.set_options(&options);
+        agent.start()?;
+        agent.wait_answers()?;
+        wait_for("two processes to wait", PATIENCE, || {
+            Ok((self.cluster.processes()?.len() == before + 2).then_some(()))
+        })?;
+        self.cluster.node_mut(1).set_options(&none);
+        self.cluster.node(1).arm(name, KILL)?;
+        let request = ask(&self.cluster, args);
+        die(&mut self.cluster, name)?;
+        come_back(&mut self.cluster)?;
+        answer(request)?.success()?;
+        self.check(&acknowledged)
     }
 
     fn warm(&self) -> anyhow::Result<()> {
@@ -242,6 +277,11 @@ fn killed_at_every_step_of_a_fork() -> anyhow::Result<()> {
     for name in on(&[Way::ForkReady])? {
         node.warm()?;
         node.sound(&name, &["fork", "@kept", "-n", "2", "--name", "child"])?;
+    }
+    for name in on(&[Way::ForkWaiting])? {
+        let fork = ["fork", "@kept", "-n", "2", "--name", "child"];
+        node.killed_where_some_wait(&name, &fork)
+            .with_context(|| format!("killed at {name}"))?;
     }
     Ok(())
 }

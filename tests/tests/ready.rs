@@ -195,3 +195,56 @@ fn an_agent_is_killed_while_forks_are_taken() -> anyhow::Result<()> {
     }
     cluster.wait_pulses("parent", 2)
 }
+
+/// Waits until so many processes are there that are no VM's.
+fn wait_blank(cluster: &Cluster, count: usize) -> anyhow::Result<BTreeSet<u32>> {
+    wait_for(&format!("{count} processes to wait"), PATIENCE, || {
+        let vms = of_vms(cluster)?;
+        let waiting: BTreeSet<u32> = processes(cluster)?.difference(&vms).copied().collect();
+        Ok((waiting.len() == count).then_some(waiting))
+    })
+}
+
+#[test]
+fn a_process_that_waited_becomes_a_fork_of_anything() -> anyhow::Result<()> {
+    let mut cluster = cluster(1)?;
+    let options = ["--waiting-processes", "2", "--ready-forks", "0"];
+    let agent = cluster.node_mut(1);
+    agent.terminate()?;
+    agent.set_options(&options);
+    agent.start()?;
+    agent.wait_answers()?;
+
+    // Of a snapshot that was never forked, of a VM, and of a fork.
+    let mut all = vec!["parent".to_owned()];
+    for source in ["@s", "parent", "c"] {
+        let waiting = wait_blank(&cluster, 2)?;
+        let name = ["c", "d", "e"][all.len() - 1];
+        fork(&cluster, 1, &[source, "--name", name])?;
+        let pid = cluster.vm(1, name)?["pid"].as_u64().context("no pid")?;
+        assert!(waiting.contains(&(pid as u32)), "{name} was started anew");
+        all.push(name.to_owned());
+    }
+    for name in &all {
+        cluster.wait_pulses(name, 2)?;
+    }
+    share_then_differ(&histories(&cluster, &all)?);
+
+    // More than wait are started; others of another kind are too.
+    wait_blank(&cluster, 2)?;
+    fork(&cluster, 1, &["@s", "-n", "4", "--name", "f"])?;
+    cluster.wait_pulses("f-4", 1)?;
+
+    let waiting = wait_blank(&cluster, 2)?;
+    cluster.node_mut(1).kill()?;
+    assert!(waiting.iter().all(|pid| is_alive(*pid)), "they outlive it");
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    let again = wait_blank(&cluster, 2)?;
+    assert!(waiting.is_disjoint(&again), "and are cleared");
+
+    let vms = of_vms(&cluster)?;
+    cluster.node_mut(1).terminate()?;
+    assert_eq!(processes(&cluster)?, vms, "its orderly end leaves the VMs");
+    Ok(())
+}

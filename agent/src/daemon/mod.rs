@@ -195,6 +195,7 @@ impl Agent {
             forks: Forks::default(),
             pool: Pool::new(pool::Bounds {
                 unasked: options.ready_forks,
+                blank: options.waiting_processes,
                 reserve: options.reserve_memory.saturating_mul(2),
             }),
             fitness,

@@ -104,6 +104,10 @@ pub struct RunOptions {
     /// asks for are not counted.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(..=1000))]
     pub ready_forks: u32,
+    /// How many processes wait for forks that nobody made ready, each of the machine that was forked last, or else of the newest VM:
+    /// they save such a fork the start of QEMU, and take 12 MiB of memory each.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(..=100))]
+    pub waiting_processes: u32,
     /// First of the 65,536 user ids that VMs run under, one each, where the agent is root.
     // Above what systems give to people and containers, below 2^31, where some tools take a uid for negative.
     #[arg(long, value_name = "UID", default_value_t = 1_879_048_192, value_parser = clap::value_parser!(u32).range(65_536..=2_147_418_112))]

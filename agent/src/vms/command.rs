@@ -5,7 +5,7 @@ use std::time::Duration;
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Expected, Mode},
     checksum::CheckedStream,
-    machine::Launch,
+    machine::{Launch, Shape},
     record::{LayerName, StreamName, StreamRef, VmName},
 };
 use tokio::{sync::oneshot, time::Instant};
@@ -62,6 +62,13 @@ pub enum Command {
         /// How.
         launch: Box<Launch>,
         /// Answered when it waits.
+        done: oneshot::Sender<Result<(), String>>,
+    },
+    /// Give a process that was started without a shape its memory and its disk.
+    Shape {
+        /// Which.
+        shape: Box<Shape>,
+        /// Answered when it waits for its stream.
         done: oneshot::Sender<Result<(), String>>,
     },
     /// Load a stream into it.

@@ -7,7 +7,7 @@ use qemu::{
     console::Wire,
     groups::Limits,
     layout,
-    machine::Launch,
+    machine::{Launch, Shape},
     past::Past,
     record::{BaseName, LayerName, StreamName, StreamRef},
     spec::{self, Device, Hardware, MachineType, Start},
@@ -280,6 +280,51 @@ pub fn restore(
     })
 }
 
+/// What a fork's process is given that was started without a shape.
+pub fn shape(
+    state: &State,
+    child: &Child,
+    base: BaseName,
+    below: &[LayerName],
+) -> Result<Shape, Unfit> {
+    let image = image(state, &child.spec)?;
+    Ok(Shape {
+        base,
+        below: below.to_vec(),
+        image_disk: image_disk(image),
+        disk_bytes: child.spec.disk_bytes,
+    })
+}
+
+/// How a process is started that belongs to nobody and has no shape yet.
+pub fn shapeless(id: VmId, hardware: Hardware, limits: Limits, place: Place) -> Launch {
+    let layers = match hardware.devices.contains(&Device::Disk) {
+        true => vec![layer_name(id.0)],
+        false => vec![],
+    };
+    Launch {
+        vm: super::vm_name(id),
+        boot: 1,
+        has_run: false,
+        past: Past::default(),
+        user: place.user,
+        hardware,
+        limits,
+        base: None,
+        start: Start::Shapeless,
+        layers,
+        disk_bytes: 0,
+        new_layer: false,
+        image_disk: None,
+        ready_line: None,
+        console: place.console,
+    }
+}
+
+fn image_disk(image: &Image) -> Option<String> {
+    image.disk.as_ref().map(|disk| hex(&disk.blob.sha256))
+}
+
 fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Launch {
     Launch {
         vm: super::vm_name(vm.id),
@@ -294,7 +339,7 @@ fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Laun
         layers: vec![],
         disk_bytes: vm.spec.disk_bytes,
         new_layer: true,
-        image_disk: image.disk.as_ref().map(|disk| hex(&disk.blob.sha256)),
+        image_disk: image_disk(image),
         ready_line: None,
         console: place.console,
     }

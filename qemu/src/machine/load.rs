@@ -12,16 +12,77 @@ use tokio::time::{Instant, sleep};
 use super::{Machine, MachineError, log_tail, system};
 use crate::{
     checksum::CheckedStream,
-    failpoint, layout, oom,
-    qmp::{BlockdevSetActive, QmpError},
-    record::{Stage, VmName},
+    disk, failpoint, layout, oom,
+    qmp::{BlockdevAdd, BlockdevSetActive, ObjectAdd, QmpError},
+    record::{BaseName, LayerName, Stage, VmName},
+    spec,
     sys::spawn::set_oom_score,
 };
 
 /// How long a stream may take to load.
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 
+/// What a machine that was started without a shape is made of.
+#[derive(Debug, Clone)]
+pub struct Shape {
+    /// The base that its memory is a private mapping of.
+    pub base: BaseName,
+    /// The disk's layers below its own.
+    pub below: Vec<LayerName>,
+    /// The image's disk below them.
+    pub image_disk: Option<String>,
+    /// The disk's size, bytes.
+    pub disk_bytes: u64,
+}
+
 impl Machine {
+    /// Whether it was started without a shape and has none yet.
+    pub fn is_shapeless(&self) -> bool {
+        self.record.stage == Stage::Preparing && self.record.base.is_none()
+    }
+
+    /// Gives a machine that was started without a shape its memory and its disk, and makes its devices: it waits for its stream then.
+    pub async fn shape(&mut self, shape: Shape) -> Result<(), MachineError> {
+        let shaped = self.take_shape(shape).await;
+        self.explained(shaped, "its memory and its disk").await
+    }
+
+    async fn take_shape(&mut self, shape: Shape) -> Result<(), MachineError> {
+        let engine = &self.engine;
+        self.record.base = Some(shape.base.clone());
+        self.record.delta_base = Some(shape.base.clone());
+        self.record.layers.extend(shape.below);
+        self.record.image_disk = shape.image_disk;
+        // Before there is an overlay: whoever finds it knows by the record that nothing else has it.
+        self.record.save(&self.dir)?;
+        failpoint::reached("shape.saved");
+        if let Some(top) = self.record.layers.first() {
+            engine.overlays.prepare(shape.disk_bytes).await?;
+            engine
+                .overlays
+                .create(top, shape.disk_bytes, self.record.user)?;
+            failpoint::reached("shape.overlay-made");
+            let chain = disk::chain(&self.record.layers, self.record.image_disk.as_deref());
+            self.qmp.run(BlockdevAdd(spec::disk_chain(&chain))).await?;
+        }
+        let memory = spec::Memory::Base {
+            path: layout::base(&shape.base),
+        };
+        if let Some(memory) = spec::memory_object(&self.record.hardware, &memory) {
+            self.qmp.run(ObjectAdd(memory)).await?;
+        }
+        self.qmp
+            .run(qmp::qom_set {
+                path: "/machine".to_owned(),
+                property: "memory-backend".to_owned(),
+                value: spec::MAIN_MEMORY.into(),
+            })
+            .await?;
+        self.qmp.run(qmp::x_exit_preconfig {}).await?;
+        failpoint::reached("shape.taken");
+        Ok(())
+    }
+
     /// Loads a stream into a machine that was started for one.
     pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
         let loaded = self.load_stream(stream).await;

@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub use self::{end::Ending, start::Launch};
+pub use self::{end::Ending, load::Shape, start::Launch};
 use crate::{
     capture::Prepared,
     console::Console,

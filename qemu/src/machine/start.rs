@@ -90,7 +90,8 @@ impl Machine {
         };
         record.save(&dir)?;
         failpoint::reached("restore.record-saved");
-        if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
+        let makes_layer = launch.new_layer && launch.start != Start::Shapeless;
+        if let (true, Some(layer)) = (makes_layer, launch.layers.first()) {
             engine.overlays.prepare(launch.disk_bytes).await?;
             engine
                 .overlays
@@ -189,7 +190,10 @@ impl Machine {
         let mut machine = Self::of(engine, dir, record, process, session, group);
         machine.spare = spare;
         machine.fresh = false;
-        machine.adopt_merge().await?;
+        // One that never ran has none, and may not even have a disk to ask about yet.
+        if machine.record.stage != Stage::Preparing || machine.record.has_run {
+            machine.adopt_merge().await?;
+        }
         Ok(Some(machine))
     }
 
@@ -248,9 +252,10 @@ fn start_process(
     launch: &Launch,
     sockets: [&layout::SocketPath; 2],
 ) -> Result<(Process, Option<PathBuf>), MachineError> {
-    let memory = match &launch.base {
-        None => spec::Memory::Anonymous,
-        Some(base) => spec::Memory::Base {
+    let memory = match (&launch.base, &launch.start) {
+        (_, Start::Shapeless) => spec::Memory::Later,
+        (None, _) => spec::Memory::Anonymous,
+        (Some(base), _) => spec::Memory::Base {
             path: layout::base(base),
         },
     };
@@ -308,7 +313,7 @@ fn start_process(
         nice: GUEST_NICE,
         // A guest that was booted runs faster on them, and its memory is looked at faster. A fork's memory is a file's, which has
         // none in a private mapping; in the rest of the process they undo what copy-on-write saves.
-        huge_pages: launch.base.is_none(),
+        huge_pages: matches!(launch.start, Start::Boot { .. }),
         merge_memory: engine.merge_memory,
         aslr: engine.aslr,
         oom_score: Some(oom::WAITING),

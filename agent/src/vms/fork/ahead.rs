@@ -11,6 +11,7 @@ use crate::{
     vms::{
         command::Command,
         launch::{self, Child},
+        pool::{Blank, Kind},
     },
 };
 
@@ -97,7 +98,30 @@ pub(super) async fn prepare(
     })
 }
 
-/// Starts a child's process, which then waits for its stream.
+/// Makes a process that waited without a shape a child's, which then waits for its stream.
+async fn give_shape(
+    node: &Arc<Node>,
+    state: &State,
+    blank: &Blank,
+    child: &Child,
+    parts: &Parts,
+) -> Result<(), String> {
+    let shape = launch::shape(state, child, parts.base.clone(), &parts.layers)
+        .map_err(|error| error.to_string())?;
+    if !node.vms.rename(blank.id, child.id) {
+        return Err("there is something of the child already".to_owned());
+    }
+    blank
+        .handle
+        .ask(|done| Command::Shape {
+            shape: Box::new(shape),
+            done,
+        })
+        .await
+        .map_err(|error| error.to_string())?
+}
+
+/// Starts a child's process, which then waits for its stream: one that waited without a shape, if there is one of its kind.
 pub async fn start_child(
     node: &Arc<Node>,
     child: &Child,
@@ -110,14 +134,55 @@ pub async fn start_child(
         .acquire()
         .await
         .map_err(|error| error.to_string())?;
+    let state = node.state();
+    let kind = Kind {
+        hardware: hardware.clone(),
+        limits: launch::limits(&child.spec),
+    };
+    if let Some(blank) = node.pool.take_blank(&kind) {
+        match give_shape(node, &state, &blank, child, parts).await {
+            Ok(()) => return Ok(()),
+            Err(problem) => {
+                tracing::warn!(vm = %child.id, problem, "a process that waited is of no use; starting another");
+                // One that is gone has nothing left.
+                let _gone = blank.handle.tell(Command::Destroy).await;
+                blank.handle.gone().await;
+            }
+        }
+    }
+    start(node, &state, child, hardware, parts).await
+}
+
+/// Starts a process for a child that nobody waits for, where what waits is left for those that somebody does.
+pub async fn start_new_child(
+    node: &Arc<Node>,
+    child: &Child,
+    hardware: qemu::spec::Hardware,
+    parts: &Parts,
+) -> Result<(), String> {
+    let _turn = node
+        .forks
+        .starts
+        .acquire()
+        .await
+        .map_err(|error| error.to_string())?;
+    start(node, &node.state(), child, hardware, parts).await
+}
+
+async fn start(
+    node: &Arc<Node>,
+    state: &State,
+    child: &Child,
+    hardware: qemu::spec::Hardware,
+    parts: &Parts,
+) -> Result<(), String> {
     let handle = node
         .vms
         .get_or_create(child.id)
         .map_err(|error| error.to_string())?;
     let place = handle.place();
-    let state = node.state();
     let launch = launch::restore(
-        &state,
+        state,
         child,
         hardware,
         place,

@@ -34,8 +34,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-pub use self::ahead::start_child;
-use self::{ahead::prepare, run::Run};
+pub use self::ahead::start_new_child;
+use self::{
+    ahead::{prepare, start_child},
+    run::Run,
+};
 use super::{command::Command, launch, pool::Member};
 use crate::{node::Node, store::Look};
 

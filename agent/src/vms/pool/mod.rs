@@ -4,6 +4,7 @@
 //! Until then it is nobody's: it has an id, a folder, a user and an overlay of its own, and its record says that its guest
 //! never ran, so an agent that finds it after a crash throws it away.
 
+mod blank;
 mod plan;
 
 use std::{
@@ -23,10 +24,12 @@ use tokio::{
 };
 use ulid::Ulid;
 
+use self::blank::Blanks;
+pub use self::blank::{Blank, Kind};
 use super::{
     VmHandle,
     command::Command,
-    fork::{Parts, start_child},
+    fork::{Parts, start_new_child},
     launch::{self, Child},
 };
 use crate::{errors::chain, node::Node};
@@ -54,6 +57,31 @@ impl Member {
     }
 }
 
+/// A process that is being ended.
+#[derive(Debug)]
+struct Leaving {
+    handle: VmHandle,
+    _hold: Option<Hold>,
+}
+
+impl From<Member> for Leaving {
+    fn from(member: Member) -> Self {
+        Self {
+            handle: member.handle,
+            _hold: Some(member._hold),
+        }
+    }
+}
+
+impl From<Blank> for Leaving {
+    fn from(blank: Blank) -> Self {
+        Self {
+            handle: blank.handle,
+            _hold: None,
+        }
+    }
+}
+
 /// Kept by whatever may have a snapshot's files open: see [`Pool::held`].
 type Hold = Arc<()>;
 
@@ -62,6 +90,8 @@ type Hold = Arc<()>;
 pub struct Bounds {
     /// How many forks are kept ready that nobody asked for.
     pub unasked: u32,
+    /// How many processes wait that belong to no snapshot yet.
+    pub blank: u32,
     /// Memory that is left alone, bytes.
     pub reserve: u64,
 }
@@ -72,7 +102,9 @@ pub struct Pool {
     bounds: Bounds,
     members: Mutex<BTreeMap<SnapshotId, Vec<Member>>>,
     /// Those that are being ended.
-    leaving: Mutex<Vec<Member>>,
+    leaving: Mutex<Vec<Leaving>>,
+    /// Processes that belong to no snapshot yet.
+    blanks: Blanks,
     holds: Mutex<BTreeMap<SnapshotId, Hold>>,
     forked: Mutex<BTreeMap<SnapshotId, Vec<Instant>>>,
     /// Snapshots of which a fork could not be made ready, and when that was.
@@ -87,6 +119,7 @@ impl Pool {
             bounds,
             members: Mutex::default(),
             leaving: Mutex::default(),
+            blanks: Blanks::new(bounds.blank),
             holds: Mutex::default(),
             forked: Mutex::default(),
             failed: Mutex::default(),
@@ -131,6 +164,11 @@ impl Pool {
         let rest = alive.split_off(alive.len().min(count as usize));
         *of = rest.into_iter().chain(dead).collect();
         alive
+    }
+
+    /// A process of this kind that waits and belongs to no snapshot yet.
+    pub fn take_blank(&self, kind: &Kind) -> Option<Blank> {
+        self.blanks.take(kind)
     }
 
     /// Gives back what was taken and is as it was.
@@ -196,7 +234,7 @@ impl Pool {
             *of = alive;
         }
         members.retain(|_, of| !of.is_empty());
-        lock(&self.leaving).extend(leaving);
+        lock(&self.leaving).extend(leaving.into_iter().map(Leaving::from));
         let failing = self.failing();
         let missing = |(snapshot, count): (&SnapshotId, &u32)| {
             let there = members.get(snapshot).map_or(0, Vec::len);
@@ -214,7 +252,7 @@ impl Pool {
     async fn end_leaving(&self) -> bool {
         let handles: Vec<VmHandle> = lock(&self.leaving)
             .iter()
-            .map(|member| member.handle.clone())
+            .map(|leaving| leaving.handle.clone())
             .collect();
         let ending = handles.iter().map(|handle| async {
             // One that is gone has nothing left.
@@ -226,7 +264,7 @@ impl Pool {
         }
         let mut leaving = lock(&self.leaving);
         let before = leaving.len();
-        leaving.retain(|member| !member.handle.is_gone());
+        leaving.retain(|leaving| !leaving.handle.is_gone());
         let ended = leaving.len() < before;
         if ended {
             failpoint::reached("pool.given-up");
@@ -237,7 +275,9 @@ impl Pool {
     /// Ends everything that is ready: nobody's process outlives the agent's orderly end.
     pub async fn close(&self) {
         let all = std::mem::take(&mut *self.members());
-        lock(&self.leaving).extend(all.into_values().flatten());
+        let members = all.into_values().flatten().map(Leaving::from);
+        let blanks = self.blanks.take_all().into_iter().map(Leaving::from);
+        lock(&self.leaving).extend(members.chain(blanks));
         self.end_leaving().await;
     }
 }
@@ -268,26 +308,40 @@ pub async fn run(node: Arc<Node>) {
 async fn step(node: &Arc<Node>, state: &Arc<State>) -> bool {
     let pool = &node.pool;
     let there: usize = pool.members().values().map(Vec::len).sum();
-    let wanted = plan::wanted(
-        state,
-        node.id(),
-        &pool.recent(),
-        pool.bounds.unasked,
-        // What waits goes before anything that runs.
-        if node.density.is_short() {
-            0
-        } else {
-            pool.room(there)
-        },
-    );
+    // What waits goes before anything that runs.
+    let room = if node.density.is_short() {
+        0
+    } else {
+        pool.room(there)
+    };
+    let wanted = plan::wanted(state, node.id(), &pool.recent(), pool.bounds.unasked, room);
     let missing = pool.compare(&wanted);
+    let (leaving, blank) = pool
+        .blanks
+        .compare(state, node.id(), &node.fitness, room > 0);
+    lock(&pool.leaving).extend(leaving.into_iter().map(Leaving::from));
     if pool.end_leaving().await {
         // Files may go that were held.
         node.wake.notify_one();
     }
     // A fork that is under way goes first; its end wakes us.
-    if missing.is_empty() || node.cancel.is_cancelled() || !node.forks.is_idle() {
+    if node.cancel.is_cancelled() || !node.forks.is_idle() {
         return false;
+    }
+    if missing.is_empty() {
+        return match blank {
+            Some(kind) => match pool.blanks.make(node, kind).await {
+                Ok(()) => true,
+                Err(problem) => {
+                    tracing::warn!(
+                        problem,
+                        "a process could not be started ahead; trying again later"
+                    );
+                    false
+                }
+            },
+            None => false,
+        };
     }
     let together = std::thread::available_parallelism().map_or(2, usize::from);
     let mut making = JoinSet::new();
@@ -335,7 +389,7 @@ async fn make(node: &Arc<Node>, state: &State, id: SnapshotId) -> Result<Member,
                     chain(&unfit)
                 })
             },
-            async { start_child(node, &child, hardware, &parts).await },
+            async { start_new_child(node, &child, hardware, &parts).await },
         )?;
         let handle = node.vms.get(child.id).ok_or(gone)?;
         handle
@@ -356,7 +410,8 @@ async fn make(node: &Arc<Node>, state: &State, id: SnapshotId) -> Result<Member,
             Ok(member(handle))
         }
         Err(problem) => {
-            lock(&node.pool.leaving).extend(node.vms.get(child.id).map(member));
+            let begun = node.vms.get(child.id).map(member).map(Leaving::from);
+            lock(&node.pool.leaving).extend(begun);
             Err(problem)
         }
     }
@@ -370,6 +425,7 @@ mod tests {
     async fn a_snapshot_that_does_not_load_is_left_alone_for_a_while_and_the_others_are_not() {
         let pool = Pool::new(Bounds {
             unasked: 0,
+            blank: 0,
             reserve: 0,
         });
         let (bad, good) = (SnapshotId(1), SnapshotId(2));
@@ -384,6 +440,7 @@ mod tests {
     fn files_are_held_until_the_last_that_may_have_them_open_is_gone() {
         let pool = Pool::new(Bounds {
             unasked: 0,
+            blank: 0,
             reserve: 0,
         });
         let (first, second) = (pool.hold(SnapshotId(1)), pool.hold(SnapshotId(1)));

@@ -158,6 +158,13 @@ impl VmTask {
                 answer(done, self.prestart(*launch).await);
                 return Next::Stay;
             }
+            Command::Shape { shape, done } => {
+                let result = self
+                    .with_machine(async |machine| machine.shape(*shape).await)
+                    .await;
+                answer(done, result);
+                return Next::Stay;
+            }
             Command::Load { stream, done } => {
                 let result = self
                     .with_machine(async |machine| machine.load(&stream).await)

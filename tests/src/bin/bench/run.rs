@@ -326,6 +326,14 @@ impl Bench {
         );
         let note = ratio(median(&row), median(&floor), "of the floor's time");
         rows.extend([floor, Row { note, ..row }]);
+        self.restart_holder(&["--ready-forks", "0", "--waiting-processes", "2"])?;
+        let mut costs = Costs::default();
+        for _ in 0..rounds {
+            // Until what was taken is there again.
+            sleep(2 * REST);
+            self.once(&mut costs, self.other, "@s")?;
+        }
+        rows.push(costs.row("from a process in waiting"));
         Ok(rows)
     }
 

@@ -1,0 +1,132 @@
+//! Processes that belong to no snapshot yet: each waits without its memory and its disk, which are said when a child of its kind is
+//! to be started. They are there for children that nobody made ready, and cost a process each.
+
+use std::sync::Mutex;
+
+use qemu::{groups::Limits, spec::Hardware};
+use raft::state::{NodeId, State, VmId};
+use tokio::time::Instant;
+use ulid::Ulid;
+
+use super::{RECENT, lock};
+use crate::{
+    node::Node,
+    vms::{
+        VmHandle,
+        command::Command,
+        launch::{self, Fitness},
+    },
+};
+
+/// What cannot be changed in a process that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kind {
+    /// Its machine.
+    pub hardware: Hardware,
+    /// What it may take at most.
+    pub limits: Limits,
+}
+
+/// A process that waits, and is nobody's.
+#[derive(Debug)]
+pub struct Blank {
+    /// What it goes by.
+    pub id: VmId,
+    /// Its task.
+    pub handle: VmHandle,
+    kind: Kind,
+}
+
+/// Those of a node.
+#[derive(Debug, Default)]
+pub struct Blanks {
+    /// How many are kept.
+    count: usize,
+    waiting: Mutex<Vec<Blank>>,
+    /// The kind that was started last, and when.
+    last: Mutex<Option<(Kind, Instant)>>,
+}
+
+impl Blanks {
+    /// None yet.
+    pub fn new(count: u32) -> Self {
+        Self {
+            count: count as usize,
+            ..Self::default()
+        }
+    }
+
+    /// Takes one of a kind, and takes note that the kind is in use.
+    pub fn take(&self, kind: &Kind) -> Option<Blank> {
+        *lock(&self.last) = Some((kind.clone(), Instant::now()));
+        let mut waiting = lock(&self.waiting);
+        let fits = |blank: &Blank| blank.kind == *kind && blank.handle.pid() != 0;
+        let found = waiting.iter().position(fits)?;
+        Some(waiting.swap_remove(found))
+    }
+
+    /// The kind of which some should wait: what was started lately, or else what the newest VM here is.
+    fn wanted(&self, state: &State, node: NodeId, fitness: &Fitness) -> Option<Kind> {
+        let last = lock(&self.last).clone();
+        if let Some((kind, at)) = last
+            && at.elapsed() < RECENT
+        {
+            return Some(kind);
+        }
+        let here = state.vms.values().filter(|vm| vm.node == node);
+        let newest = here.max_by_key(|vm| (vm.created_at, vm.id))?;
+        Some(Kind {
+            hardware: launch::hardware(&newest.spec, fitness).ok()?,
+            limits: launch::limits(&newest.spec),
+        })
+    }
+
+    /// What should not wait any more, and the kind of which one is missing. `room`: whether there is memory for any.
+    pub fn compare(
+        &self,
+        state: &State,
+        node: NodeId,
+        fitness: &Fitness,
+        room: bool,
+    ) -> (Vec<Blank>, Option<Kind>) {
+        let wanted = self
+            .wanted(state, node, fitness)
+            .filter(|_| room && self.count > 0);
+        let mut waiting = lock(&self.waiting);
+        let stays = |blank: &mut Blank| {
+            blank.handle.pid() == 0 || wanted.as_ref().is_none_or(|kind| blank.kind != *kind)
+        };
+        let leaving = waiting.extract_if(.., stays).collect();
+        let missing = wanted.filter(|_| waiting.len() < self.count);
+        (leaving, missing)
+    }
+
+    /// Gives up all.
+    pub fn take_all(&self) -> Vec<Blank> {
+        std::mem::take(&mut *lock(&self.waiting))
+    }
+
+    /// Starts one.
+    pub async fn make(&self, node: &Node, kind: Kind) -> Result<(), String> {
+        let id = VmId(Ulid::new().0);
+        let handle = node
+            .vms
+            .get_or_create(id)
+            .map_err(|error| error.to_string())?;
+        let launch = launch::shapeless(id, kind.hardware.clone(), kind.limits, handle.place());
+        let started = handle
+            .ask(|done| Command::Prestart {
+                launch: Box::new(launch),
+                done,
+            })
+            .await
+            .map_err(|error| error.to_string())?;
+        if started.is_err() {
+            // One that is gone has nothing left.
+            let _gone = handle.tell(Command::Destroy).await;
+        } else {
+            lock(&self.waiting).push(Blank { id, handle, kind });
+        }
+        started
+    }
+}
