@@ -36,11 +36,6 @@ pub struct Shape {
 }
 
 impl Machine {
-    /// Whether it was started without a shape and has none yet.
-    pub fn is_shapeless(&self) -> bool {
-        self.record.stage == Stage::Preparing && self.record.base.is_none()
-    }
-
     /// Gives a machine that was started without a shape its memory and its disk, and makes its devices: it waits for its stream then.
     pub async fn shape(&mut self, shape: Shape) -> Result<(), MachineError> {
         let shaped = self.take_shape(shape).await;

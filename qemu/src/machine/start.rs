@@ -90,8 +90,7 @@ impl Machine {
         };
         record.save(&dir)?;
         failpoint::reached("restore.record-saved");
-        let makes_layer = launch.new_layer && launch.start != Start::Shapeless;
-        if let (true, Some(layer)) = (makes_layer, launch.layers.first()) {
+        if let (true, Some(layer)) = (launch.new_layer, launch.layers.first()) {
             engine.overlays.prepare(launch.disk_bytes).await?;
             engine
                 .overlays

@@ -128,12 +128,7 @@ pub async fn start_child(
     hardware: qemu::spec::Hardware,
     parts: &Parts,
 ) -> Result<(), String> {
-    let _turn = node
-        .forks
-        .starts
-        .acquire()
-        .await
-        .map_err(|error| error.to_string())?;
+    let _turn = node.forks.turn().await?;
     let state = node.state();
     let kind = Kind {
         hardware: hardware.clone(),
@@ -160,12 +155,7 @@ pub async fn start_new_child(
     hardware: qemu::spec::Hardware,
     parts: &Parts,
 ) -> Result<(), String> {
-    let _turn = node
-        .forks
-        .starts
-        .acquire()
-        .await
-        .map_err(|error| error.to_string())?;
+    let _turn = node.forks.turn().await?;
     start(node, &node.state(), child, hardware, parts).await
 }
 

@@ -27,7 +27,7 @@ use raft::state::{
     State, VmId,
 };
 use tokio::{
-    sync::{OnceCell, Semaphore},
+    sync::{OnceCell, Semaphore, SemaphorePermit},
     task::JoinHandle,
     time::{Instant, sleep},
 };
@@ -57,7 +57,7 @@ pub struct Forks {
     running: Mutex<BTreeMap<OperationId, CancellationToken>>,
     ahead: Mutex<BTreeMap<OperationId, Ahead>>,
     /// How many processes are started or loaded at once: more only get in each other's way.
-    starts: Arc<Semaphore>,
+    starts: Semaphore,
 }
 
 /// What is being done ahead of an operation.
@@ -123,7 +123,7 @@ impl Default for Forks {
             caught_up: OnceCell::new(),
             running: Mutex::default(),
             ahead: Mutex::default(),
-            starts: Arc::new(Semaphore::new(2 * processors)),
+            starts: Semaphore::new(2 * processors),
         }
     }
 }
@@ -135,6 +135,12 @@ impl Forks {
 
     fn ahead(&self) -> MutexGuard<'_, BTreeMap<OperationId, Ahead>> {
         self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A turn to start or load a process, given back when dropped.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, String> {
+        let turn = self.starts.acquire().await;
+        turn.map_err(|error| error.to_string())
     }
 
     /// The operations that are being carried out.

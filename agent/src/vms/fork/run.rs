@@ -385,12 +385,7 @@ pub(super) async fn load_child(
         .vms
         .get(child.id)
         .ok_or("it was deleted while it was being made")?;
-    let _turn = node
-        .forks
-        .starts
-        .acquire()
-        .await
-        .map_err(|error| error.to_string())?;
+    let _turn = node.forks.turn().await?;
     let loaded = handle.ask(|done| Command::Load { stream, done }).await;
     if let Err(problem) = loaded.map_err(|error| error.to_string()).flatten() {
         destroy(&handle).await;

@@ -8,7 +8,7 @@ use raft::state::{NodeId, State, VmId};
 use tokio::time::Instant;
 use ulid::Ulid;
 
-use super::{RECENT, lock};
+use super::{AFTER_FAILURE, RECENT, lock};
 use crate::{
     node::Node,
     vms::{
@@ -45,6 +45,8 @@ pub struct Blanks {
     waiting: Mutex<Vec<Blank>>,
     /// The kind that was started last, and when.
     last: Mutex<Option<(Kind, Instant)>>,
+    /// When one could not be started, or ended by itself.
+    failed: Mutex<Option<Instant>>,
 }
 
 impl Blanks {
@@ -93,12 +95,21 @@ impl Blanks {
             .wanted(state, node, fitness)
             .filter(|_| room && self.count > 0);
         let mut waiting = lock(&self.waiting);
-        let stays = |blank: &mut Blank| {
+        let leaves = |blank: &mut Blank| {
             blank.handle.pid() == 0 || wanted.as_ref().is_none_or(|kind| blank.kind != *kind)
         };
-        let leaving = waiting.extract_if(.., stays).collect();
-        let missing = wanted.filter(|_| waiting.len() < self.count);
+        let leaving: Vec<Blank> = waiting.extract_if(.., leaves).collect();
+        if leaving.iter().any(|blank| blank.handle.pid() == 0) {
+            self.note_failure();
+        }
+        let rests = lock(&self.failed).is_some_and(|at| at.elapsed() < AFTER_FAILURE);
+        let missing = wanted.filter(|_| !rests && waiting.len() < self.count);
         (leaving, missing)
+    }
+
+    /// None is started for a while.
+    fn note_failure(&self) {
+        *lock(&self.failed) = Some(Instant::now());
     }
 
     /// Gives up all.
@@ -122,6 +133,7 @@ impl Blanks {
             .await
             .map_err(|error| error.to_string())?;
         if started.is_err() {
+            self.note_failure();
             // One that is gone has nothing left.
             let _gone = handle.tell(Command::Destroy).await;
         } else {

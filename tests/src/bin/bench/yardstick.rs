@@ -254,7 +254,8 @@ impl Drop for Qemu {
 fn prototype(folder: &Path, name: &str, args: &[&str]) -> anyhow::Result<String> {
     for _ in 0..3 {
         let output = Command::new("timeout")
-            .args(["--kill-after", "5", "90", "python3"])
+            // Interrupted it ends its guests and removes its files, which lie in memory.
+            .args(["--signal", "INT", "--kill-after", "5", "90", "python3"])
             .arg(folder.join(name))
             .args(args)
             .output()?;
