@@ -16,14 +16,14 @@ use anyhow::{Context as _, ensure};
 use qemu::{
     capture::{Afterwards, Captured, Mode},
     disk,
-    machine::{Machine, MachineError},
+    machine::Machine,
     merge::{Happened, INHERITED_LIMIT, OWN_LIMIT},
     record::{LayerName, StreamName, VmName, VmRecord},
     spec::{self, Start},
 };
 use serde_json::Value;
-use support::{DISK, Host, compare};
-use tokio::time::{Instant, timeout_at};
+use support::{DISK, Host, compare, merge};
+use tokio::time::Instant;
 
 const IMAGE: &str = "disk.qcow2";
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -57,35 +57,6 @@ fn same(host: &Host, one: &[LayerName], other: &[LayerName]) -> anyhow::Result<(
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(())
-}
-
-/// Lets a machine do what its owner would have it do, until the time is up or, without one, nothing is left to merge. Returns how
-/// many steps it took.
-async fn merge(
-    machine: &mut Machine,
-    name: &mut u32,
-    until: Option<Instant>,
-) -> Result<u32, MachineError> {
-    let deadline = until.unwrap_or_else(|| Instant::now() + PATIENCE);
-    let mut steps = 0;
-    loop {
-        machine.want_merge();
-        if until.is_none() && !machine.is_merging() {
-            return Ok(steps);
-        }
-        match timeout_at(deadline, machine.happened()).await {
-            Ok(Happened::Merge) => {
-                *name += 1;
-                steps += 1;
-                machine
-                    .go_on_merging(LayerName(format!("merged{name}")))
-                    .await?;
-            }
-            Ok(Happened::Ended(ending)) => panic!("the machine ended: {ending:?}"),
-            Err(_) if until.is_some() => return Ok(steps),
-            Err(_) => panic!("a merge did not come to its end"),
-        }
-    }
 }
 
 /// Begins a merge and does not wait for it.

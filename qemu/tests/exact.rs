@@ -1,13 +1,14 @@
 //! A fork is exact: guests with one and four processors, on every machine type, write checksummed records to memory, to files
 //! and to the raw disk, and pages of noise and zeros all over, on every processor, while they are captured at random moments
-//! in every way there is. At each capture the child's memory and firmware are the parent's, byte for byte, before the child
-//! runs; then both go on, and no place of either ever shows a gap, a repeat, a torn record or a broken file system.
+//! in every way there is, and while layers of their disks are merged. At each capture the child's memory and firmware are the
+//! parent's, byte for byte, before the child runs; then both go on, and no place of either ever shows a gap, a repeat, a torn
+//! record or a broken file system.
 //!
 //! `FP_EXACT_ROUNDS` says how many captures each guest has (8); `FP_EXACT_SEED` repeats a run's choices.
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use qemu::{
     capture::{Afterwards, Mode},
@@ -16,10 +17,11 @@ use qemu::{
     spec::MachineType,
 };
 use support::{
-    DISK, Host, Shape, compare, compare_firmware,
+    DISK, Host, Shape, compare, compare_firmware, merge,
     random::Random,
     records::{self, Histories},
 };
+use tokio::time::Instant;
 
 /// Behind the file system: room for the raw writers of four processors.
 const RAW_DISK: u64 = 16 << 20;
@@ -43,6 +45,8 @@ struct Lineage {
     name: String,
     tracked: bool,
     new_bases: u32,
+    /// Steps of merging the layers of its disk, while it runs.
+    merges: u32,
 }
 
 fn rounds() -> anyhow::Result<u32> {
@@ -69,12 +73,14 @@ impl Lineage {
             name: "vm".into(),
             tracked,
             new_bases: 0,
+            merges: 0,
         })
     }
 
     /// A capture at a random moment, in a random way; its child is compared, and then some of them go on.
     async fn round(&mut self, round: u32) -> anyhow::Result<()> {
-        self.random.moment(Duration::from_millis(400)).await;
+        let moment = Instant::now() + self.random.duration(Duration::from_millis(400));
+        merge(&mut self.vm, &mut self.merges, Some(moment)).await?;
         let modes = if self.tracked {
             [Mode::Auto, Mode::Live, Mode::Paused]
         } else {
@@ -181,9 +187,11 @@ async fn exact_at_random_moments(
         lineage.round(round).await?;
     }
     eprintln!(
-        "{rounds} captures in {:.1?}, {} new bases",
+        "{rounds} captures in {:.1?}, {} new bases, {} steps of merges, {} layers",
         begun.elapsed(),
-        lineage.new_bases
+        lineage.new_bases,
+        lineage.merges,
+        lineage.vm.record().layers.len()
     );
     Ok(lineage)
 }

@@ -25,12 +25,14 @@ use qemu::{
     disk::Overlays,
     groups::{Groups, Limits},
     layout::Layout,
-    machine::{Engine, Launch, Machine},
+    machine::{Engine, Launch, Machine, MachineError},
+    merge::Happened,
     past::Past,
     record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
     spec::{Accelerator, Device, Hardware, MachineType, Start, counter_words},
     stream::Block,
 };
+use tokio::time::{Instant, timeout_at};
 
 pub const DISK: u64 = 1 << 30;
 
@@ -314,6 +316,38 @@ impl Drop for Host {
             }
         }
         drop(fs::set_permissions(root, fs::Permissions::from_mode(0o700)));
+    }
+}
+
+/// How long a merge of a chain may take.
+const MERGE_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Lets a machine do what its owner would have it do, until the time is up or, without one, nothing is left to merge. Returns how
+/// many steps it took.
+pub async fn merge(
+    machine: &mut Machine,
+    name: &mut u32,
+    until: Option<Instant>,
+) -> Result<u32, MachineError> {
+    let deadline = until.unwrap_or_else(|| Instant::now() + MERGE_PATIENCE);
+    let mut steps = 0;
+    loop {
+        machine.want_merge();
+        if until.is_none() && !machine.is_merging() {
+            return Ok(steps);
+        }
+        match timeout_at(deadline, machine.happened()).await {
+            Ok(Happened::Merge) => {
+                *name += 1;
+                steps += 1;
+                machine
+                    .go_on_merging(LayerName(format!("merged{name}")))
+                    .await?;
+            }
+            Ok(Happened::Ended(ending)) => panic!("the machine ended: {ending:?}"),
+            Err(_) if until.is_some() => return Ok(steps),
+            Err(_) => panic!("a merge did not come to its end"),
+        }
     }
 }
 

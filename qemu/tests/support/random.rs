@@ -31,8 +31,13 @@ impl Random {
         among[self.below(among.len() as u64) as usize]
     }
 
+    /// Less than `most`.
+    pub fn duration(&mut self, most: Duration) -> Duration {
+        Duration::from_micros(self.below(most.as_micros() as u64))
+    }
+
     /// Lets up to `most` go by.
     pub async fn moment(&mut self, most: Duration) {
-        tokio::time::sleep(Duration::from_micros(self.below(most.as_micros() as u64))).await;
+        tokio::time::sleep(self.duration(most)).await;
     }
 }

@@ -2,7 +2,11 @@
 //! run of records must be whole by itself, and all places must tell the same story.
 
 use std::{
-    collections::BTreeMap, fs::File, os::unix::fs::FileExt as _, path::Path, process::Command,
+    collections::BTreeMap,
+    fs::File,
+    os::unix::fs::FileExt as _,
+    path::Path,
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -140,7 +144,8 @@ pub fn convert(host: &Host, machine: &Machine, image: &Path) -> anyhow::Result<(
     run(Command::new("qemu-img")
         .args(["convert", "-O", "raw", &source])
         .arg(image)
-        .current_dir(host.engine.layout.root()))
+        .current_dir(host.engine.layout.root()))?;
+    Ok(())
 }
 
 /// See [`on_disk`].
@@ -156,39 +161,55 @@ pub fn read_disk(image: &Path, writers: u32) -> anyhow::Result<OnDisk> {
     run(Command::new("/sbin/e2fsck").args(["-f", "-n"]).arg(image))?;
     let mut files = Histories::new();
     for writer in 0..writers {
-        let out = image.with_extension("pulse");
-        let request = format!("dump /var/lib/pulse.{writer} {}", out.display());
-        run(Command::new("/sbin/debugfs")
-            .args(["-R", &request])
-            .arg(image))?;
-        let file = std::fs::read(&out)?;
-        let records = parse_disk(without_unwritten(&file)).context("a file")?;
-        verify(&records).context("a file")?;
+        let file = format!("/var/lib/pulse.{writer}");
+        let records = parse_disk(&written(image, &file)?).with_context(|| file.clone())?;
+        verify(&records).with_context(|| file.clone())?;
         let run = records.first().context("a writer's file is empty")?.run;
         files.insert(run, records);
     }
     Ok(OnDisk { files, raw })
 }
 
-/// A file without a last record that is the first of a new block and was not yet written. ext4 takes a new block for unwritten until
-/// the guest has heard that it is written, and its size may be in the journal before that, when another file's sync came between
-/// (`dioread_nolock`, the default: admin-guide/ext4 of the kernel): the file has grown then, and ends with zeros. Nobody was told that the record is there.
-fn without_unwritten(file: &[u8]) -> &[u8] {
+/// A file, without a last record that the file system itself says is not written. ext4 takes a new block for unwritten until the
+/// guest has heard that it is written, and the file's size may be in the journal before that, when another file's sync came
+/// between (`dioread_nolock`, the default: admin-guide/ext4 of the kernel): the file has grown then, and ends with zeros. Nobody
+/// was told that the record is there.
+fn written(image: &Path, file: &str) -> anyhow::Result<Vec<u8>> {
     const BLOCK: usize = 4096;
-    let Some((before, last)) = file.split_last_chunk::<RECORD_SIZE>() else {
-        return file;
-    };
-    match before.len().is_multiple_of(BLOCK) && last.iter().all(|byte| *byte == 0) {
-        true => before,
-        false => file,
+    let out = image.with_extension("file");
+    debugfs(image, &format!("dump {file} {}", out.display()))?;
+    let mut bytes = std::fs::read(&out)?;
+    let before = bytes.len().saturating_sub(RECORD_SIZE);
+    let begins_a_block = bytes.len() >= RECORD_SIZE && before.is_multiple_of(BLOCK);
+    if begins_a_block && bytes[before..].iter().all(|byte| *byte == 0) {
+        let extents = debugfs(image, &format!("ex {file}"))?;
+        let last = extents.lines().last().unwrap_or_default();
+        anyhow::ensure!(
+            last.ends_with("Uninit"),
+            "{file} ends with zeros that were written:\n{extents}"
+        );
+        bytes.truncate(before);
     }
+    Ok(bytes)
 }
 
-/// Replays the journal of a disk's file system, as a boot does first. Not by `e2fsck`, which would mend what is broken.
+/// What `debugfs` prints. It ends well when it cannot open a file system, too.
+fn debugfs(image: &Path, request: &str) -> anyhow::Result<String> {
+    let output = run(Command::new("/sbin/debugfs")
+        .args(["-R", request])
+        .arg(image))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(said.lines().count() == 1, "debugfs {request}: {said}");
+    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+}
+
+/// Replays the journal of a disk's file system, as a boot does first, and mends nothing. (`debugfs` does not open a file system whose
+/// bitmaps are not those of its journal.)
 pub fn replay(image: &Path) -> anyhow::Result<()> {
-    run(Command::new("/sbin/debugfs")
-        .args(["-w", "-R", "journal_run"])
-        .arg(image))
+    run(Command::new("/sbin/e2fsck")
+        .args(["-y", "-E", "journal_only"])
+        .arg(image))?;
+    Ok(())
 }
 
 /// Checks that disk and memory of one moment tell the same: each is at most one record behind the one written before it.
@@ -234,8 +255,8 @@ pub fn console_is_clean(host: &Host, name: &str) -> anyhow::Result<()> {
     }
 }
 
-fn run(command: &mut Command) -> anyhow::Result<()> {
+fn run(command: &mut Command) -> anyhow::Result<Output> {
     let output = command.output()?;
     anyhow::ensure!(output.status.success(), "{command:?}: {output:?}");
-    Ok(())
+    Ok(output)
 }
