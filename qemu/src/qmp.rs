@@ -2,6 +2,11 @@
 //!
 //! The `qapi` crate has the protocol and the types; this adds what a machine needs of it. A process takes one session at a
 //! time, and the one who owns the machine has it.
+//!
+//! QEMU reads commands a byte at a time (`monitor_can_read`, up to 10.0 at least), which takes it 4 µs each, and as long again for each
+//! command: the words are part of what a command costs. It reads the next one while it carries out one. Where several follow on each
+//! other whatever becomes of the first, they are said together (`tokio::join!(biased; ...)`): QEMU carries them out in the order in
+//! which they were said.
 
 use std::{
     io,

@@ -290,7 +290,11 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
             }
             add("append", cmdline.clone());
         }
-        Start::Incoming | Start::Shapeless => add("incoming", "defer".to_owned()),
+        Start::Incoming | Start::Shapeless => {
+            add("incoming", "defer".to_owned());
+            // That a load has ended is an event. Not asked for over QMP, where somebody waits by then.
+            add("global", "migration.x-events=on".to_owned());
+        }
     }
     // A guest's reset ends the process: a fork has no kernel to boot again, so the agent starts it anew with one.
     add("action", "reboot=shutdown".to_owned());
@@ -378,14 +382,20 @@ pub fn backed_node(disk: &DiskNode, writable: bool, backing: Option<&str>) -> Va
     node
 }
 
+/// In few words: where QEMU is told by QMP, it reads a byte at a time (see [`crate::qmp`]).
 fn qcow2_node(disk: &DiskNode, writable: bool) -> Value {
-    json!({
+    let mut file = json!({"driver": "file", "filename": disk.path});
+    let mut node = json!({
         "driver": "qcow2",
         "node-name": disk.node,
         "read-only": !writable,
-        "discard": "unmap",
-        "file": {"driver": "file", "filename": disk.path, "discard": "unmap"},
-    })
+    });
+    if writable {
+        file["discard"] = json!("unmap");
+        node["discard"] = json!("unmap");
+    }
+    node["file"] = file;
+    node
 }
 
 /// The object that main memory is; `None` where that is said later.

@@ -252,7 +252,7 @@ pub fn boot(
         }),
         new_layer,
         ready_line: image.ready_line.clone(),
-        ..skeleton(&Child::of(vm), hardware, image, place)
+        ..of_image(&Child::of(vm), hardware, image, place)
     })
 }
 
@@ -276,7 +276,7 @@ pub fn restore(
     Ok(Launch {
         base: Some(base),
         layers,
-        ..skeleton(child, hardware, image, place)
+        ..of_image(child, hardware, image, place)
     })
 }
 
@@ -303,21 +303,10 @@ pub fn shapeless(id: VmId, hardware: Hardware, limits: Limits, place: Place) -> 
         false => vec![],
     };
     Launch {
-        vm: super::vm_name(id),
-        boot: 1,
-        has_run: false,
-        past: Past::default(),
-        user: place.user,
-        hardware,
-        limits,
-        base: None,
         start: Start::Shapeless,
         layers,
-        disk_bytes: 0,
         new_layer: false,
-        image_disk: None,
-        ready_line: None,
-        console: place.console,
+        ..skeleton(id, 1, hardware, limits, place)
     }
 }
 
@@ -325,21 +314,30 @@ fn image_disk(image: &Image) -> Option<String> {
     image.disk.as_ref().map(|disk| hex(&disk.blob.sha256))
 }
 
-fn skeleton(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Launch {
+/// Of a VM, whose disk lies on its image's.
+fn of_image(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Launch {
     Launch {
-        vm: super::vm_name(vm.id),
-        boot: vm.boot,
+        disk_bytes: vm.spec.disk_bytes,
+        image_disk: image_disk(image),
+        ..skeleton(vm.id, vm.boot, hardware, limits(&vm.spec), place)
+    }
+}
+
+fn skeleton(id: VmId, boot: u64, hardware: Hardware, limits: Limits, place: Place) -> Launch {
+    Launch {
+        vm: super::vm_name(id),
+        boot,
         has_run: false,
         past: Past::default(),
         user: place.user,
         hardware,
-        limits: limits(&vm.spec),
+        limits,
         base: None,
         start: Start::Incoming,
         layers: vec![],
-        disk_bytes: vm.spec.disk_bytes,
+        disk_bytes: 0,
         new_layer: true,
-        image_disk: image_disk(image),
+        image_disk: None,
         ready_line: None,
         console: place.console,
     }

@@ -20,6 +20,7 @@ use std::{
 
 use qapi::qmp::{self, BlockdevSnapshot, Event, TransactionAction};
 use tokio::{
+    sync::oneshot,
     task::spawn_blocking,
     time::{Instant, sleep},
 };
@@ -185,6 +186,13 @@ struct Moment {
     others: Vec<(Block, Vec<u8>)>,
     layers: Vec<LayerName>,
     layer_moved: bool,
+}
+
+/// What became of disk and devices while the guest stood still.
+struct Saved {
+    moved_on: Result<bool, CaptureError>,
+    disk_at: Instant,
+    devices: Result<Instant, CaptureError>,
 }
 
 impl Machine {
@@ -378,44 +386,65 @@ impl Machine {
         disk_bytes: u64,
     ) -> Result<(Prepared, Moment), CaptureError> {
         let begun = Instant::now();
-        self.qmp
-            .run(qmp::stop {})
-            .await
-            .map_err(MachineError::from)?;
-        failpoint::reached("capture.stopped");
-        let stopped = Instant::now();
-        // Nothing writes main memory any more, so it is looked at beside the rest.
+        // What is certain to follow is said along with `stop`: QEMU reads it meanwhile.
+        let certain = !self.record.layers.is_empty() && !self.disk_is_untouched(disk_bytes)?;
         let copying = self.copy(prepared, Step::Last)?;
         let memory_ref = self.memory_ref()?;
-        let saving = async {
-            let moved_on = self.move_disk_on(disk_bytes).await?;
-            failpoint::reached("capture.disk-moved");
-            let moved = Instant::now();
-            let state = self.dir.device_state();
-            self.qmp
-                .run(qmp::xen_save_devices_state {
-                    live: Some(false),
-                    filename: state.clone(),
-                })
-                .await
-                .map_err(MachineError::from)?;
-            failpoint::reached("capture.devices-saved");
-            Ok::<_, CaptureError>((moved_on, moved, Instant::now(), state))
+        let (tell_stopped, stopped) = oneshot::channel();
+        let stopping = async {
+            let result = self.qmp.run(qmp::stop {}).await;
+            let at = Instant::now();
+            failpoint::reached("capture.stopped");
+            // Nobody listens where it was certain what follows.
+            let _unheard = tell_stopped.send(());
+            result.map_err(MachineError::from)?;
+            // Nothing writes main memory any more, so it is looked at beside the rest.
+            let reading = blocking(move || {
+                lock(&memory_ref)
+                    .read_others()
+                    .map_err(memory("read the guest's firmware"))
+            });
+            let (copied, others) = tokio::join!(copying, reading);
+            failpoint::reached("capture.memory-read");
+            Ok::<_, CaptureError>((copied?, others?, at))
         };
-        let reading = blocking(move || {
-            lock(&memory_ref)
-                .read_others()
-                .map_err(memory("read the guest's firmware"))
-        });
-        // All to their ends, also when one fails: the guest must not go on while it is read.
-        let (copied, others, saved) = tokio::join!(copying, reading, saving);
-        prepared = copied?;
-        let others = others?;
-        failpoint::reached("capture.memory-read");
-        let ((layers, layer_moved), moved, saved, state) = saved?;
-        prepared.report.stop = stopped - begun;
-        prepared.report.disk = moved - stopped;
-        prepared.report.devices = saved - moved;
+        let state = self.dir.device_state();
+        let saving = async {
+            if !certain {
+                // It is told even when `stop` failed; then the rest fails as well.
+                let _told = stopped.await;
+            }
+            self.save(disk_bytes, &state).await
+        };
+        // All to their ends, also when one fails: the guest must not go on while it is read. In this order: `stop` is said first.
+        let (stopped, saved) = tokio::join!(biased; stopping, saving);
+        let Saved {
+            moved_on,
+            disk_at,
+            devices,
+        } = saved;
+        // It has moved on even if something failed after that.
+        let layers = match moved_on {
+            Ok(true) => {
+                let layers = self.record.layers.clone();
+                self.record.layers = self.record.layers_with_next();
+                self.record.next_layer = None;
+                self.spare = None;
+                Ok((layers, true))
+            }
+            Ok(false) => Ok((
+                self.record.layers.get(1..).unwrap_or_default().to_vec(),
+                false,
+            )),
+            Err(error) => Err(error),
+        };
+        let (copied, others, stopped_at) = stopped?;
+        let (layers, layer_moved) = layers?;
+        let devices_at = devices?;
+        prepared = copied;
+        prepared.report.stop = stopped_at - begun;
+        prepared.report.disk = disk_at.saturating_duration_since(stopped_at);
+        prepared.report.devices = devices_at.saturating_duration_since(disk_at.max(stopped_at));
         Ok((
             prepared,
             Moment {
@@ -445,24 +474,47 @@ impl Machine {
         }
     }
 
-    /// Puts the spare overlay on top of the disk, unless nothing was written to the one that is there. Returns the layers
-    /// that belong to the moment.
-    async fn move_disk_on(
-        &mut self,
-        disk_bytes: u64,
-    ) -> Result<(Vec<LayerName>, bool), CaptureError> {
-        let Some(top) = self.record.layers.first().cloned() else {
-            return Ok((Vec::new(), false));
+    /// Puts the spare overlay on top of the disk, unless nothing was written to the one that is there, and saves the devices' state.
+    async fn save(&self, disk_bytes: u64, state: &str) -> Saved {
+        let devices = async {
+            self.qmp
+                .run(qmp::xen_save_devices_state {
+                    live: Some(false),
+                    filename: state.to_owned(),
+                })
+                .await
+                .map_err(MachineError::from)?;
+            failpoint::reached("capture.devices-saved");
+            Ok::<_, CaptureError>(Instant::now())
+        };
+        let disk = async {
+            let moved_on = self.move_disk_on(disk_bytes).await;
+            failpoint::reached("capture.disk-moved");
+            (moved_on, Instant::now())
+        };
+        // The disk first, and the devices are said along with it.
+        let ((moved_on, disk_at), devices) = tokio::join!(biased; disk, devices);
+        Saved {
+            moved_on,
+            disk_at,
+            devices,
+        }
+    }
+
+    /// Whether the disk moved on to the spare overlay. The guest stands still, or it is certain that it has written.
+    async fn move_disk_on(&self, disk_bytes: u64) -> Result<bool, CaptureError> {
+        let Some(top) = self.record.layers.first() else {
+            return Ok(false);
         };
         if self.disk_is_untouched(disk_bytes)? {
-            return Ok((self.record.layers[1..].to_vec(), false));
+            return Ok(false);
         }
-        let Some(next) = self.spare.take() else {
+        let Some(next) = &self.spare else {
             return Err(MachineError::NotReady("no overlay was prepared").into());
         };
         let data = BlockdevSnapshot {
-            node: disk::layer_node(&top).node,
-            overlay: disk::layer_node(&next).node,
+            node: disk::layer_node(top).node,
+            overlay: disk::layer_node(next).node,
         };
         let action = TransactionAction::blockdev_snapshot(data.into());
         self.qmp
@@ -472,10 +524,7 @@ impl Machine {
             })
             .await
             .map_err(MachineError::from)?;
-        let layers = self.record.layers.clone();
-        self.record.layers.insert(0, next);
-        self.record.next_layer = None;
-        Ok((layers, true))
+        Ok(true)
     }
 
     /// Opens an overlay in QEMU for when the disk moves on.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use qapi::qmp::{self, Event, MigrationStatus};
+use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{Machine, MachineError, log_tail, system};
@@ -43,7 +44,6 @@ impl Machine {
     }
 
     async fn take_shape(&mut self, shape: Shape) -> Result<(), MachineError> {
-        let engine = &self.engine;
         self.record.base = Some(shape.base.clone());
         self.record.delta_base = Some(shape.base.clone());
         self.record.layers.extend(shape.below);
@@ -51,31 +51,55 @@ impl Machine {
         // Before there is an overlay: whoever finds it knows by the record that nothing else has it.
         self.record.save(&self.dir)?;
         failpoint::reached("shape.saved");
-        if let Some(top) = self.record.layers.first() {
-            engine.overlays.prepare(shape.disk_bytes).await?;
-            engine
-                .overlays
-                .create(top, shape.disk_bytes, self.record.user)?;
-            failpoint::reached("shape.overlay-made");
-            let chain = disk::chain(&self.record.layers, self.record.image_disk.as_deref());
-            self.qmp.run(BlockdevAdd(spec::disk_chain(&chain))).await?;
-        }
         let memory = spec::Memory::Base {
             path: layout::base(&shape.base),
         };
-        if let Some(memory) = spec::memory_object(&self.record.hardware, &memory) {
-            self.qmp.run(ObjectAdd(memory)).await?;
-        }
-        self.qmp
-            .run(qmp::qom_set {
-                path: "/machine".to_owned(),
-                property: "memory-backend".to_owned(),
-                value: spec::MAIN_MEMORY.into(),
-            })
-            .await?;
-        self.qmp.run(qmp::x_exit_preconfig {}).await?;
+        let object = spec::memory_object(&self.record.hardware, &memory)
+            .ok_or(MachineError::NotReady("its memory is said later"))?;
+        let chosen = qmp::qom_set {
+            path: "/machine".to_owned(),
+            property: "memory-backend".to_owned(),
+            value: spec::MAIN_MEMORY.into(),
+        };
+        let memory = async {
+            let (object, chosen) =
+                tokio::join!(biased; self.qmp.run(ObjectAdd(object)), self.qmp.run(chosen));
+            object?;
+            chosen?;
+            Ok::<_, MachineError>(())
+        };
+        let devices = async {
+            let added = match self.record.layers.first() {
+                Some(top) => Some(self.new_disk(top, shape.disk_bytes).await?),
+                None => None,
+            };
+            let add = async {
+                match added {
+                    Some(chain) => self.qmp.run(BlockdevAdd(chain)).await.map(drop),
+                    None => Ok(()),
+                }
+            };
+            let (added, made) = tokio::join!(biased; add, self.qmp.run(qmp::x_exit_preconfig {}));
+            added?;
+            made?;
+            Ok::<_, MachineError>(())
+        };
+        // Said in this order, and each read while QEMU is still at the one before; whatever fails first is what is wrong.
+        let (memory, devices) = tokio::join!(biased; memory, devices);
+        memory?;
+        devices?;
         failpoint::reached("shape.taken");
         Ok(())
+    }
+
+    /// Makes the overlay that is a child's own. Returns its disk's chain.
+    async fn new_disk(&self, top: &LayerName, bytes: u64) -> Result<Value, MachineError> {
+        let overlays = &self.engine.overlays;
+        overlays.prepare(bytes).await?;
+        overlays.create(top, bytes, self.record.user)?;
+        failpoint::reached("shape.overlay-made");
+        let chain = disk::chain(&self.record.layers, self.record.image_disk.as_deref());
+        Ok(spec::disk_chain(&chain))
     }
 
     /// Loads a stream into a machine that was started for one.
@@ -85,15 +109,6 @@ impl Machine {
     }
 
     async fn load_stream(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
-        let events = qmp::MigrationCapabilityStatus {
-            capability: qmp::MigrationCapability::events,
-            state: true,
-        };
-        self.qmp
-            .run(qmp::migrate_set_capabilities {
-                capabilities: vec![events],
-            })
-            .await?;
         let uri = format!("file:{}", layout::stream(stream.name()));
         self.qmp
             .run(qmp::migrate_incoming {

@@ -1,8 +1,9 @@
 //! What may be done ahead of an operation: preparing the capture, and starting children's processes.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use raft::state::{CaptureMode, OperationId, State};
+use tokio::time::timeout;
 
 use super::{Parts, Prepared, Source, Starting, engine_mode, fresh_file};
 use crate::{
@@ -14,6 +15,9 @@ use crate::{
         pool::{Blank, Kind},
     },
 };
+
+/// How long a process that is killed may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// What may be done ahead: prepare the capture, and start the children's processes with what it will refer to.
 pub(super) async fn prepare(
@@ -141,7 +145,9 @@ pub async fn start_child(
                 tracing::warn!(vm = %child.id, problem, "a process that waited is of no use; starting another");
                 // One that is gone has nothing left.
                 let _gone = blank.handle.tell(Command::Destroy).await;
-                blank.handle.gone().await;
+                timeout(ENDS_WITHIN, blank.handle.gone())
+                    .await
+                    .map_err(|_| format!("{problem}; and its process does not end"))?;
             }
         }
     }
