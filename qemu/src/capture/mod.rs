@@ -11,7 +11,7 @@ mod sift;
 
 use std::{
     fs::{self, File},
-    io::{self, Write as _},
+    io,
     ops::Range,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -36,7 +36,7 @@ use crate::{
     checksum::{self, Checksum},
     disk, failpoint,
     machine::{Machine, MachineError, system},
-    memory::{Memory, allocated_bytes},
+    memory::{Memory, allocated_bytes, write_pieces},
     page_set::PageSet,
     qmp::BlockdevAdd,
     record::{BaseName, LayerName, StreamName},
@@ -716,9 +716,11 @@ impl Machine {
 
 /// Writes a stream out, and sums it up from the same memory: what the file must give back.
 fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Result<Checksum> {
-    let mut file = File::create(path)?;
+    let file = File::create(path)?;
+    let mut at = 0;
     for part in stream.parts() {
-        file.write_all(&part)?;
+        write_pieces(&file, &part, at)?;
+        at += part.len() as u64;
     }
     Ok(checksum::of_parts(&stream.parts()))
 }
