@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use qapi::qmp::{self, BlockdevSnapshot, Event, TransactionAction};
+use qapi::qmp::{self, BlockdevSnapshot, Event};
 use tokio::{
     sync::oneshot,
     task::spawn_blocking,
@@ -181,7 +181,7 @@ enum Step {
 
 /// What was taken while the guest stood still.
 struct Moment {
-    /// Where the devices' state lies, until the next capture.
+    /// Where the devices' state lies.
     devices: PathBuf,
     others: Vec<(Block, Vec<u8>)>,
     layers: Vec<LayerName>,
@@ -512,16 +512,12 @@ impl Machine {
         let Some(next) = &self.spare else {
             return Err(MachineError::NotReady("no overlay was prepared").into());
         };
-        let data = BlockdevSnapshot {
+        let snapshot = BlockdevSnapshot {
             node: disk::layer_node(top).node,
             overlay: disk::layer_node(next).node,
         };
-        let action = TransactionAction::blockdev_snapshot(data.into());
         self.qmp
-            .run(qmp::transaction {
-                properties: None,
-                actions: vec![action],
-            })
+            .run(qmp::blockdev_snapshot(snapshot))
             .await
             .map_err(MachineError::from)?;
         Ok(true)
@@ -658,7 +654,10 @@ impl Machine {
                 }
                 guest.main().clone()
             };
-            let devices = fs::read(&moment.devices).map_err(memory("read the devices' state"))?;
+            // Not left for the next capture: a file system writes out what was written over a file, when that is closed.
+            let devices = fs::read(&moment.devices)
+                .and_then(|devices| fs::remove_file(&moment.devices).map(|()| devices))
+                .map_err(memory("read the devices' state"))?;
             let stream = stream::assemble(
                 hardware.machine.name(),
                 &main,
