@@ -178,6 +178,11 @@ impl VmDir {
         self.path.join("vm.json")
     }
 
+    /// Says that a process became the VM, until the record does.
+    pub fn claim(&self) -> PathBuf {
+        self.path.join("claim.json")
+    }
+
     /// What QEMU itself printed.
     pub fn qemu_log(&self) -> PathBuf {
         self.path.join("qemu.log")

@@ -116,6 +116,42 @@ pub struct Merge {
     pub layers: Vec<LayerName>,
 }
 
+/// A process that became the VM, said before its guest runs and before the record says it: a record is written anew and put in the
+/// place of the old one, which a file system writes out at once (ext4's `auto_da_alloc`), and somebody waits for the guest. It is worth
+/// nothing after a reboot of the host, and need not be: then the process is gone.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Claim {
+    /// The process.
+    pub process: ProcessId,
+    /// Which boot of the VM it is.
+    pub boot: u64,
+    /// Since when, milliseconds since the epoch.
+    pub at: u64,
+}
+
+impl Claim {
+    /// Writes it. It counts once this has returned.
+    pub fn write(&self, dir: &VmDir) -> Result<(), RecordError> {
+        Ok(fs::write(dir.claim(), serde_json::to_vec(self)?)?)
+    }
+
+    fn load(dir: &VmDir) -> io::Result<Option<Self>> {
+        match fs::read(dir.claim()) {
+            // In part, it was not yet made.
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn remove(dir: &VmDir) -> io::Result<()> {
+        match fs::remove_file(dir.claim()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// The form of records that this version writes.
 pub const RECORD_VERSION: u32 = 1;
 
@@ -131,21 +167,37 @@ pub enum RecordError {
 }
 
 impl VmRecord {
-    /// Reads a VM's record; `None` when it has none.
+    /// Reads a VM's record, with what was claimed since; `None` when it has none.
     pub fn load(dir: &VmDir) -> Result<Option<Self>, RecordError> {
-        match fs::read(dir.record()) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes)?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
+        let mut record: Self = match fs::read(dir.record()) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(claim) = Claim::load(dir)?
+            && record.stage == Stage::Preparing
+            && record.process == Some(claim.process)
+        {
+            record.take(&claim);
         }
+        Ok(Some(record))
+    }
+
+    /// The process is the VM now.
+    pub(crate) fn take(&mut self, claim: &Claim) {
+        self.stage = Stage::Running;
+        self.boot = claim.boot;
+        self.has_run = true;
+        self.past.running_since = Some(claim.at);
     }
 
     /// Writes it. What was written survives the agent's end.
     pub fn save(&self, dir: &VmDir) -> Result<(), RecordError> {
-        Ok(write_whole(
-            &dir.record(),
-            &serde_json::to_vec_pretty(self)?,
-        )?)
+        if self.stage == Stage::Preparing {
+            Claim::remove(dir)?;
+        }
+        write_whole(&dir.record(), &serde_json::to_vec_pretty(self)?)?;
+        Ok(Claim::remove(dir)?)
     }
 
     /// All layers whose files must stay.
@@ -174,4 +226,79 @@ pub const HOST_BOOT: &str = "/proc/sys/kernel/random/boot_id";
 /// and that files which were not synced may have lost what was in them.
 pub fn host_boot(file: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(file)?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        layout::Layout,
+        spec::{Accelerator, MachineType},
+    };
+
+    fn record(process: ProcessId) -> VmRecord {
+        VmRecord {
+            version: RECORD_VERSION,
+            boot: 1,
+            stage: Stage::Preparing,
+            has_run: false,
+            process: Some(process),
+            host_boot: "boot".to_owned(),
+            user: None,
+            hardware: Hardware {
+                machine: MachineType::Microvm,
+                accelerator: Accelerator::Tcg,
+                cpu_model: "max".to_owned(),
+                cpus: 1,
+                memory_bytes: 1 << 28,
+                devices: Vec::new(),
+            },
+            base: None,
+            delta_base: None,
+            layers: Vec::new(),
+            next_layer: None,
+            image_disk: None,
+            merge: None,
+            replaced: Vec::new(),
+            merge_memory: false,
+            past: Past::default(),
+        }
+    }
+
+    #[test]
+    fn a_claim_is_its_processs_own_and_ends_with_the_next_record() {
+        let data = tempfile::tempdir().unwrap();
+        let dir = Layout::create(data.path(), None)
+            .unwrap()
+            .vm(&VmName("vm".to_owned()));
+        dir.create(None).unwrap();
+        let load = || VmRecord::load(&dir).unwrap().unwrap();
+        let process = ProcessId {
+            pid: 7,
+            started: 70,
+        };
+        let mut saved = record(process);
+        saved.save(&dir).unwrap();
+
+        let claim = |started| Claim {
+            process: ProcessId { pid: 7, started },
+            boot: 3,
+            at: 5,
+        };
+        claim(71).write(&dir).unwrap();
+        assert_eq!(load(), saved, "another process's");
+        fs::write(dir.claim(), "{\"process\":").unwrap();
+        assert_eq!(load(), saved, "half a claim");
+
+        claim(70).write(&dir).unwrap();
+        let claimed = load();
+        saved.take(&claim(70));
+        assert_eq!(claimed, saved);
+        assert_eq!((saved.boot, &saved.stage), (3, &Stage::Running));
+
+        saved.boot = 4;
+        saved.save(&dir).unwrap();
+        assert!(!dir.claim().exists());
+        assert_eq!(load().boot, 4);
+    }
 }

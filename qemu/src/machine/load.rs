@@ -15,7 +15,7 @@ use crate::{
     checksum::CheckedStream,
     disk, failpoint, layout, oom,
     qmp::{BlockdevAdd, BlockdevSetActive, ObjectAdd, QmpError},
-    record::{BaseName, LayerName, Stage, VmName},
+    record::{BaseName, Claim, LayerName, Stage, VmName},
     spec,
     sys::spawn::set_oom_score,
 };
@@ -39,8 +39,11 @@ pub struct Shape {
 impl Machine {
     /// Gives a machine that was started without a shape its memory and its disk, and makes its devices: it waits for its stream then.
     pub async fn shape(&mut self, shape: Shape) -> Result<(), MachineError> {
+        let begun = Instant::now();
         let shaped = self.take_shape(shape).await;
-        self.explained(shaped, "its memory and its disk").await
+        self.explained(shaped, "its memory and its disk").await?;
+        tracing::debug!(dir = %self.dir.path().display(), took = ?begun.elapsed(), "it has memory, disk and devices");
+        Ok(())
     }
 
     async fn take_shape(&mut self, shape: Shape) -> Result<(), MachineError> {
@@ -104,8 +107,11 @@ impl Machine {
 
     /// Loads a stream into a machine that was started for one.
     pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
+        let begun = Instant::now();
         let loaded = self.load_stream(stream).await;
-        self.explained(loaded, "a snapshot to load").await
+        self.explained(loaded, "a snapshot to load").await?;
+        tracing::debug!(dir = %self.dir.path().display(), took = ?begun.elapsed(), "its stream is loaded");
+        Ok(())
     }
 
     async fn load_stream(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
@@ -177,35 +183,52 @@ impl Machine {
         self.record.boot = boot;
     }
 
-    /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it.
-    pub async fn resume(&mut self) -> Result<(), MachineError> {
+    /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it. Returns since when it runs.
+    pub async fn resume(&mut self) -> Result<Instant, MachineError> {
         let begun = Instant::now();
-        self.claim()?;
+        let claim = self.new_claim();
+        if let Some(claim) = &claim {
+            claim.write(&self.dir)?;
+            failpoint::reached_by("restore.claimed", self.process.id().pid);
+        }
         let claimed = Instant::now();
         let went_on = self.cont().await;
+        let runs = Instant::now();
         self.explained(went_on, "cont").await?;
         failpoint::reached("restore.went-on");
-        let (claim, cont) = (claimed - begun, claimed.elapsed());
-        tracing::debug!(dir = %self.dir.path().display(), ?claim, ?cont, "the guest goes on");
-        Ok(())
+        tracing::debug!(dir = %self.dir.path().display(), claim = ?claimed - begun, cont = ?runs - claimed, "the guest goes on");
+        if let Some(claim) = claim {
+            self.record_claim(&claim)?;
+            failpoint::reached("restore.recorded");
+        }
+        Ok(runs)
     }
 
     /// Makes the process the VM, without letting its guest run yet.
     pub fn claim(&mut self) -> Result<(), MachineError> {
-        if self.record.stage != Stage::Running {
-            self.record.stage = Stage::Running;
-            self.record.has_run = true;
-            self.record.past.running_since = Some(now_ms());
-            self.record.save(&self.dir)?;
-            let pid = self.process.id().pid;
-            failpoint::reached_by("restore.claimed", pid);
-            let score = match self.record.base {
-                None => oom::BOOTED,
-                Some(_) => oom::FORK,
-            };
-            set_oom_score(pid, score).map_err(system("cannot say how dear a process is"))?;
+        match self.new_claim() {
+            Some(claim) => self.record_claim(&claim),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What is to be said of a process that is not the VM yet.
+    fn new_claim(&self) -> Option<Claim> {
+        (self.record.stage != Stage::Running).then(|| Claim {
+            process: self.process.id(),
+            boot: self.record.boot,
+            at: now_ms(),
+        })
+    }
+
+    fn record_claim(&mut self, claim: &Claim) -> Result<(), MachineError> {
+        self.record.take(claim);
+        self.record.save(&self.dir)?;
+        let score = match self.record.base {
+            None => oom::BOOTED,
+            Some(_) => oom::FORK,
+        };
+        set_oom_score(claim.process.pid, score).map_err(system("cannot say how dear a process is"))
     }
 
     /// `cont`. Right after a load QEMU may refuse it for a moment, until it has tidied up.

@@ -105,9 +105,9 @@ impl VmTask {
                 return Err(error);
             }
             if paused {
-                machine.claim()?
+                machine.claim()?;
             } else {
-                machine.resume().await?
+                machine.resume().await?;
             }
             Ok(machine)
         };
@@ -152,24 +152,23 @@ impl VmTask {
                 .await?;
             self.name = name;
         }
-        let result = self
+        let since = self
             .with_machine(async |machine| {
                 machine.set_boot(boot);
                 if paused {
-                    machine.claim()
+                    machine.claim()?;
+                    Ok(Instant::now())
                 } else {
                     machine.resume().await
                 }
             })
-            .await;
-        let now = Instant::now();
-        result?;
+            .await?;
         self.publish(if paused {
             Is::Paused { boot }
         } else {
             Is::Running { boot }
         });
-        Ok(now)
+        Ok(since)
     }
 
     /// Connects to the process that the VM's record names, if it is still there. Called at the agent's start, and again for a
