@@ -1,36 +1,52 @@
 //! One QMP session with a QEMU process: commands with a deadline, and its events.
 //!
-//! The `qapi` crate has the protocol and the types; this adds what a machine needs of it. A process takes one session at a
-//! time, and the one who owns the machine has it.
+//! The `qapi` crate has the commands' and events' types; the session is our own, for two reasons. QEMU reads commands a byte at a time
+//! (`monitor_can_read`, up to 10.0 at least), which takes it 4 µs each and is as much of a command's cost as what it does: so a command is
+//! written without what may be left out. And it reads the next one while it carries out one: where several follow on each other
+//! whatever becomes of the first, they are said together (`tokio::join!(biased; ...)`), carried out in the order in which they were
+//! said, and answered in that order, by which answers are told apart (docs/interop/qmp-spec of QEMU, 2.3: responses to commands that are
+//! not out of band come in order). The crate's session waits for each answer before it writes the next command.
 //!
-//! QEMU reads commands a byte at a time (`monitor_can_read`, up to 10.0 at least), which takes it 4 µs each, and as long again for each
-//! command: the words are part of what a command costs. It reads the next one while it carries out one. Where several follow on each
-//! other whatever becomes of the first, they are said together (`tokio::join!(biased; ...)`): QEMU carries them out in the order in
-//! which they were said.
+//! A process takes one session at a time, and the one who owns the machine has it.
 
 use std::{
+    collections::VecDeque,
     io,
     path::Path,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use futures::StreamExt as _;
 use qapi::{
-    Command, ExecuteError,
-    futures::{QapiService, QmpStreamTokio},
-    qmp::{Event, QmpCommand},
+    Command,
+    qmp::{Event, QapiCapabilities, QmpCommand},
 };
-use serde::Serialize;
-use tokio::{io::WriteHalf, net::UnixStream, sync::mpsc, task::JoinHandle, time::timeout};
-
-type Writer = QmpStreamTokio<WriteHalf<UnixStream>>;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::{
+        UnixStream,
+        unix::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::timeout,
+};
+use tokio_util::codec::{FramedRead, LinesCodec};
 
 /// How long a command may take. Everything that takes longer is asked for and then waited for by its events.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Events that nobody has looked at yet. QEMU sends a handful for each command.
 const EVENTS: usize = 256;
+
+/// The longest line that is read. The longest that QEMU sends is a list of some dozens of block nodes.
+const LINE_BYTES: usize = 4 << 20;
 
 /// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -64,16 +80,106 @@ pub enum QmpError {
 
 /// A session. Ends when it is dropped.
 pub struct Qmp {
-    service: QapiService<Writer>,
+    write: tokio::sync::Mutex<OwnedWriteHalf>,
+    waiting: Arc<Waiting>,
     version: String,
     reader: JoinHandle<()>,
-    /// Whether a command was given up: answers cannot be told apart any more.
+    /// Whether a command was given up: nothing is known of the machine any more.
     is_broken: AtomicBool,
 }
 
 impl Drop for Qmp {
     fn drop(&mut self) {
         self.reader.abort();
+    }
+}
+
+/// A command as it is written.
+#[derive(Serialize)]
+struct Said<'a> {
+    execute: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    arguments: Option<Value>,
+}
+
+/// What a line is that came.
+#[derive(Deserialize)]
+struct Heard {
+    event: Option<String>,
+    #[serde(rename = "return")]
+    done: Option<Value>,
+    error: Option<Refusal>,
+}
+
+/// Why QEMU refused a command.
+#[derive(Deserialize)]
+struct Refusal {
+    desc: String,
+}
+
+type Answer = Result<Value, Refusal>;
+
+/// Who waits for an answer, in the order of their commands; `None` when the session has ended.
+struct Waiting(Mutex<Option<VecDeque<oneshot::Sender<Answer>>>>);
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<oneshot::Sender<Answer>>>> {
+        // Changed by single insertions and removals.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self) -> Option<oneshot::Receiver<Answer>> {
+        let (sender, receiver) = oneshot::channel();
+        self.lock().as_mut()?.push_back(sender);
+        Some(receiver)
+    }
+
+    fn first(&self) -> Option<oneshot::Sender<Answer>> {
+        self.lock().as_mut()?.pop_front()
+    }
+
+    fn end(&self) {
+        *self.lock() = None;
+    }
+}
+
+type Lines = FramedRead<OwnedReadHalf, LinesCodec>;
+
+async fn next_line(lines: &mut Lines) -> io::Result<String> {
+    match lines.next().await {
+        Some(Ok(line)) => Ok(line),
+        Some(Err(error)) => Err(io::Error::other(error)),
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Hands out what QEMU says, until it says no more.
+async fn read(
+    mut lines: Lines,
+    waiting: Arc<Waiting>,
+    events: mpsc::Sender<Event>,
+) -> io::Result<()> {
+    loop {
+        let line = next_line(&mut lines).await?;
+        let heard: Heard = serde_json::from_str(&line)?;
+        let answer = match (heard.event, heard.error) {
+            (Some(name), _) => {
+                match serde_json::from_str(&line) {
+                    // A full channel means that nobody owns the machine any more; what it did is asked for then.
+                    Ok(event) => drop(events.try_send(event)),
+                    // A newer QEMU's.
+                    Err(error) => tracing::debug!(name, %error, "an event of an unknown form"),
+                }
+                continue;
+            }
+            (None, Some(refusal)) => Err(refusal),
+            (None, None) => Ok(heard.done.unwrap_or_default()),
+        };
+        let first = waiting.first();
+        // Whoever gave up waiting does not want it.
+        let _unwanted = first
+            .ok_or_else(|| io::Error::other("an answer to nothing"))?
+            .send(answer);
     }
 }
 
@@ -87,43 +193,39 @@ impl Qmp {
             command: "greeting",
             source,
         };
-        let negotiate = async {
-            let (read, write) = tokio::io::split(UnixStream::connect(socket).await?);
-            let greeting = QmpStreamTokio::open_split(read, write).await?;
-            let version = greeting.capabilities.QMP.version.qemu.clone();
-            let version = format!("{}.{}.{}", version.major, version.minor, version.micro);
-            io::Result::Ok((greeting.negotiate().await?, version))
+        let greet = async {
+            let (read, write) = UnixStream::connect(socket).await?.into_split();
+            let mut lines = FramedRead::new(read, LinesCodec::new_with_max_length(LINE_BYTES));
+            let greeting: QapiCapabilities = serde_json::from_str(&next_line(&mut lines).await?)?;
+            io::Result::Ok((lines, write, greeting.QMP.version.qemu))
         };
-        let (stream, version) = timeout(patience, negotiate)
+        let (lines, write, version) = timeout(patience, greet)
             .await
             .map_err(|_| QmpError::TimedOut {
                 command: "greeting",
                 patience,
             })?
             .map_err(failed)?;
-        let (service, mut messages) = stream.into_parts();
+        let waiting = Arc::new(Waiting(Mutex::new(Some(VecDeque::new()))));
         let (sender, events) = mpsc::channel(EVENTS);
+        let answers = Arc::clone(&waiting);
         let reader = tokio::spawn(async move {
-            while let Some(message) = messages.next().await {
-                match message {
-                    // A full channel means that nobody owns the machine any more; what it did is asked for then.
-                    Ok(event) => drop(sender.try_send(event)),
-                    Err(error) => {
-                        tracing::debug!(%error, "QMP session ended");
-                        break;
-                    }
-                }
+            if let Err(error) = read(lines, Arc::clone(&answers), sender).await {
+                tracing::debug!(%error, "QMP session ended");
             }
+            answers.end();
         });
-        Ok((
-            Self {
-                service,
-                version,
-                reader,
-                is_broken: AtomicBool::new(false),
-            },
-            events,
-        ))
+        let session = Self {
+            write: tokio::sync::Mutex::new(write),
+            waiting,
+            version: format!("{}.{}.{}", version.major, version.minor, version.micro),
+            reader,
+            is_broken: AtomicBool::new(false),
+        };
+        session
+            .run(qapi::qmp::qmp_capabilities { enable: None })
+            .await?;
+        Ok((session, events))
     }
 
     /// QEMU's version, such as "10.0.2".
@@ -131,16 +233,19 @@ impl Qmp {
         &self.version
     }
 
-    /// Carries out a command. Must not be given up half-way: the session ends when an answer finds nobody. After a command that
-    /// was not answered in time no other is carried out: the machine must be adopted anew.
+    /// Carries out a command. Must not be given up half-way: it may be written in part. After a command that was not answered in time
+    /// no other is carried out: the machine must be adopted anew.
     pub async fn run<C: Command + QmpCommand>(&self, command: C) -> Result<C::Ok, QmpError> {
+        let failed = |source| QmpError::Connection {
+            command: C::NAME,
+            source,
+        };
         if self.is_broken.load(Ordering::Relaxed) {
-            return Err(QmpError::Connection {
-                command: C::NAME,
-                source: io::Error::other("an earlier command was not answered"),
-            });
+            return Err(failed(io::Error::other(
+                "an earlier command was not answered",
+            )));
         }
-        match timeout(COMMAND_TIMEOUT, self.service.execute(command)).await {
+        match timeout(COMMAND_TIMEOUT, self.say(&command)).await {
             Err(_) => {
                 self.is_broken.store(true, Ordering::Relaxed);
                 Err(QmpError::TimedOut {
@@ -148,28 +253,48 @@ impl Qmp {
                     patience: COMMAND_TIMEOUT,
                 })
             }
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(ExecuteError::Io(source))) => Err(QmpError::Connection {
+            Ok(Err(error)) => Err(failed(error)),
+            Ok(Ok(Ok(value))) => serde_json::from_value(value)
+                .map_err(io::Error::from)
+                .map_err(failed),
+            Ok(Ok(Err(refusal))) => Err(QmpError::Refused {
                 command: C::NAME,
-                source,
-            }),
-            Ok(Err(ExecuteError::Qapi(error))) => Err(QmpError::Refused {
-                command: C::NAME,
-                reason: error.desc.trim_end().to_owned(),
+                reason: refusal.desc.trim_end().to_owned(),
             }),
         }
+    }
+
+    /// Writes a command and waits for its answer.
+    async fn say<C: Command>(&self, command: &C) -> io::Result<Answer> {
+        let arguments = serde_json::to_value(command)?;
+        let has_any = arguments.as_object().is_some_and(|all| !all.is_empty());
+        let mut line = serde_json::to_vec(&Said {
+            execute: C::NAME,
+            arguments: has_any.then_some(arguments),
+        })?;
+        line.push(b'\n');
+        let answer = {
+            let mut write = self.write.lock().await;
+            // While nobody else writes: answers come in the order of what was written.
+            let answer = self.waiting.add().ok_or(io::ErrorKind::NotConnected)?;
+            write.write_all(&line).await?;
+            answer
+        };
+        answer
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::UnexpectedEof))
     }
 }
 
 /// `blockdev-add` with the options as the command line has them, so that a chain is described in one place.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
-pub struct BlockdevAdd(pub serde_json::Value);
+pub struct BlockdevAdd(pub Value);
 
 /// `object-add` with the options as the command line has them.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
-pub struct ObjectAdd(pub serde_json::Value);
+pub struct ObjectAdd(pub Value);
 
 impl QmpCommand for ObjectAdd {}
 impl Command for ObjectAdd {
@@ -182,7 +307,7 @@ impl Command for ObjectAdd {
 #[derive(Debug, Clone, Serialize)]
 pub struct BlockdevReopen {
     /// One set of options for each node.
-    pub options: Vec<serde_json::Value>,
+    pub options: Vec<Value>,
 }
 
 impl QmpCommand for BlockdevReopen {}
@@ -211,4 +336,105 @@ impl Command for BlockdevAdd {
     const NAME: &'static str = "blockdev-add";
     const ALLOW_OOB: bool = false;
     type Ok = qapi::Empty;
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncBufReadExt as _, BufReader},
+        net::{UnixListener, unix::OwnedReadHalf},
+    };
+
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": ""}, "capabilities": ["oob"]}}"#;
+
+    /// Plays QEMU.
+    struct Peer {
+        lines: tokio::io::Lines<BufReader<OwnedReadHalf>>,
+        write: OwnedWriteHalf,
+    }
+
+    impl Peer {
+        async fn say(&mut self, line: &str) {
+            self.write.write_all(line.as_bytes()).await.unwrap();
+            self.write.write_all(b"\r\n").await.unwrap();
+        }
+
+        async fn hear(&mut self) -> String {
+            self.lines.next_line().await.unwrap().unwrap()
+        }
+    }
+
+    async fn session() -> (Qmp, mpsc::Receiver<Event>, Peer) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("qmp");
+        let listener = UnixListener::bind(&path).unwrap();
+        let peer = async {
+            let (read, write) = listener.accept().await.unwrap().0.into_split();
+            let lines = BufReader::new(read).lines();
+            let mut peer = Peer { lines, write };
+            peer.say(GREETING).await;
+            assert_eq!(peer.hear().await, r#"{"execute":"qmp_capabilities"}"#);
+            peer.say(r#"{"return": {}}"#).await;
+            peer
+        };
+        let connected = Qmp::connect(&path, COMMAND_TIMEOUT);
+        let (connected, peer) = tokio::join!(connected, peer);
+        let (qmp, events) = connected.unwrap();
+        assert_eq!(qmp.version(), "10.0.2");
+        (qmp, events, peer)
+    }
+
+    #[tokio::test]
+    async fn commands_are_said_together_and_answered_in_their_order() {
+        let (qmp, mut events, mut peer) = session().await;
+        let add = BlockdevAdd(serde_json::json!({"driver": "null-co"}));
+        let commands = async {
+            tokio::join!(biased; qmp.run(qapi::qmp::stop {}), qmp.run(add), qmp.run(qapi::qmp::cont {}))
+        };
+        let qemu = async {
+            // All three are there before the first is answered.
+            assert_eq!(peer.hear().await, r#"{"execute":"stop"}"#);
+            assert_eq!(
+                peer.hear().await,
+                r#"{"execute":"blockdev-add","arguments":{"driver":"null-co"}}"#
+            );
+            assert_eq!(peer.hear().await, r#"{"execute":"cont"}"#);
+            peer.say(r#"{"event": "FROM_THE_FUTURE", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}"#)
+                .await;
+            peer.say(r#"{"return": {}}"#).await;
+            peer.say(r#"{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}"#)
+                .await;
+            peer.say(r#"{"error": {"class": "GenericError", "desc": "no such driver"}}"#)
+                .await;
+            peer.say(r#"{"return": {}}"#).await;
+        };
+        let ((stopped, added, went_on), ()) = tokio::join!(commands, qemu);
+        stopped.unwrap();
+        went_on.unwrap();
+        let refused = added.unwrap_err().to_string();
+        assert_eq!(refused, "QEMU refused blockdev-add: no such driver");
+        assert!(matches!(events.recv().await, Some(Event::STOP { .. })));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_when_the_process_ends_is_told() {
+        let (qmp, mut events, mut peer) = session().await;
+        let qemu = async {
+            peer.hear().await;
+            drop(peer);
+        };
+        let (ended, ()) = tokio::join!(qmp.run(qapi::qmp::cont {}), qemu);
+        assert!(
+            matches!(ended, Err(QmpError::Connection { .. })),
+            "{ended:?}"
+        );
+        assert!(events.recv().await.is_none());
+        let later = qmp.run(qapi::qmp::cont {}).await;
+        assert!(
+            matches!(later, Err(QmpError::Connection { .. })),
+            "{later:?}"
+        );
+    }
 }
