@@ -181,7 +181,7 @@ enum Step {
 
 /// What was taken while the guest stood still.
 struct Moment {
-    /// Where the devices' state lies.
+    /// Where the devices' state lies, until the next capture.
     devices: PathBuf,
     others: Vec<(Block, Vec<u8>)>,
     layers: Vec<LayerName>,
@@ -351,6 +351,14 @@ impl Machine {
         self.flush_disk().await?;
         if prepared.report.live {
             prepared = self.copy(prepared, Step::CatchUp)?.await?;
+        }
+        let devices = self.engine.layout.root().join(self.dir.device_state());
+        // Not to be written over: a file system writes out what replaces a file's content as soon as it is closed.
+        match fs::remove_file(&devices) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(write("devices' state")(error));
+            }
+            _ => {}
         }
         prepared.report.ahead += begun.elapsed();
         while let Ok(event) = self.events.try_recv() {
@@ -654,10 +662,7 @@ impl Machine {
                 }
                 guest.main().clone()
             };
-            // Not left for the next capture: a file system writes out what was written over a file, when that is closed.
-            let devices = fs::read(&moment.devices)
-                .and_then(|devices| fs::remove_file(&moment.devices).map(|()| devices))
-                .map_err(memory("read the devices' state"))?;
+            let devices = fs::read(&moment.devices).map_err(memory("read the devices' state"))?;
             let stream = stream::assemble(
                 hardware.machine.name(),
                 &main,
