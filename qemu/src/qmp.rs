@@ -3,9 +3,9 @@
 //! The `qapi` crate has the commands' and events' types; the session is our own, for two reasons. QEMU reads commands a byte at a time
 //! (`monitor_can_read`, up to 10.0 at least), which takes it 4 µs each and is as much of a command's cost as what it does: so a command is
 //! written without what may be left out. And it reads the next one while it carries out one: where several follow on each other
-//! whatever becomes of the first, they are said together (`tokio::join!(biased; ...)`), carried out in the order in which they were
-//! said, and answered in that order, by which answers are told apart (docs/interop/qmp-spec of QEMU, 2.3: responses to commands that are
-//! not out of band come in order). The crate's session waits for each answer before it writes the next command.
+//! whatever becomes of the first, they are said together (`tokio::join!(biased; ...)`), carried out and answered in the order in which
+//! they were said. The crate's session waits for each answer before it writes the next command. Ids tell the answers from those to
+//! commands of a session before, which come to whoever is connected then.
 //!
 //! A process takes one session at a time, and the one who owns the machine has it.
 
@@ -15,9 +15,9 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures::StreamExt as _;
@@ -84,6 +84,8 @@ pub struct Qmp {
     waiting: Arc<Waiting>,
     version: String,
     reader: JoinHandle<()>,
+    /// The next command's id. A session begins where none before is likely to have been.
+    next: AtomicU64,
     /// Whether a command was given up: nothing is known of the machine any more.
     is_broken: AtomicBool,
 }
@@ -100,12 +102,14 @@ struct Said<'a> {
     execute: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     arguments: Option<Value>,
+    id: u64,
 }
 
 /// What a line is that came.
 #[derive(Deserialize)]
 struct Heard {
     event: Option<String>,
+    id: Option<u64>,
     #[serde(rename = "return")]
     done: Option<Value>,
     error: Option<Refusal>,
@@ -119,23 +123,31 @@ struct Refusal {
 
 type Answer = Result<Value, Refusal>;
 
-/// Who waits for an answer, in the order of their commands; `None` when the session has ended.
-struct Waiting(Mutex<Option<VecDeque<oneshot::Sender<Answer>>>>);
+/// Those who wait, each for the answer to a command with this id, in the commands' order.
+type Queue = VecDeque<(u64, oneshot::Sender<Answer>)>;
+
+/// Who waits for an answer; `None` when the session has ended.
+struct Waiting(Mutex<Option<Queue>>);
 
 impl Waiting {
-    fn lock(&self) -> MutexGuard<'_, Option<VecDeque<oneshot::Sender<Answer>>>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Queue>> {
         // Changed by single insertions and removals.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&self) -> Option<oneshot::Receiver<Answer>> {
+    fn add(&self, id: u64) -> Option<oneshot::Receiver<Answer>> {
         let (sender, receiver) = oneshot::channel();
-        self.lock().as_mut()?.push_back(sender);
+        self.lock().as_mut()?.push_back((id, sender));
         Some(receiver)
     }
 
-    fn first(&self) -> Option<oneshot::Sender<Answer>> {
-        self.lock().as_mut()?.pop_front()
+    /// Who waits for this answer; nobody when it is for a command of an earlier session, which QEMU was still carrying out.
+    fn take(&self, id: Option<u64>) -> Option<oneshot::Sender<Answer>> {
+        let next = self
+            .lock()
+            .as_mut()?
+            .pop_front_if(|(next, _)| Some(*next) == id)?;
+        Some(next.1)
     }
 
     fn end(&self) {
@@ -175,12 +187,17 @@ async fn read(
             (None, Some(refusal)) => Err(refusal),
             (None, None) => Ok(heard.done.unwrap_or_default()),
         };
-        let first = waiting.first();
-        // Whoever gave up waiting does not want it.
-        let _unwanted = first
-            .ok_or_else(|| io::Error::other("an answer to nothing"))?
-            .send(answer);
+        match waiting.take(heard.id) {
+            // Whoever gave up waiting does not want it.
+            Some(waits) => drop(waits.send(answer)),
+            None => tracing::debug!(id = ?heard.id, "an answer to an earlier session"),
+        }
     }
+}
+
+fn first_id() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_micros() as u64 % 100_000_000)
 }
 
 impl Qmp {
@@ -220,6 +237,7 @@ impl Qmp {
             waiting,
             version: format!("{}.{}.{}", version.major, version.minor, version.micro),
             reader,
+            next: AtomicU64::new(first_id()),
             is_broken: AtomicBool::new(false),
         };
         session
@@ -268,15 +286,17 @@ impl Qmp {
     async fn say<C: Command>(&self, command: &C) -> io::Result<Answer> {
         let arguments = serde_json::to_value(command)?;
         let has_any = arguments.as_object().is_some_and(|all| !all.is_empty());
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut line = serde_json::to_vec(&Said {
             execute: C::NAME,
             arguments: has_any.then_some(arguments),
+            id,
         })?;
         line.push(b'\n');
         let answer = {
             let mut write = self.write.lock().await;
             // While nobody else writes: answers come in the order of what was written.
-            let answer = self.waiting.add().ok_or(io::ErrorKind::NotConnected)?;
+            let answer = self.waiting.add(id).ok_or(io::ErrorKind::NotConnected)?;
             write.write_all(&line).await?;
             answer
         };
@@ -361,8 +381,19 @@ mod tests {
             self.write.write_all(b"\r\n").await.unwrap();
         }
 
-        async fn hear(&mut self) -> String {
-            self.lines.next_line().await.unwrap().unwrap()
+        /// A command without its id, and that.
+        async fn hear(&mut self) -> (String, u64) {
+            let line = self.lines.next_line().await.unwrap().unwrap();
+            let (command, id) = line.rsplit_once(",\"id\":").unwrap();
+            (
+                format!("{command}}}"),
+                id.trim_end_matches('}').parse().unwrap(),
+            )
+        }
+
+        async fn done(&mut self, id: u64) {
+            self.say(&format!(r#"{{"return": {{}}, "id": {id}}}"#))
+                .await;
         }
     }
 
@@ -375,8 +406,12 @@ mod tests {
             let lines = BufReader::new(read).lines();
             let mut peer = Peer { lines, write };
             peer.say(GREETING).await;
-            assert_eq!(peer.hear().await, r#"{"execute":"qmp_capabilities"}"#);
-            peer.say(r#"{"return": {}}"#).await;
+            // What a killed agent had asked for.
+            peer.done(200_000_000).await;
+            let (command, id) = peer.hear().await;
+            assert_eq!(command, r#"{"execute":"qmp_capabilities"}"#);
+            peer.done(200_000_001).await;
+            peer.done(id).await;
             peer
         };
         let connected = Qmp::connect(&path, COMMAND_TIMEOUT);
@@ -395,20 +430,21 @@ mod tests {
         };
         let qemu = async {
             // All three are there before the first is answered.
-            assert_eq!(peer.hear().await, r#"{"execute":"stop"}"#);
-            assert_eq!(
-                peer.hear().await,
-                r#"{"execute":"blockdev-add","arguments":{"driver":"null-co"}}"#
-            );
-            assert_eq!(peer.hear().await, r#"{"execute":"cont"}"#);
+            let (stop, first) = peer.hear().await;
+            assert_eq!(stop, r#"{"execute":"stop"}"#);
+            let (add, second) = peer.hear().await;
+            let wanted = r#"{"execute":"blockdev-add","arguments":{"driver":"null-co"}}"#;
+            assert_eq!(add, wanted);
+            let (cont, third) = peer.hear().await;
+            assert_eq!(cont, r#"{"execute":"cont"}"#);
             peer.say(r#"{"event": "FROM_THE_FUTURE", "data": {}, "timestamp": {"seconds": 1, "microseconds": 2}}"#)
                 .await;
-            peer.say(r#"{"return": {}}"#).await;
+            peer.done(first).await;
             peer.say(r#"{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 2}}"#)
                 .await;
-            peer.say(r#"{"error": {"class": "GenericError", "desc": "no such driver"}}"#)
+            peer.say(&format!(r#"{{"error": {{"class": "GenericError", "desc": "no such driver"}}, "id": {second}}}"#))
                 .await;
-            peer.say(r#"{"return": {}}"#).await;
+            peer.done(third).await;
         };
         let ((stopped, added, went_on), ()) = tokio::join!(commands, qemu);
         stopped.unwrap();
