@@ -98,8 +98,8 @@ impl Drop for Qmp {
 
 /// A command as it is written.
 #[derive(Serialize)]
-struct Said<'a> {
-    execute: &'a str,
+struct Said {
+    execute: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     arguments: Option<Value>,
     id: u64,

@@ -6,6 +6,7 @@
 //! written out after the guest goes on.
 
 mod copier;
+mod pause;
 mod report;
 mod sift;
 
@@ -13,14 +14,12 @@ use std::{
     fs::{self, File},
     io,
     ops::Range,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use qapi::qmp::{self, BlockdevSnapshot, Event};
+use qapi::qmp;
 use tokio::{
-    sync::oneshot,
     task::spawn_blocking,
     time::{Instant, sleep},
 };
@@ -28,6 +27,7 @@ use tokio::{
 pub use self::report::Report;
 use self::{
     copier::{Copier, create_base},
+    pause::Moment,
     report::explain,
     sift::sift,
 };
@@ -41,7 +41,7 @@ use crate::{
     qmp::BlockdevAdd,
     record::{BaseName, LayerName, StreamName},
     spec::{Hardware, overlay_node},
-    stream::{self, Block, Pages, StreamError},
+    stream::{self, Pages, StreamError},
 };
 
 /// When this much differs from the base, a new one is made: every fork loads the whole delta, at about 3 GiB/s.
@@ -177,22 +177,6 @@ enum Step {
     Begin,
     CatchUp,
     Last,
-}
-
-/// What was taken while the guest stood still.
-struct Moment {
-    /// Where the devices' state lies, until the next capture.
-    devices: PathBuf,
-    others: Vec<(Block, Vec<u8>)>,
-    layers: Vec<LayerName>,
-    layer_moved: bool,
-}
-
-/// What became of disk and devices while the guest stood still.
-struct Saved {
-    moved_on: Result<bool, CaptureError>,
-    disk_at: Instant,
-    devices: Result<Instant, CaptureError>,
 }
 
 impl Machine {
@@ -385,150 +369,6 @@ impl Machine {
             sleep(GIVE_WAY).await;
         }
         self.write_out(prepared, moment).await
-    }
-
-    /// From `stop` on: the guest stands still when this returns, whether it succeeded or not.
-    async fn take(
-        &mut self,
-        mut prepared: Prepared,
-        disk_bytes: u64,
-    ) -> Result<(Prepared, Moment), CaptureError> {
-        let begun = Instant::now();
-        // What is certain to follow is said along with `stop`: QEMU reads it meanwhile.
-        let certain = !self.record.layers.is_empty() && !self.disk_is_untouched(disk_bytes)?;
-        let copying = self.copy(prepared, Step::Last)?;
-        let memory_ref = self.memory_ref()?;
-        let (tell_stopped, stopped) = oneshot::channel();
-        let stopping = async {
-            let result = self.qmp.run(qmp::stop {}).await;
-            let at = Instant::now();
-            failpoint::reached("capture.stopped");
-            // Nobody listens where it was certain what follows.
-            let _unheard = tell_stopped.send(());
-            result.map_err(MachineError::from)?;
-            // Nothing writes main memory any more, so it is looked at beside the rest.
-            let reading = blocking(move || {
-                lock(&memory_ref)
-                    .read_others()
-                    .map_err(memory("read the guest's firmware"))
-            });
-            let (copied, others) = tokio::join!(copying, reading);
-            failpoint::reached("capture.memory-read");
-            Ok::<_, CaptureError>((copied?, others?, at))
-        };
-        let state = self.dir.device_state();
-        let saving = async {
-            if !certain {
-                // It is told even when `stop` failed; then the rest fails as well.
-                let _told = stopped.await;
-            }
-            self.save(disk_bytes, &state).await
-        };
-        // All to their ends, also when one fails: the guest must not go on while it is read. In this order: `stop` is said first.
-        let (stopped, saved) = tokio::join!(biased; stopping, saving);
-        let Saved {
-            moved_on,
-            disk_at,
-            devices,
-        } = saved;
-        // It has moved on even if something failed after that.
-        let layers = match moved_on {
-            Ok(true) => {
-                let layers = self.record.layers.clone();
-                self.record.layers = self.record.layers_with_next();
-                self.record.next_layer = None;
-                self.spare = None;
-                Ok((layers, true))
-            }
-            Ok(false) => Ok((
-                self.record.layers.get(1..).unwrap_or_default().to_vec(),
-                false,
-            )),
-            Err(error) => Err(error),
-        };
-        let (copied, others, stopped_at) = stopped?;
-        let (layers, layer_moved) = layers?;
-        let devices_at = devices?;
-        prepared = copied;
-        prepared.report.stop = stopped_at - begun;
-        prepared.report.disk = disk_at.saturating_duration_since(stopped_at);
-        prepared.report.devices = devices_at.saturating_duration_since(disk_at.max(stopped_at));
-        Ok((
-            prepared,
-            Moment {
-                devices: self.engine.layout.root().join(state),
-                others,
-                layers,
-                layer_moved,
-            },
-        ))
-    }
-
-    /// QEMU's own account of the pause.
-    async fn pause_by_events(&mut self) -> Result<Duration, MachineError> {
-        let deadline = Instant::now() + Duration::from_secs(5);
-        let mut stopped = None;
-        loop {
-            match self.event(deadline, "a capture").await? {
-                Event::STOP { timestamp, .. } => stopped = Some(since_epoch(&timestamp)),
-                Event::RESUME { timestamp, .. } => {
-                    let resumed = since_epoch(&timestamp);
-                    return Ok(stopped
-                        .and_then(|stopped| resumed.checked_sub(stopped))
-                        .unwrap_or_default());
-                }
-                other => self.note(&other),
-            }
-        }
-    }
-
-    /// Puts the spare overlay on top of the disk, unless nothing was written to the one that is there, and saves the devices' state.
-    async fn save(&self, disk_bytes: u64, state: &str) -> Saved {
-        let devices = async {
-            self.qmp
-                .run(qmp::xen_save_devices_state {
-                    live: Some(false),
-                    filename: state.to_owned(),
-                })
-                .await
-                .map_err(MachineError::from)?;
-            failpoint::reached("capture.devices-saved");
-            Ok::<_, CaptureError>(Instant::now())
-        };
-        let disk = async {
-            let moved_on = self.move_disk_on(disk_bytes).await;
-            failpoint::reached("capture.disk-moved");
-            (moved_on, Instant::now())
-        };
-        // The disk first, and the devices are said along with it.
-        let ((moved_on, disk_at), devices) = tokio::join!(biased; disk, devices);
-        Saved {
-            moved_on,
-            disk_at,
-            devices,
-        }
-    }
-
-    /// Whether the disk moved on to the spare overlay. The guest stands still, or it is certain that it has written.
-    async fn move_disk_on(&self, disk_bytes: u64) -> Result<bool, CaptureError> {
-        let Some(top) = self.record.layers.first() else {
-            return Ok(false);
-        };
-        if self.disk_is_untouched(disk_bytes)? {
-            return Ok(false);
-        }
-        let Some(next) = &self.spare else {
-            return Err(MachineError::NotReady("no overlay was prepared").into());
-        };
-        let snapshot = BlockdevSnapshot {
-            node: disk::layer_node(top).node,
-            overlay: disk::layer_node(next).node,
-        };
-        self.qmp
-            .run(qmp::blockdev_snapshot(snapshot))
-            .await
-            .map_err(MachineError::from)?;
-        Ok(true)
     }
 
     /// Opens an overlay in QEMU for when the disk moves on.
@@ -727,21 +567,6 @@ fn write_stream(path: &std::path::Path, stream: &stream::Stream<'_>) -> io::Resu
         at += part.len() as u64;
     }
     Ok(checksum::of_parts(&stream.parts()))
-}
-
-/// QEMU's timestamps are seconds and microseconds since the epoch; the type keeps its fields to itself.
-fn since_epoch(timestamp: &impl serde::Serialize) -> Duration {
-    let value = serde_json::to_value(timestamp).unwrap_or_default();
-    let field = |name: &str| {
-        value
-            .get(name)
-            .and_then(serde_json::Value::as_u64)
-            .unwrap_or_default()
-    };
-    Duration::new(
-        field("seconds"),
-        (field("microseconds") % 1_000_000) as u32 * 1000,
-    )
 }
 
 fn lock(memory: &Mutex<Memory>) -> std::sync::MutexGuard<'_, Memory> {

@@ -25,7 +25,7 @@ use qemu::{
     disk::Overlays,
     groups::{Groups, Limits},
     layout::Layout,
-    machine::{Engine, Launch, Machine, MachineError},
+    machine::{Engine, Launch, Machine},
     merge::Happened,
     past::Past,
     record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
@@ -328,7 +328,7 @@ pub async fn merge(
     machine: &mut Machine,
     name: &mut u32,
     until: Option<Instant>,
-) -> Result<u32, MachineError> {
+) -> anyhow::Result<u32> {
     let deadline = until.unwrap_or_else(|| Instant::now() + MERGE_PATIENCE);
     let mut steps = 0;
     loop {
@@ -344,9 +344,9 @@ pub async fn merge(
                     .go_on_merging(LayerName(format!("merged{name}")))
                     .await?;
             }
-            Ok(Happened::Ended(ending)) => panic!("the machine ended: {ending:?}"),
+            Ok(Happened::Ended(ending)) => anyhow::bail!("the machine ended: {ending:?}"),
             Err(_) if until.is_some() => return Ok(steps),
-            Err(_) => panic!("a merge did not come to its end"),
+            Err(_) => anyhow::bail!("a merge did not come to its end"),
         }
     }
 }
