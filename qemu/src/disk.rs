@@ -271,11 +271,16 @@ impl Overlays {
 
 /// A disk's chain of block nodes, from its layers (the writable one first) and the image's disk below them.
 pub fn chain(layers: &[LayerName], image_disk: Option<&str>) -> Vec<DiskNode> {
-    let mut chain: Vec<DiskNode> = layers.iter().map(layer_node).collect();
+    let mut chain = layer_nodes(layers);
     if !chain.is_empty() {
         chain.extend(image_node(image_disk));
     }
     chain
+}
+
+/// The block nodes of layers.
+pub fn layer_nodes(layers: &[LayerName]) -> Vec<DiskNode> {
+    layers.iter().map(layer_node).collect()
 }
 
 /// What the names of a disk's nodes begin with.

@@ -34,7 +34,7 @@ fn names(names: &[&str]) -> Vec<LayerName> {
 
 /// A chain as `qemu-img` takes it: read-only, and without names, since it opens two of them at once.
 fn source(layers: &[LayerName]) -> String {
-    let mut chain = spec::disk_chain(&disk::chain(layers, Some(IMAGE)));
+    let mut chain = spec::disk_chain(&disk::chain(layers, Some(IMAGE)), None);
     let mut node = &mut chain;
     while let Some(options) = node.as_object_mut() {
         options.remove("node-name");
@@ -379,7 +379,7 @@ async fn zeros_and_discards_hide_what_is_below() -> anyhow::Result<()> {
         let name = LayerName(format!("l{number}"));
         host.engine.overlays.create(&name, DISK, None)?;
         layers.insert(0, name.clone());
-        let chain = spec::disk_chain(&disk::chain(&layers, Some(IMAGE)));
+        let chain = spec::disk_chain(&disk::chain(&layers, Some(IMAGE)), None);
         let status = Command::new("qemu-io")
             .args(["-c", command, &format!("json:{chain}")])
             .current_dir(host.engine.layout.root())

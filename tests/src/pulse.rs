@@ -81,7 +81,7 @@ pub fn on_disk(data: &Path, vm: &Value) -> anyhow::Result<Vec<Record>> {
     let record =
         VmRecord::load(&layout.vm(&VmName(id.to_owned())))?.context("the VM has no record")?;
     let chain = disk::chain(&record.layers_with_next(), record.image_disk.as_deref());
-    let source = format!("json:{}", spec::disk_chain(&chain));
+    let source = format!("json:{}", spec::disk_chain(&chain, None));
     let (raw, file) = (work.path().join("disk.raw"), work.path().join("pulse"));
     let convert = Command::new("qemu-img")
         .args(["convert", "-O", "raw", &source])

@@ -69,6 +69,19 @@ fn wait_nothing_else(cluster: &Cluster, ready: usize) -> anyhow::Result<()> {
     .with_context(|| format!("{:?}", files(cluster)))
 }
 
+/// Deletes all VMs, the snapshot and the image, and waits until nothing is left of them.
+fn nothing_is_left(cluster: &Cluster, vms: &[&str]) -> anyhow::Result<()> {
+    let node = cluster.node(1);
+    node.fp(&[&["vm", "rm", "--force"], vms].concat())?
+        .success()?;
+    node.fp(&["snapshot", "rm", "s"])?.success()?;
+    node.fp(&["image", "rm", "tiny"])?.success()?;
+    wait_for("every file and process to be gone", PATIENCE, || {
+        Ok((cluster.processes()?.is_empty() && files(cluster)?.is_empty()).then_some(()))
+    })
+    .with_context(|| format!("left: {:?}", files(cluster)))
+}
+
 #[test]
 fn what_is_ready_is_taken_and_made_again() -> anyhow::Result<()> {
     let cluster = cluster(3)?;
@@ -112,14 +125,7 @@ fn what_is_ready_is_taken_and_made_again() -> anyhow::Result<()> {
         .map(String::as_str)
         .chain(["p-1", "p-2"])
         .collect();
-    node.fp(&[&["vm", "rm", "--force"], &vms[..]].concat())?
-        .success()?;
-    node.fp(&["snapshot", "rm", "s"])?.success()?;
-    node.fp(&["image", "rm", "tiny"])?.success()?;
-    wait_for("every file and process to be gone", PATIENCE, || {
-        Ok((cluster.processes()?.is_empty() && files(&cluster)?.is_empty()).then_some(()))
-    })
-    .with_context(|| format!("left: {:?}", files(&cluster)))
+    nothing_is_left(&cluster, &vms)
 }
 
 #[test]
@@ -246,5 +252,12 @@ fn a_process_that_waited_becomes_a_fork_of_anything() -> anyhow::Result<()> {
     let vms = of_vms(&cluster)?;
     cluster.node_mut(1).terminate()?;
     assert_eq!(processes(&cluster)?, vms, "its orderly end leaves the VMs");
-    Ok(())
+
+    // What waits has the image's disk open, and keeps nobody from deleting it.
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    wait_blank(&cluster, 2)?;
+    let forks: Vec<String> = (1..=4).map(|number| format!("f-{number}")).collect();
+    let names: Vec<&str> = all.iter().chain(&forks).map(String::as_str).collect();
+    nothing_is_left(&cluster, &names)
 }

@@ -7,7 +7,7 @@ use qemu::{
     console::Wire,
     groups::Limits,
     layout,
-    machine::{Launch, Shape},
+    machine::Launch,
     past::Past,
     record::{BaseName, LayerName, StreamName, StreamRef},
     spec::{self, Device, Hardware, MachineType, Start},
@@ -280,25 +280,34 @@ pub fn restore(
     })
 }
 
-/// What a fork's process is given that was started without a shape.
-pub fn shape(
-    state: &State,
-    child: &Child,
-    base: BaseName,
-    below: &[LayerName],
-) -> Result<Shape, Unfit> {
-    let image = image(state, &child.spec)?;
-    Ok(Shape {
-        base,
-        below: below.to_vec(),
-        image_disk: image_disk(image),
-        disk_bytes: child.spec.disk_bytes,
-    })
+/// What cannot be changed in a process that waits without a shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kind {
+    /// Its machine.
+    pub hardware: Hardware,
+    /// What it may take at most.
+    pub limits: Limits,
+    /// The image that its own disk will lie on.
+    pub image: ImageId,
+    /// That image's disk.
+    image_disk: Option<String>,
+}
+
+impl Kind {
+    /// What children of this spec need.
+    pub fn of(state: &State, spec: &VmSpec, hardware: Hardware) -> Result<Self, Unfit> {
+        Ok(Self {
+            hardware,
+            limits: limits(spec),
+            image: spec.image,
+            image_disk: image_disk(image(state, spec)?),
+        })
+    }
 }
 
 /// How a process is started that belongs to nobody and has no shape yet.
-pub fn shapeless(id: VmId, hardware: Hardware, limits: Limits, place: Place) -> Launch {
-    let layers = match hardware.devices.contains(&Device::Disk) {
+pub fn shapeless(id: VmId, kind: Kind, place: Place) -> Launch {
+    let layers = match kind.hardware.devices.contains(&Device::Disk) {
         true => vec![layer_name(id.0)],
         false => vec![],
     };
@@ -306,7 +315,8 @@ pub fn shapeless(id: VmId, hardware: Hardware, limits: Limits, place: Place) -> 
         start: Start::Shapeless,
         layers,
         new_layer: false,
-        ..skeleton(id, 1, hardware, limits, place)
+        image_disk: kind.image_disk,
+        ..skeleton(id, 1, kind.hardware, kind.limits, place)
     }
 }
 

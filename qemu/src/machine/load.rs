@@ -14,7 +14,7 @@ use super::{Machine, MachineError, log_tail, system};
 use crate::{
     checksum::CheckedStream,
     disk, failpoint, layout, oom,
-    qmp::{BlockdevAdd, BlockdevSetActive, ObjectAdd, QmpError},
+    qmp::{BlockdevAdd, BlockdevSetActive, ObjectAdd, Qmp, QmpError},
     record::{BaseName, Claim, LayerName, Stage, VmName},
     spec,
     sys::spawn::set_oom_score,
@@ -28,10 +28,8 @@ const LOAD_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Shape {
     /// The base that its memory is a private mapping of.
     pub base: BaseName,
-    /// The disk's layers below its own.
+    /// The disk's layers between its own and the image's disk.
     pub below: Vec<LayerName>,
-    /// The image's disk below them.
-    pub image_disk: Option<String>,
     /// The disk's size, bytes.
     pub disk_bytes: u64,
 }
@@ -50,7 +48,6 @@ impl Machine {
         self.record.base = Some(shape.base.clone());
         self.record.delta_base = Some(shape.base.clone());
         self.record.layers.extend(shape.below);
-        self.record.image_disk = shape.image_disk;
         // Before there is an overlay: whoever finds it knows by the record that nothing else has it.
         self.record.save(&self.dir)?;
         failpoint::reached("shape.saved");
@@ -101,8 +98,12 @@ impl Machine {
         overlays.prepare(bytes).await?;
         overlays.create(top, bytes, self.record.user)?;
         failpoint::reached("shape.overlay-made");
-        let chain = disk::chain(&self.record.layers, self.record.image_disk.as_deref());
-        Ok(spec::disk_chain(&chain))
+        let image = disk::image_node(self.record.image_disk.as_deref());
+        let below = image.as_ref().map(|image| image.node.as_str());
+        Ok(spec::disk_chain(
+            &disk::layer_nodes(&self.record.layers),
+            below,
+        ))
     }
 
     /// Loads a stream into a machine that was started for one.
@@ -130,7 +131,10 @@ impl Machine {
                 Event::MIGRATION { data, .. } => match data.status {
                     MigrationStatus::completed => {
                         failpoint::reached_by("restore.loaded", self.process.id().pid);
-                        return self.activate_disk().await;
+                        if !self.record.layers.is_empty() {
+                            activate_disk(&self.qmp).await?;
+                        }
+                        return Ok(());
                     }
                     MigrationStatus::failed | MigrationStatus::cancelled => {
                         return Err(MachineError::Load(self.load_problem().await));
@@ -140,18 +144,6 @@ impl Machine {
                 other => self.note(&other),
             }
         }
-    }
-
-    /// Has QEMU open the disk's chain for use. It would do that in `cont` otherwise, where somebody waits: reading every layer's
-    /// header and tables takes 2 ms of it on a busy host. Before 10.0 it does so at the end of a load by itself.
-    async fn activate_disk(&self) -> Result<(), MachineError> {
-        let major = self.qmp.version().split('.').next();
-        let leaves_it = major.and_then(|major| major.parse().ok()) >= Some(10_u32);
-        if leaves_it && !self.record.layers.is_empty() {
-            self.qmp.run(BlockdevSetActive { active: true }).await?;
-            failpoint::reached("restore.disk-active");
-        }
-        Ok(())
     }
 
     async fn load_problem(&self) -> String {
@@ -246,6 +238,19 @@ impl Machine {
             }
         }
     }
+}
+
+/// Has QEMU open for use what is there of the disk's chain: all of it once a stream is loaded, the image in a process that waits for
+/// a shape. It would do that in `cont` otherwise, where somebody waits: reading every layer's header and tables takes 2 ms of it on a
+/// busy host. Before 10.0 it does so at the end of a load by itself.
+pub(super) async fn activate_disk(qmp: &Qmp) -> Result<(), QmpError> {
+    let major = qmp.version().split('.').next();
+    let leaves_it = major.and_then(|major| major.parse().ok()) >= Some(10_u32);
+    if leaves_it {
+        qmp.run(BlockdevSetActive { active: true }).await?;
+        failpoint::reached("restore.disk-active");
+    }
+    Ok(())
 }
 
 /// The host's clock, milliseconds since the epoch.

@@ -5,7 +5,7 @@ use std::{ffi::OsString, fs, path::PathBuf, sync::Arc, time::Duration};
 use qapi::qmp::{self, Event};
 use tokio::sync::mpsc;
 
-use super::{Engine, Machine, MachineError, block_nodes, log_tail, system};
+use super::{Engine, Machine, MachineError, block_nodes, load::activate_disk, log_tail, system};
 use crate::{
     console::{Console, Wire},
     disk, failpoint,
@@ -242,7 +242,11 @@ async fn connect(
     )
     .await
     .map_err(system("cannot open the console"))?;
-    Ok((console, Qmp::connect(qmp.path(), START_PATIENCE).await?))
+    let (qmp, events) = Qmp::connect(qmp.path(), START_PATIENCE).await?;
+    if launch.start == Start::Shapeless {
+        activate_disk(&qmp).await?;
+    }
+    Ok((console, (qmp, events)))
 }
 
 fn start_process(

@@ -140,7 +140,7 @@ pub fn on_disk(host: &Host, machine: &Machine) -> anyhow::Result<OnDisk> {
 pub fn convert(host: &Host, machine: &Machine, image: &Path) -> anyhow::Result<()> {
     let record = machine.record();
     let chain = disk::chain(&record.layers_with_next(), record.image_disk.as_deref());
-    let source = format!("json:{}", spec::disk_chain(&chain));
+    let source = format!("json:{}", spec::disk_chain(&chain, None));
     run(Command::new("qemu-img")
         .args(["convert", "-O", "raw", &source])
         .arg(image)

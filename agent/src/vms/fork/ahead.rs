@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use qemu::machine::Shape;
 use raft::state::{CaptureMode, OperationId, State};
 use tokio::time::timeout;
 
@@ -11,8 +12,8 @@ use crate::{
     node::Node,
     vms::{
         command::Command,
-        launch::{self, Child},
-        pool::{Blank, Kind},
+        launch::{self, Child, Kind},
+        pool::Blank,
     },
 };
 
@@ -105,13 +106,15 @@ pub(super) async fn prepare(
 /// Makes a process that waited without a shape a child's, which then waits for its stream.
 async fn give_shape(
     node: &Arc<Node>,
-    state: &State,
     blank: &Blank,
     child: &Child,
     parts: &Parts,
 ) -> Result<(), String> {
-    let shape = launch::shape(state, child, parts.base.clone(), &parts.layers)
-        .map_err(|error| error.to_string())?;
+    let shape = Shape {
+        base: parts.base.clone(),
+        below: parts.layers.clone(),
+        disk_bytes: child.spec.disk_bytes,
+    };
     if !node.vms.rename(blank.id, child.id) {
         return Err("there is something of the child already".to_owned());
     }
@@ -134,12 +137,10 @@ pub async fn start_child(
 ) -> Result<(), String> {
     let _turn = node.forks.turn().await?;
     let state = node.state();
-    let kind = Kind {
-        hardware: hardware.clone(),
-        limits: launch::limits(&child.spec),
-    };
+    let kind =
+        Kind::of(&state, &child.spec, hardware.clone()).map_err(|error| error.to_string())?;
     if let Some(blank) = node.pool.take_blank(&kind) {
-        match give_shape(node, &state, &blank, child, parts).await {
+        match give_shape(node, &blank, child, parts).await {
             Ok(()) => return Ok(()),
             Err(problem) => {
                 tracing::warn!(vm = %child.id, problem, "a process that waited is of no use; starting another");

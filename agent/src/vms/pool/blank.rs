@@ -1,9 +1,8 @@
 //! Processes that belong to no snapshot yet: each waits without its memory and its disk, which are said when a child of its kind is
 //! to be started. They are there for children that nobody made ready, and cost a process each.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use qemu::{groups::Limits, spec::Hardware};
 use raft::state::{NodeId, State, VmId};
 use tokio::time::Instant;
 use ulid::Ulid;
@@ -14,18 +13,9 @@ use crate::{
     vms::{
         VmHandle,
         command::Command,
-        launch::{self, Fitness},
+        launch::{self, Fitness, Kind},
     },
 };
-
-/// What cannot be changed in a process that waits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kind {
-    /// Its machine.
-    pub hardware: Hardware,
-    /// What it may take at most.
-    pub limits: Limits,
-}
 
 /// A process that waits, and is nobody's.
 #[derive(Debug)]
@@ -72,15 +62,14 @@ impl Blanks {
         let last = lock(&self.last).clone();
         if let Some((kind, at)) = last
             && at.elapsed() < RECENT
+            && state.images.contains_key(&kind.image)
         {
             return Some(kind);
         }
         let here = state.vms.values().filter(|vm| vm.node == node);
         let newest = here.max_by_key(|vm| (vm.created_at, vm.id))?;
-        Some(Kind {
-            hardware: launch::hardware(&newest.spec, fitness).ok()?,
-            limits: launch::limits(&newest.spec),
-        })
+        let hardware = launch::hardware(&newest.spec, fitness).ok()?;
+        Kind::of(state, &newest.spec, hardware).ok()
     }
 
     /// What should not wait any more, and the kind of which one is missing. `room`: whether there is memory for any.
@@ -118,13 +107,16 @@ impl Blanks {
     }
 
     /// Starts one.
-    pub async fn make(&self, node: &Node, kind: Kind) -> Result<(), String> {
+    pub async fn make(&self, node: &Arc<Node>, kind: Kind) -> Result<(), String> {
+        node.fetch_image(kind.image)
+            .await
+            .inspect_err(|_| self.note_failure())?;
         let id = VmId(Ulid::new().0);
         let handle = node
             .vms
             .get_or_create(id)
             .map_err(|error| error.to_string())?;
-        let launch = launch::shapeless(id, kind.hardware.clone(), kind.limits, handle.place());
+        let launch = launch::shapeless(id, kind.clone(), handle.place());
         let started = handle
             .ask(|done| Command::Prestart {
                 launch: Box::new(launch),

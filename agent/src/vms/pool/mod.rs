@@ -24,13 +24,13 @@ use tokio::{
 };
 use ulid::Ulid;
 
+pub use self::blank::Blank;
 use self::blank::Blanks;
-pub use self::blank::{Blank, Kind};
 use super::{
     VmHandle,
     command::Command,
     fork::{Parts, start_new_child},
-    launch::{self, Child},
+    launch::{self, Child, Kind},
 };
 use crate::{errors::chain, node::Node};
 
