@@ -1,6 +1,10 @@
 //! Carrying the scenarios out on a cluster of real agents.
 
-use std::{path::Path, thread::sleep, time::Duration};
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use harness::{
@@ -29,6 +33,7 @@ pub fn run(report: &mut Report, only: &str, prototypes: Option<&Path>) -> anyhow
             continue;
         }
         eprintln!("==> {said}");
+        let begun = Instant::now();
         // A cluster of its own: what one scenario leaves behind is not in the next one's figures.
         let mut bench = Bench::new()?;
         if report.machine.is_empty() {
@@ -46,10 +51,15 @@ pub fn run(report: &mut Report, only: &str, prototypes: Option<&Path>) -> anyhow
                 rounds,
             } => bench.deep(*guest, depths, *rounds),
             Scenario::Ready { rounds } => bench.ready(*rounds),
-            Scenario::Burst { forks, warm } => bench.burst(*forks, *warm),
+            Scenario::Burst {
+                forks,
+                warm,
+                rounds,
+            } => bench.burst(*forks, *warm, *rounds),
             Scenario::Many { forks } => bench.many(*forks),
             Scenario::Yardsticks { rounds } => yardstick::measure(&bench, *rounds, prototypes),
         };
+        eprintln!("    took {:.0} s", begun.elapsed().as_secs_f64());
         bench.cluster.tells = rows.is_err();
         for mut row in rows.with_context(|| format!("{scenario:?}"))? {
             row.scenario = scenario.name().to_owned();
@@ -367,12 +377,11 @@ impl Bench {
     }
 
     /// Many at once: first standing still, for their processor time and memory, then running.
-    fn burst(&mut self, forks: u32, warm: bool) -> anyhow::Result<Vec<Row>> {
+    fn burst(&mut self, forks: u32, warm: bool, rounds: u32) -> anyhow::Result<Vec<Row>> {
         self.keep_nothing_ready()?;
         self.boot("parent", scenario::IDLE)?;
         self.fp(&["snapshot", "create", "parent", "s"])?;
         self.fp(&["vm", "pause", "parent"])?;
-        let count = forks.to_string();
         let mut rows = Vec::new();
         for paused in [true, false] {
             let mut floor = None;
@@ -382,23 +391,12 @@ impl Bench {
                     beside.once(false)?;
                 }
             }
-            self.warm("@s", if warm { forks } else { 0 })?;
-            sleep(10 * REST);
-            let (free, agents) = (host::available()?, self.agents_cpu());
-            // The parent has used some, and what is ready too: only what comes now counts.
-            let others = self.guests_cpu()?;
-            let args: &[&str] = if paused {
-                &["@s", "-n", &count, "--paused"]
-            } else {
-                &["@s", "-n", &count]
-            };
-            let (fork, names) = self.fork(self.other, args)?;
-            let agents = self.agents_cpu() - agents;
-            let children = self.guests_cpu()? - others;
-            let mut costs = Costs::default();
-            costs.add(&fork)?;
-            let taken = free.saturating_sub(host::available()?) as f64 / f64::from(1 << 20);
-            let cpu = (agents + children) / f64::from(forks);
+            let (mut costs, mut cpu, mut taken) = (Costs::default(), 0.0, 0.0);
+            for _ in 0..rounds {
+                let (free, used) = self.many_at_once(&mut costs, forks, warm, paused)?;
+                taken += free / f64::from(forks * rounds);
+                cpu += used / f64::from(forks * rounds);
+            }
             let mut note = String::new();
             if let Some(floor) = &mut floor {
                 // Before and after, as the host is not always the same.
@@ -413,16 +411,40 @@ impl Bench {
                 forks,
                 note,
                 cpu_ms: paused.then_some(cpu),
-                memory_mib: (!warm).then(|| taken / f64::from(forks)),
+                memory_mib: (!warm).then_some(taken),
                 ..costs.row(format!(
                     "{}{}",
                     if warm { "preloaded" } else { "nothing ready" },
                     if paused { ", left paused" } else { "" }
                 ))
             });
-            self.remove(&names)?;
         }
         Ok(rows)
+    }
+
+    /// So many in one request, ended again: the memory that they took, MiB, and the processor time, ms.
+    fn many_at_once(
+        &self,
+        costs: &mut Costs,
+        forks: u32,
+        warm: bool,
+        paused: bool,
+    ) -> anyhow::Result<(f64, f64)> {
+        self.warm("@s", if warm { forks } else { 0 })?;
+        sleep(10 * REST);
+        let (free, agents) = (host::available()?, self.agents_cpu());
+        // The parent has used some, and what is ready too: only what comes now counts.
+        let others = self.guests_cpu()?;
+        let count = forks.to_string();
+        let mut args = vec!["@s", "-n", &count];
+        args.extend(paused.then_some("--paused"));
+        let (fork, names) = self.fork(self.other, &args)?;
+        let agents = self.agents_cpu() - agents;
+        let children = self.guests_cpu()? - others;
+        costs.add(&fork)?;
+        let taken = free.saturating_sub(host::available()?) as f64 / f64::from(1 << 20);
+        self.remove(&names)?;
+        Ok((taken, agents + children))
     }
 
     fn guests_cpu(&self) -> anyhow::Result<f64> {

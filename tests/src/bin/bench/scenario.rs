@@ -30,8 +30,8 @@ pub enum Scenario {
     },
     /// A snapshot forked once in a request, so many times: without anything ready, from processes in waiting, preloaded.
     Ready { rounds: u32 },
-    /// A snapshot forked many at once.
-    Burst { forks: u32, warm: bool },
+    /// A snapshot forked many at once, so many times: with nothing ready, or preloaded.
+    Burst { forks: u32, warm: bool, rounds: u32 },
     /// More forks at once than there are processors for.
     Many { forks: u32 },
     /// A bare QEMU with the same files, QEMU's own way, and the prototypes.
@@ -98,14 +98,17 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             Scenario::Burst {
                 forks: 10,
                 warm: false,
+                rounds: 1,
             },
             Scenario::Burst {
                 forks: 10,
                 warm: true,
+                rounds: 1,
             },
             Scenario::Burst {
                 forks: 100,
                 warm: false,
+                rounds: 1,
             },
         ];
     }
@@ -166,18 +169,22 @@ pub fn all(quick: bool) -> Vec<Scenario> {
         Scenario::Burst {
             forks: 10,
             warm: false,
+            rounds: 3,
         },
         Scenario::Burst {
             forks: 10,
             warm: true,
+            rounds: 3,
         },
         Scenario::Burst {
             forks: 100,
             warm: false,
+            rounds: 3,
         },
         Scenario::Burst {
             forks: 100,
             warm: true,
+            rounds: 3,
         },
         Scenario::Many { forks: 1000 },
         Scenario::Yardsticks { rounds: 20 },
