@@ -11,7 +11,7 @@ forks on a cluster of three agents with real guests: the parent's pause, the tim
 run, processor time, memory and bytes for each fork, beside a bare QEMU that loads the same files and
 QEMU's own way. Prints a table and writes DIR/bench.json and DIR/bench.svg (target/bench unless said).
 
-  --quick            five minutes instead of an hour
+  --quick            five minutes instead of half an hour
   --only WORD        only the scenarios with WORD in their name: repeated, deep, ready, burst, many, yardstick
   --prototypes DIR   runs fork_floor.py and tracked_capture.py of DIR beside; ../shared/prototypes is
                      taken when it is there

@@ -304,7 +304,12 @@ impl Bench {
         self.boot("parent", scenario::quiet(256))?;
         self.fp(&["snapshot", "create", "parent", "s"])?;
         self.fp(&["vm", "pause", "parent"])?;
-        let mut rows = Vec::new();
+        // Before any is asked for: it begins with none that is ready.
+        let mut costs = Costs::default();
+        for _ in 0..rounds {
+            self.once(&mut costs, self.other, "@s")?;
+        }
+        let mut rows = vec![costs.row("nobody asked for it, forked again and again")];
         for (what, through) in [
             ("asked at the leader", self.leader),
             ("asked at another node", self.other),
@@ -317,12 +322,7 @@ impl Bench {
             }
             rows.push(costs.row(format!("preloaded, {what}")));
         }
-        self.warm("@s", 0)?;
-        let mut costs = Costs::default();
-        for _ in 0..rounds {
-            self.once(&mut costs, self.other, "@s")?;
-        }
-        rows.push(costs.row("nobody asked for it, forked again and again"));
+        self.fp(&["snapshot", "warm", "@s", "-n", "0"])?;
         self.keep_nothing_ready()?;
         // By turns: what the host does beside it meets both.
         let (mut costs, mut floor) = (Costs::default(), Floor::of(self, "@s")?);
