@@ -1,5 +1,5 @@
-//! Processes that belong to no snapshot yet: each waits without its memory and its disk, which are said when a child of its kind is
-//! to be started. They are there for children that nobody made ready, and cost a process each.
+//! Processes that belong to no snapshot yet: each waits without its memory and its disk's layers, which are said when a child of its
+//! kind is to be started; its image is open. They are there for children that nobody made ready, and cost a process each.
 
 use std::sync::{Arc, Mutex};
 

@@ -393,9 +393,9 @@ impl Bench {
             }
             let (mut costs, mut cpu, mut taken) = (Costs::default(), 0.0, 0.0);
             for _ in 0..rounds {
-                let (free, used) = self.many_at_once(&mut costs, forks, warm, paused)?;
-                taken += free / f64::from(forks * rounds);
-                cpu += used / f64::from(forks * rounds);
+                let (mib, ms) = self.many_at_once(&mut costs, forks, warm, paused)?;
+                taken += mib / f64::from(forks * rounds);
+                cpu += ms / f64::from(forks * rounds);
             }
             let mut note = String::new();
             if let Some(floor) = &mut floor {
