@@ -1,5 +1,5 @@
-//! What the program inside a guest and the host agree on. `fpguest` (this crate's binary) writes it,
-//! the host's tests read it back. No I/O here: bytes and text in, values out.
+//! What the program inside a guest and the host agree on: the [`channel`] between their agents, and what the guests of tests
+//! write for the host's tests to read back.
 //!
 //! `fpguest pulse` writes one record after another, each to these places in this order:
 //!
@@ -13,6 +13,7 @@
 //! a guest share their records up to the fork and differ from there on, and a lost, repeated, torn
 //! or foreign record breaks the chain ([`history::verify`]).
 
+pub mod channel;
 pub mod crc;
 pub mod history;
 pub mod pages;

@@ -2,21 +2,26 @@
 //!
 //! It is linked statically and takes no crates for its command line: it lies in every initrd.
 
+mod agent;
 mod churn;
 mod echo;
 mod fill;
 mod options;
+mod ports;
 mod pulse;
 mod sys;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
+usage: fpguest agent
+       fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
        fpguest echo --port NAME
 
+agent  serves the host's agent through the virtio serial port org.forkypig.agent, and programs of this
+       guest through /run/forkypig/agent.sock
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output; with --raw also, past all caches, to 2.3 MiB of a block device
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
@@ -36,6 +41,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let outcome = options::parse(command, rest).map(|command| match command {
+        options::Command::Agent => agent::run(),
         options::Command::Pulse(pulse) => pulse::run(&pulse),
         options::Command::Churn(churn) => churn::run(&churn),
         options::Command::Fill(fill) => fill::run(&fill),

@@ -12,6 +12,8 @@ use crate::pulse::{Pulse, Raw};
 /// What the program was asked to do.
 #[derive(Debug, PartialEq)]
 pub enum Command {
+    /// `fpguest agent`
+    Agent,
     /// `fpguest pulse`
     Pulse(Pulse),
     /// `fpguest churn`
@@ -47,6 +49,7 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
         }
     }
     match command {
+        "agent" => Ok(Command::Agent),
         "pulse" => Ok(Command::Pulse(Pulse {
             disk: disk.ok_or("pulse needs --disk FILE")?,
             raw: raw.map(|device| Raw {

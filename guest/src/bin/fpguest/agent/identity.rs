@@ -1,0 +1,345 @@
+//! Becoming somebody: what must be so before a guest can be said to be another VM than the one it was forked from. All of it is
+//! a few system calls and small files, done at once, in this order: nobody waits longer than they take.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::Ipv4Addr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use fp_guest::channel::message::{Failed, Hello, Identity, Network};
+use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
+
+use super::kernel::{self, Card};
+
+/// How far the clock may be off before it is set.
+const CLOCK_OFF: Duration = Duration::from_millis(1);
+/// Where the kernel lists network cards.
+const CARDS: &str = "/sys/class/net";
+
+/// What of a file system is looked at and written: `/`, but for tests.
+#[derive(Debug, Clone)]
+pub struct Root(PathBuf);
+
+impl Default for Root {
+    fn default() -> Self {
+        Self(PathBuf::from("/"))
+    }
+}
+
+impl Root {
+    /// A file below it.
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.0.join(path.trim_start_matches('/'))
+    }
+}
+
+/// Does all steps, whatever becomes of the ones before, and gives those that failed.
+pub fn become_it(root: &Root, hello: &Hello, identity: &Identity) -> Vec<Failed> {
+    let steps: [(&str, &dyn Fn() -> io::Result<()>); 6] = [
+        ("entropy", &|| kernel::add_entropy(&hello.entropy)),
+        ("clock", &|| set_clock(hello.clock_ns)),
+        ("hostname", &|| set_hostname(root, &identity.name)),
+        ("machine-id", &|| set_machine_id(root, &identity.machine_id)),
+        ("network", &|| match &identity.network {
+            Some(network) => set_network(root, Path::new(CARDS), network),
+            None => Ok(()),
+        }),
+        ("incarnation", &|| remember(root, &identity.incarnation)),
+    ];
+    let failed = |(step, run): (&str, &dyn Fn() -> io::Result<()>)| {
+        let error = run().err()?;
+        Some(Failed {
+            step: step.to_owned(),
+            reason: error.to_string(),
+        })
+    };
+    let mut all: Vec<Failed> = steps.into_iter().filter_map(failed).collect();
+    if identity.secrets_lost {
+        all.push(Failed {
+            step: "secrets".to_owned(),
+            reason: "the host's agent was started anew before they were handed over".to_owned(),
+        });
+    }
+    all
+}
+
+/// Sets the clock, unless it is right.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_clock(host_ns: u64) -> io::Result<()> {
+    let now = clock_gettime(ClockId::Realtime);
+    let now_ns = u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + now.tv_nsec as u64;
+    if now_ns.abs_diff(host_ns) < CLOCK_OFF.as_nanos() as u64 {
+        return Ok(());
+    }
+    let time = Timespec {
+        tv_sec: (host_ns / 1_000_000_000) as i64,
+        tv_nsec: (host_ns % 1_000_000_000) as i64,
+    };
+    Ok(clock_settime(ClockId::Realtime, time)?)
+}
+
+fn set_hostname(root: &Root, name: &str) -> io::Result<()> {
+    let before = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    if before != name {
+        rustix::system::sethostname(name.as_bytes())?;
+    }
+    write_if_other(&root.file("etc/hostname"), &format!("{name}\n"))?;
+    let hosts = root.file("etc/hosts");
+    match fs::read_to_string(&hosts) {
+        Ok(text) => write_if_other(&hosts, &renamed_hosts(&text, &before, name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The lines of `/etc/hosts` with the host's own address under its new name.
+fn renamed_hosts(text: &str, before: &str, name: &str) -> String {
+    let line = |line: &str| {
+        let own = line
+            .split_whitespace()
+            .next()
+            .is_some_and(|address| address == "127.0.1.1");
+        if !own {
+            return line.to_owned();
+        }
+        let words = line.split_whitespace();
+        let renamed = words.map(|word| if word == before { name } else { word });
+        renamed.collect::<Vec<_>>().join("\t")
+    };
+    let mut lines: Vec<String> = text.lines().map(line).collect();
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+fn set_machine_id(root: &Root, id: &str) -> io::Result<()> {
+    let path = root.file("etc/machine-id");
+    // An image without one does not want one.
+    if path.exists() {
+        write_if_other(&path, &format!("{id}\n"))?;
+    }
+    Ok(())
+}
+
+/// Writes a small file in place, which costs nothing when it is right already.
+fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
+    match fs::read_to_string(path) {
+        Ok(there) if there == content => Ok(()),
+        Err(error)
+            if error.kind() != io::ErrorKind::NotFound
+                && error.kind() != io::ErrorKind::InvalidData =>
+        {
+            Err(error)
+        }
+        _ => fs::write(path, content),
+    }
+}
+
+fn set_network(root: &Root, cards: &Path, network: &Network) -> io::Result<()> {
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+    let name = first_card(cards)?.ok_or_else(|| invalid("there is no network card"))?;
+    let card = Card::named(&name)?;
+    let mac: [u8; 6] = network
+        .mac
+        .as_slice()
+        .try_into()
+        .map_err(|_| invalid("a hardware address has six bytes"))?;
+    if card.mac()? != mac {
+        card.set_mac(mac)?;
+    }
+    let address: Ipv4Addr = network
+        .address
+        .parse()
+        .map_err(|_| invalid("the address is none"))?;
+    if card.address()? != Some(address) {
+        card.set_address(address, network.prefix)?;
+        card.up()?;
+    }
+    if !network.gateway.is_empty() {
+        let gateway = network
+            .gateway
+            .parse()
+            .map_err(|_| invalid("the gateway's address is none"))?;
+        card.set_gateway(gateway)?;
+    }
+    let resolver = root.file("etc/resolv.conf");
+    // Whoever has said something there knows better.
+    let unsaid = fs::read_to_string(&resolver).map_or_else(
+        |error| error.kind() == io::ErrorKind::NotFound,
+        |text| text.trim().is_empty(),
+    );
+    if unsaid && !network.dns.is_empty() {
+        fs::write(&resolver, format!("nameserver {}\n", network.dns))?;
+    }
+    Ok(())
+}
+
+/// The first network card that is a device.
+fn first_card(cards: &Path) -> io::Result<Option<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(cards)? {
+        let entry = entry?;
+        if entry.path().join("device").exists() {
+            names.extend(entry.file_name().into_string());
+        }
+    }
+    names.sort();
+    Ok(names.into_iter().next())
+}
+
+/// Where the agent keeps what it must still know when it was started anew; it is gone with the boot, and forked with the guest.
+fn state_folder(root: &Root) -> io::Result<PathBuf> {
+    let folder = root.file("run/forkypig");
+    fs::create_dir_all(&folder)?;
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+    Ok(folder)
+}
+
+fn remember(root: &Root, incarnation: &str) -> io::Result<()> {
+    fs::write(state_folder(root)?.join("incarnation"), incarnation)
+}
+
+/// Who this guest has become, if it has.
+pub fn remembered(root: &Root) -> Option<String> {
+    fs::read_to_string(root.file("run/forkypig/incarnation")).ok()
+}
+
+/// Takes note that all that follows on becoming somebody is done.
+///
+/// # Errors
+/// The file system's.
+pub fn remember_settled(root: &Root, incarnation: &str) -> io::Result<()> {
+    fs::write(state_folder(root)?.join("settled"), incarnation)
+}
+
+/// Whether all that follows on becoming somebody was done.
+pub fn was_settled(root: &Root, incarnation: &str) -> bool {
+    fs::read_to_string(root.file("run/forkypig/settled"))
+        .is_ok_and(|settled| settled == incarnation)
+}
+
+/// Whether the image wants SSH host keys of its own for each fork.
+pub fn wants_host_keys(root: &Root) -> bool {
+    root.file("etc/forkypig/ssh-host-keys").exists()
+}
+
+/// Puts SSH host keys in the place of those that are there, of whatever kind.
+///
+/// # Errors
+/// The file system's.
+pub fn set_host_keys(root: &Root, private: &str, public: &str) -> io::Result<()> {
+    let folder = root.file("etc/ssh");
+    fs::create_dir_all(&folder)?;
+    let private_path = folder.join("ssh_host_ed25519_key");
+    let new = folder.join("ssh_host_ed25519_key.new");
+    let mut file = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
+    file.write_all(private.as_bytes())?;
+    fs::write(folder.join("ssh_host_ed25519_key.pub"), public)?;
+    fs::rename(&new, &private_path)?;
+    for entry in fs::read_dir(&folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let other = name.starts_with("ssh_host_") && !name.starts_with("ssh_host_ed25519_key");
+        if other {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("etc")).unwrap();
+        let root = Root(folder.path().to_owned());
+        (folder, root)
+    }
+
+    #[test]
+    fn a_machine_id_is_written_where_there_is_one() {
+        let (_folder, root) = root();
+        set_machine_id(&root, "aa").unwrap();
+        assert!(!root.file("etc/machine-id").exists());
+        fs::write(root.file("etc/machine-id"), "").unwrap();
+        set_machine_id(&root, "aa").unwrap();
+        assert_eq!(
+            fs::read_to_string(root.file("/etc/machine-id")).unwrap(),
+            "aa\n"
+        );
+    }
+
+    #[test]
+    fn only_a_hosts_own_line_is_renamed() {
+        let text = "127.0.0.1 localhost web\n127.0.1.1 web.lan web\n10.0.0.7 web\n";
+        assert_eq!(
+            renamed_hosts(text, "web", "web-1"),
+            "127.0.0.1 localhost web\n127.0.1.1\tweb.lan\tweb-1\n10.0.0.7 web\n"
+        );
+    }
+
+    #[test]
+    fn who_it_is_survives_the_agent() {
+        let (_folder, root) = root();
+        assert_eq!(remembered(&root), None);
+        remember(&root, "01A.1").unwrap();
+        assert_eq!(remembered(&root).as_deref(), Some("01A.1"));
+        assert!(!was_settled(&root, "01A.1"));
+        remember_settled(&root, "01A.1").unwrap();
+        assert!(was_settled(&root, "01A.1") && !was_settled(&root, "01A.2"));
+    }
+
+    #[test]
+    fn host_keys_take_the_place_of_all_others() {
+        let (_folder, root) = root();
+        fs::create_dir(root.file("etc/ssh")).unwrap();
+        for name in ["ssh_host_rsa_key", "ssh_host_rsa_key.pub", "sshd_config"] {
+            fs::write(root.file("etc/ssh").join(name), "old").unwrap();
+        }
+        set_host_keys(&root, "private", "public").unwrap();
+        let mut names: Vec<String> = fs::read_dir(root.file("etc/ssh"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(
+            names,
+            [
+                "ssh_host_ed25519_key",
+                "ssh_host_ed25519_key.pub",
+                "sshd_config"
+            ]
+        );
+        let key = root.file("etc/ssh/ssh_host_ed25519_key");
+        assert_eq!(fs::read_to_string(&key).unwrap(), "private");
+        assert_eq!(
+            fs::metadata(&key).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+
+    #[test]
+    fn the_first_card_that_is_a_device_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["lo", "eth1/device", "eth0/device", "dummy0"] {
+            fs::create_dir_all(folder.path().join(name)).unwrap();
+        }
+        assert_eq!(first_card(folder.path()).unwrap().as_deref(), Some("eth0"));
+    }
+}
