@@ -3,6 +3,7 @@
 
 use std::{collections::HashMap, error::Error, time::Duration};
 
+use guest::channel::mux::Broken;
 use proto::v1::Reason;
 use raft::{
     node::{ProposeError, ReadError},
@@ -10,6 +11,8 @@ use raft::{
 };
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::guest::Unheard;
 
 /// The domain of all reasons.
 pub const DOMAIN: &str = "forkypig";
@@ -76,6 +79,14 @@ pub enum ApiError {
     /// A file is not what it should be.
     #[error("{0}")]
     BadImage(String),
+    /// The guest's agent cannot be asked, or broke off.
+    #[error("VM {vm:?}: {problem}")]
+    Guest {
+        /// The VM's name.
+        vm: String,
+        /// Why.
+        problem: Unheard,
+    },
     /// The caller may not.
     #[error("{0}")]
     NotAllowed(&'static str),
@@ -171,6 +182,26 @@ impl ApiError {
                 Reason::BadImage,
                 "import a file that is what it is given as",
             ),
+            Self::Guest { problem, .. } => match problem {
+                Unheard::Silent => Answer::new(
+                    FailedPrecondition,
+                    Reason::GuestUnheard,
+                    "is it running, and does its image have fpguest? See `fpagent vm show` and `fpagent logs`",
+                ),
+                Unheard::Unsound(_) => Answer::new(
+                    FailedPrecondition,
+                    Reason::GuestUnheard,
+                    "use an image with the fpguest of this version",
+                ),
+                Unheard::Broken(Broken::Failed(_)) => {
+                    Answer::new(FailedPrecondition, Reason::GuestUnheard, "")
+                }
+                Unheard::Broken(_) => Answer::new(
+                    Aborted,
+                    Reason::GuestUnheard,
+                    "what was under way has ended; try again",
+                ),
+            },
             Self::NotAllowed(_) => Answer::new(
                 PermissionDenied,
                 Reason::NotAllowed,

@@ -9,6 +9,7 @@ pub mod daemon;
 pub mod density;
 pub mod doctor;
 pub mod errors;
+pub mod guest;
 pub mod images;
 pub mod leases;
 pub mod node;

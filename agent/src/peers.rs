@@ -19,7 +19,7 @@ use tonic::transport::Channel;
 use crate::trust::{
     identity::Member,
     tls::{
-        connect::{Target, channel},
+        connect::{STREAMS, Target, channel, channel_with},
         node_server_name,
     },
 };
@@ -37,7 +37,16 @@ pub struct Peers {
     config: Arc<ClientConfig>,
     members: BTreeMap<NodeId, String>,
     published: OnceLock<watch::Receiver<Published>>,
-    channels: Mutex<BTreeMap<NodeId, (String, Channel)>>,
+    channels: Mutex<BTreeMap<(NodeId, Use), (String, Channel)>>,
+}
+
+/// What a connection is for. Streams that stand still must not hold up what keeps the cluster together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    /// Questions and answers.
+    Calls,
+    /// Streams of people's work.
+    Streams,
 }
 
 impl std::fmt::Debug for Peers {
@@ -83,20 +92,35 @@ impl Peers {
 
     /// A channel to a node. It connects when it is used.
     pub fn channel(&self, node: NodeId) -> Result<Channel, PeerError> {
+        self.channel_for(node, Use::Calls)
+    }
+
+    fn channel_for(&self, node: NodeId, what: Use) -> Result<Channel, PeerError> {
         let address = self.address(node).ok_or(PeerError::Unknown(node))?;
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, channel)) = channels.get(&node)
+        if let Some((known, channel)) = channels.get(&(node, what))
             && *known == address
         {
             return Ok(channel.clone());
         }
-        let made = channel(Target::Tls {
+        let target = Target::Tls {
             address: address.clone(),
             server_name: node_server_name(node),
             config: Arc::clone(&self.config),
-        });
-        channels.insert(node, (address, made.clone()));
+        };
+        let made = match what {
+            Use::Calls => channel(target),
+            Use::Streams => channel_with(target, STREAMS),
+        };
+        channels.insert((node, what), (address, made.clone()));
         Ok(made)
+    }
+
+    /// A client for calls that are streams of people's work.
+    pub fn stream_client(&self, node: NodeId) -> Result<PeerServiceClient<Channel>, PeerError> {
+        Ok(PeerServiceClient::new(
+            self.channel_for(node, Use::Streams)?,
+        ))
     }
 
     /// A client for a node's peer calls.

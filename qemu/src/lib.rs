@@ -19,6 +19,7 @@ pub mod merge;
 pub mod oom;
 pub mod page_set;
 pub mod past;
+pub mod port;
 pub mod process;
 pub mod qmp;
 pub mod record;

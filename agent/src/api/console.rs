@@ -1,47 +1,20 @@
-//! A VM's serial console: what it prints, and what it is to read, carried to its node.
+//! A VM's serial console: what it prints, and what it is to read.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, future::ready, stream};
-use proto::{
-    peer::peer_service_client::PeerServiceClient,
-    v1::{ConsoleRequest, ConsoleResponse},
-};
+use futures::{StreamExt as _, stream};
+use proto::v1::{ConsoleRequest, ConsoleResponse};
 use qemu::console::Pen;
 use raft::state::VmId;
-use tokio::{
-    sync::{broadcast, mpsc},
-    time::timeout,
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming, transport::Channel};
+use tokio::sync::{broadcast, mpsc};
+use tonic::{Status, Streaming};
 
+use super::carry::Answers;
 use crate::{node::Node, vms::VmHandle};
 
-/// What a console prints, as it is answered.
-pub type Outputs = Pin<Box<dyn Stream<Item = Result<ConsoleResponse, Status>> + Send>>;
-
-/// How long the first message of a call may take to come.
-const FIRST_PATIENCE: Duration = Duration::from_secs(10);
 /// Input that is taken at once, bytes.
 const MOST_INPUT: usize = 64 << 10;
-/// Inputs that are carried ahead of a guest that does not read.
-const INPUTS_AHEAD: usize = 4;
-
-/// The message that names the VM.
-pub(super) async fn first(
-    inputs: &mut Streaming<ConsoleRequest>,
-) -> Result<ConsoleRequest, Status> {
-    match timeout(FIRST_PATIENCE, inputs.message()).await {
-        Ok(first) => {
-            first?.ok_or_else(|| Status::invalid_argument("the first message names the VM"))
-        }
-        Err(_) => Err(Status::deadline_exceeded(
-            "the message that names the VM did not come",
-        )),
-    }
-}
 
 /// Opens the console of a VM of this node. It ends with the caller's input, with the VM, or with the node.
 pub(super) fn open(
@@ -49,7 +22,7 @@ pub(super) fn open(
     vm: VmId,
     first_input: Bytes,
     inputs: Streaming<ConsoleRequest>,
-) -> Result<Outputs, Status> {
+) -> Result<Answers<ConsoleResponse>, Status> {
     let handle = node.vms.get(vm).filter(|handle| handle.pid() != 0);
     let handle = handle.ok_or_else(|| {
         Status::failed_precondition(
@@ -126,33 +99,4 @@ async fn write(
             Ok(None) | Err(_) => return Ok(()),
         }
     }
-}
-
-/// Carries a call to the node that has the VM.
-pub(super) async fn carry(
-    mut client: PeerServiceClient<Channel>,
-    first: ConsoleRequest,
-    mut inputs: Streaming<ConsoleRequest>,
-) -> Result<Outputs, Status> {
-    let (sender, receiver) = mpsc::channel(INPUTS_AHEAD);
-    let outputs = client
-        .console(stream::once(async { first }).chain(ReceiverStream::new(receiver)))
-        .await?
-        .into_inner();
-    // Ends with either side: it is part of the stream that the caller reads.
-    let carried = async move {
-        while let Ok(Some(next)) = inputs.message().await {
-            if sender.send(next).await.is_err() {
-                return;
-            }
-        }
-    };
-    let carried = stream::once(carried).filter_map(|()| ready(None));
-    // The other side's end is the end, whether or not more input comes.
-    let outputs = outputs.map(Some).chain(stream::once(ready(None)));
-    let all = stream::select(outputs, carried);
-    Ok(all
-        .take_while(|part| ready(part.is_some()))
-        .filter_map(ready)
-        .boxed())
 }

@@ -1,8 +1,10 @@
 //! The gRPC services of a node, and who may call what.
 
+mod carry;
 mod cluster;
 mod console;
 mod fork;
+mod guest;
 mod image;
 mod node;
 mod operation;
@@ -19,9 +21,9 @@ use prost::Message;
 use proto::{
     peer::peer_service_server::PeerServiceServer,
     v1::{
-        cluster_service_server::ClusterServiceServer, image_service_server::ImageServiceServer,
-        join_service_server::JoinServiceServer, node_service_server::NodeServiceServer,
-        operation_service_server::OperationServiceServer,
+        cluster_service_server::ClusterServiceServer, guest_service_server::GuestServiceServer,
+        image_service_server::ImageServiceServer, join_service_server::JoinServiceServer,
+        node_service_server::NodeServiceServer, operation_service_server::OperationServiceServer,
         snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
     },
 };
@@ -88,6 +90,10 @@ pub fn routes(
     ))
     .add_service(InterceptedService::new(
         SnapshotServiceServer::new(api.clone()),
+        users,
+    ))
+    .add_service(InterceptedService::new(
+        GuestServiceServer::new(api.clone()),
         users,
     ))
     .add_service(InterceptedService::new(

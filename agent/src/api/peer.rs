@@ -9,13 +9,18 @@ use proto::peer::{
     ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse,
     RenewLeaseRequest, RenewLeaseResponse, peer_service_server::PeerService,
 };
-use proto::v1::ConsoleRequest;
+use proto::v1::{
+    ConsoleRequest, ConsoleResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
+};
 use raft::state::VmId;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Api;
+use super::{
+    Api,
+    carry::{Answers, first},
+};
 use crate::{
     convert, density,
     errors::ApiError,
@@ -78,6 +83,24 @@ impl PeerService for Api {
         Ok(Response::new(PrepareForkResponse {}))
     }
 
+    type ExecStream = Answers<ExecResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        self.exec_here(request).await
+    }
+
+    type ForwardStream = Answers<ForwardResponse>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        self.forward_here(request).await
+    }
+
     type FetchFileStream = ReceiverStream<Result<FetchFileResponse, Status>>;
 
     async fn fetch_file(
@@ -116,14 +139,14 @@ impl PeerService for Api {
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    type ConsoleStream = super::console::Outputs;
+    type ConsoleStream = Answers<ConsoleResponse>;
 
     async fn console(
         &self,
         request: Request<Streaming<ConsoleRequest>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
         let mut inputs = request.into_inner();
-        let first = super::console::first(&mut inputs).await?;
+        let first = first(&mut inputs).await?;
         let vm = first
             .vm
             .parse()

@@ -10,10 +10,10 @@ use futures::{Stream, StreamExt as _, future::join_all};
 use proto::{
     peer::{ObserveRequest, ObserveResponse, ReadConsoleRequest},
     v1::{
-        ConsoleRequest, CreateVmRequest, DeleteVmRequest, DeleteVmResponse, ForkRequest,
-        ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse, PowerAction as Action,
-        ReadLogsRequest, ReadLogsResponse, ResetVmRequest, ResetVmResponse, SetVmPowerRequest,
-        SuspendVmRequest, Vm, vm_service_server::VmService,
+        ConsoleRequest, ConsoleResponse, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
+        ForkRequest, ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse,
+        PowerAction as Action, ReadLogsRequest, ReadLogsResponse, ResetVmRequest, ResetVmResponse,
+        SetVmPowerRequest, SuspendVmRequest, Vm, vm_service_server::VmService,
     },
 };
 use raft::state::{
@@ -24,7 +24,11 @@ use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, Streaming};
 use ulid::Ulid;
 
-use super::{Api, deadline, request_key, unexpected};
+use super::{
+    Api,
+    carry::{Answers, carry, first},
+    deadline, request_key, unexpected,
+};
 use crate::{
     admission::NO_MEMORY,
     convert::{self, Fresh},
@@ -234,7 +238,7 @@ impl VmService for Api {
         ))
     }
 
-    type ConsoleStream = super::console::Outputs;
+    type ConsoleStream = Answers<ConsoleResponse>;
 
     async fn console(
         &self,
@@ -242,20 +246,22 @@ impl VmService for Api {
     ) -> Result<Response<Self::ConsoleStream>, Status> {
         let deadline = deadline(&request);
         let mut inputs = request.into_inner();
-        let first = super::console::first(&mut inputs).await?;
+        let first = first(&mut inputs).await?;
         let state = self.read(deadline).await?;
         let vm = names::vm(&state, &first.vm).map_err(ApiError::from)?;
         if vm.node == self.node.id() {
             return super::console::open(&self.node, vm.id, first.input, inputs).map(Response::new);
         }
-        let client = self.client(&state, vm.node).await?;
+        let mut client = self.client(&state, vm.node).await?;
         let carried = ConsoleRequest {
             vm: vm.id.to_string(),
             ..first
         };
-        super::console::carry(client, carried, inputs)
-            .await
-            .map(Response::new)
+        carry(carried, inputs, move |inputs| {
+            Box::pin(async move { client.console(inputs).await })
+        })
+        .await
+        .map(Response::new)
     }
 
     type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
@@ -405,6 +411,30 @@ impl Api {
         join_all(answers).await.into_iter().flatten().collect()
     }
 
+    /// A client for calls that are streams of work in a VM.
+    pub(super) fn stream_client(
+        &self,
+        found: &super::carry::Found,
+    ) -> Result<
+        proto::peer::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
+        ApiError,
+    > {
+        let state = self.node.state();
+        self.check_online(&state, found.node)?;
+        self.node
+            .peers
+            .stream_client(found.node)
+            .map_err(|error| offline(&state, found.node, error.to_string()))
+    }
+
+    fn check_online(&self, state: &State, node: NodeId) -> Result<(), ApiError> {
+        let online = self.node.leases.online();
+        if online.is_some_and(|online| !online.contains(&node)) {
+            return Err(offline(state, node, "its agent does not answer".to_owned()));
+        }
+        Ok(())
+    }
+
     async fn client(
         &self,
         state: &State,
@@ -413,23 +443,19 @@ impl Api {
         proto::peer::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
         ApiError,
     > {
-        let offline = |problem: String| ApiError::NodeOffline {
-            node: convert::node_name(state, node),
-            problem,
-        };
-        if self
-            .node
-            .leases
-            .online()
-            .is_some_and(|online| !online.contains(&node))
-        {
-            return Err(offline("its agent does not answer".to_owned()));
-        }
+        self.check_online(state, node)?;
         self.node
             .peers
             .client(node)
             .await
-            .map_err(|error| offline(error.to_string()))
+            .map_err(|error| offline(state, node, error.to_string()))
+    }
+}
+
+fn offline(state: &State, node: NodeId, problem: String) -> ApiError {
+    ApiError::NodeOffline {
+        node: convert::node_name(state, node),
+        problem,
     }
 }
 

@@ -22,7 +22,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::timeout,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,6 +34,7 @@ use crate::{
     admission::Reserves,
     api,
     density::{self, Density},
+    guest,
     leases::Leases,
     node::{Node, now},
     peers::Peers,
@@ -170,6 +171,7 @@ impl Agent {
         let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
 
         let wake = Arc::new(Notify::new());
+        let (asked, requests) = mpsc::channel(guest::REQUESTS);
         let store = Store::open(&engine.layout, &engine.host_boot)
             .context("the files of snapshots cannot be looked at")?;
         let engine = Arc::new(engine);
@@ -185,6 +187,7 @@ impl Agent {
                 engine,
                 Some(options.vm_uid_base),
                 Arc::clone(&wake),
+                asked,
             )),
             density: Density::new(options, can_merge),
             reserves: Reserves {
@@ -227,7 +230,7 @@ impl Agent {
         let listener = TcpListener::bind(&node.identity.listen)
             .await
             .with_context(|| format!("cannot listen on {}", node.identity.listen))?;
-        let server = Server::builder()
+        let server = new_server()
             .add_routes(routes.clone())
             .serve_with_incoming_shutdown(
                 tls_incoming(listener, tls),
@@ -236,7 +239,7 @@ impl Agent {
         spawn_server(&servers, &failed, "network", server);
         let unix = bind_unix(&options.socket)
             .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
-        let server = Server::builder()
+        let server = new_server()
             .add_routes(routes)
             .serve_with_incoming_shutdown(unix_incoming(unix), listeners.clone().cancelled_owned());
         spawn_server(&servers, &failed, "local", server);
@@ -249,6 +252,8 @@ impl Agent {
         node.tasks.spawn(fork::follow(Arc::clone(&node)));
         node.tasks.spawn(pool::run(Arc::clone(&node)));
         node.tasks.spawn(density::run(Arc::clone(&node)));
+        node.tasks
+            .spawn(guest::requests::run(Arc::clone(&node), requests));
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
         Ok(Self {
             node,
@@ -297,6 +302,13 @@ impl Agent {
             tracing::debug!(%error, "the socket could not be removed");
         }
     }
+}
+
+/// A server whose calls do not hold each other up: each may have so much on its way, and there is room for a thousand of them.
+fn new_server() -> Server {
+    Server::builder()
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(1 << 30)
 }
 
 fn spawn_server(

@@ -9,7 +9,13 @@ mod restart;
 
 use std::{sync::Arc, time::Duration};
 
-use crate::node::{Node, now};
+use raft::state::State;
+
+use self::plan::Is;
+use crate::{
+    guest::identity,
+    node::{Node, now},
+};
 
 /// How often it looks without being woken.
 const TICK: Duration = Duration::from_secs(1);
@@ -34,6 +40,23 @@ pub async fn sweep_now_and_then(node: Arc<Node>) {
     }
 }
 
+/// Has guests be told who they are that run and have not been told: those that were booted, and those that an earlier agent left. Forks
+/// are told as soon as they run.
+fn introduce(node: &Node, state: &State, observed: &plan::Observed) {
+    for (id, seen) in &observed.vms {
+        let (Is::Booting { boot } | Is::Running { boot } | Is::Paused { boot }) = seen.is else {
+            continue;
+        };
+        let (Some(vm), Some(handle)) = (state.vms.get(id), node.vms.get(*id)) else {
+            continue;
+        };
+        let guest = handle.guest();
+        if !guest.is_known_as(&identity::incarnation(*id, boot)) {
+            guest.introduce(identity::identity(vm, boot));
+        }
+    }
+}
+
 /// Reconciles until the node ends.
 pub async fn run(node: Arc<Node>) {
     let mut published = node.raft.published();
@@ -43,6 +66,7 @@ pub async fn run(node: Arc<Node>) {
         for action in plan::plan(&state, node.id(), now(), &observed) {
             execute::execute(&node, &state, action);
         }
+        introduce(&node, &state, &observed);
         node.forks.forget_stale(&node, &state).await;
         tokio::select! {
             () = node.cancel.cancelled() => return,

@@ -9,6 +9,7 @@ use qemu::{
     layout,
     machine::Launch,
     past::Past,
+    port::Line,
     record::{BaseName, LayerName, StreamName, StreamRef},
     spec::{self, Device, Hardware, MachineType, Start},
 };
@@ -97,7 +98,7 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
     if spec.disk_bytes > 0 {
         devices.push(Device::Disk);
     }
-    devices.push(Device::Rng);
+    devices.extend([Device::Rng, Device::Port]);
     let machine = match spec.machine {
         Machine::Microvm => MachineType::Microvm,
         Machine::Q35 => MachineType::Q35,
@@ -147,7 +148,7 @@ pub fn snapshot_hardware(
         Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
     };
     let machine = machine_type(&content.machine)?;
-    let known = [Device::Disk, Device::Rng, Device::Pit];
+    let known = [Device::Disk, Device::Rng, Device::Port, Device::Pit];
     let devices = content
         .devices
         .iter()
@@ -206,6 +207,8 @@ pub struct Place {
     pub user: Option<(u32, u32)>,
     /// What leads from its console to those who read and write it.
     pub console: Wire,
+    /// Where the connections to its guest's agent go.
+    pub port: Line,
 }
 
 /// How a VM is started from its disk. `layers` are those it has; none when it has never been started.
@@ -350,6 +353,7 @@ fn skeleton(id: VmId, boot: u64, hardware: Hardware, limits: Limits, place: Plac
         image_disk: None,
         ready_line: None,
         console: place.console,
+        port: Some(place.port),
     }
 }
 

@@ -22,7 +22,10 @@ use raft::state::VmId;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
-use crate::reconcile::plan::{Is, Seen};
+use crate::{
+    guest::{self, Asked, Guest},
+    reconcile::plan::{Is, Seen},
+};
 use command::Command;
 use task::{Next, VmTask};
 
@@ -38,6 +41,7 @@ pub struct VmHandle {
     seen: Arc<watch::Sender<Seen>>,
     pid: Arc<watch::Sender<u32>>,
     console: Wire,
+    guest: Guest,
     user: Option<(u32, u32)>,
 }
 
@@ -62,7 +66,13 @@ impl VmHandle {
         launch::Place {
             user: self.user,
             console: self.console.clone(),
+            port: self.guest.line(),
         }
+    }
+
+    /// Its guest's agent.
+    pub fn guest(&self) -> &Guest {
+        &self.guest
     }
 
     /// What it prints from now on.
@@ -122,17 +132,26 @@ pub struct Vms {
     tasks: TaskTracker,
     /// Rung when something about a VM changed.
     changed: Arc<Notify>,
+    /// Where what guests ask for goes.
+    asked: mpsc::Sender<Asked>,
 }
 
 impl Vms {
-    /// For a node whose processes get users from `first_user` on; its group is `first_user` itself.
-    pub fn new(engine: Arc<Engine>, first_user: Option<u32>, changed: Arc<Notify>) -> Self {
+    /// For a node whose processes get users from `first_user` on; its group is `first_user` itself. What guests ask for goes to
+    /// `asked`.
+    pub fn new(
+        engine: Arc<Engine>,
+        first_user: Option<u32>,
+        changed: Arc<Notify>,
+        asked: mpsc::Sender<Asked>,
+    ) -> Self {
         Self {
             engine,
             handles: Mutex::default(),
             first_user,
             tasks: TaskTracker::new(),
             changed,
+            asked,
         }
     }
 
@@ -250,16 +269,20 @@ impl Vms {
         let pid = Arc::new(watch::Sender::new(0));
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let console = Wire::default();
+        let (guest, ends) = Guest::new();
         let handle = VmHandle {
             commands,
             seen: Arc::clone(&seen),
             pid: Arc::clone(&pid),
             console: console.clone(),
+            guest: guest.clone(),
             user,
         };
         handles.insert(vm, handle.clone());
         let own = handle.commands.downgrade();
-        let mut task = VmTask::new(Arc::clone(&self.engine), vm_name(vm), seen, pid, console);
+        let speaking = self.tasks.spawn(guest::run(ends, self.asked.clone()));
+        let engine = Arc::clone(&self.engine);
+        let mut task = VmTask::new(engine, vm_name(vm), seen, pid, console, guest);
         let (adopted, done) = oneshot::channel();
         let vms = Arc::clone(self);
         let mut watcher = handle.seen.subscribe();
@@ -286,6 +309,7 @@ impl Vms {
                 () = work => {}
                 () = ring => {}
             }
+            speaking.abort();
             // By its channel: it may go by another id than it began with.
             if let Some(own) = own.upgrade() {
                 vms.handles()

@@ -14,6 +14,7 @@ use crate::{
     merge::Merging,
     oom,
     past::Past,
+    port::Line,
     process::Process,
     qmp::{Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, Stage, VmName, VmRecord},
@@ -26,6 +27,9 @@ use crate::{
 const START_PATIENCE: Duration = Duration::from_secs(30);
 /// The same for a process that ran before.
 const ADOPT_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The name of the socket that is a machine's port.
+const PORT_SOCKET: &str = "port";
 
 /// How a machine is to be started.
 #[derive(Debug, Clone)]
@@ -60,6 +64,8 @@ pub struct Launch {
     pub ready_line: Option<String>,
     /// What leads from its console to those who read and write it.
     pub console: Wire,
+    /// Where the connection to its guest's agent goes. Without one, nobody is connected to its port.
+    pub port: Option<Line>,
 }
 
 impl Machine {
@@ -147,6 +153,7 @@ impl Machine {
         mut record: VmRecord,
         ready_line: Option<&str>,
         console: Wire,
+        port: Option<&Line>,
     ) -> Result<Option<Self>, MachineError> {
         let dir = engine.layout.vm(vm);
         let Some(id) = record
@@ -164,6 +171,7 @@ impl Machine {
         let console = Console::open(socket.path(), &dir.console_log(), ready_line, console)
             .await
             .map_err(system("cannot open the console"))?;
+        connect_port(&dir, &record.hardware, port).await?;
         let socket = dir
             .socket("qmp")
             .map_err(system("cannot find the VM's sockets"))?;
@@ -242,11 +250,26 @@ async fn connect(
     )
     .await
     .map_err(system("cannot open the console"))?;
+    connect_port(dir, &launch.hardware, launch.port.as_ref()).await?;
     let (qmp, events) = Qmp::connect(qmp.path(), START_PATIENCE).await?;
     if launch.start == Start::Shapeless {
         activate_disk(&qmp).await?;
     }
     Ok((console, (qmp, events)))
+}
+
+/// Connects to the port of a process, where it has one and somebody speaks to its guest's agent.
+async fn connect_port(
+    dir: &VmDir,
+    hardware: &Hardware,
+    line: Option<&Line>,
+) -> Result<(), MachineError> {
+    let (true, Some(line)) = (hardware.devices.contains(&Device::Port), line) else {
+        return Ok(());
+    };
+    let cannot = "cannot open the port to the guest's agent";
+    let socket = dir.socket(PORT_SOCKET).map_err(system(cannot))?;
+    line.connect_to(socket.path()).await.map_err(system(cannot))
 }
 
 fn start_process(
@@ -265,7 +288,7 @@ fn start_process(
     let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());
     let port = match launch.hardware.devices.contains(&Device::Port) {
         true => Some(
-            dir.socket("port")
+            dir.socket(PORT_SOCKET)
                 .map_err(system("cannot make the VM's sockets"))?,
         ),
         false => None,

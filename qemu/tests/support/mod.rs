@@ -166,6 +166,7 @@ impl Host {
             image_disk: Some("disk.qcow2".into()),
             ready_line: None,
             console: Wire::default(),
+            port: None,
         }
     }
 
@@ -298,7 +299,7 @@ impl Host {
         let vm = VmName(name.into());
         let loaded = VmRecord::load(&self.engine.layout.vm(&vm))?.context("it has a record")?;
         assert_eq!(loaded, record);
-        Ok(Machine::adopt(&self.engine, &vm, loaded, None, Wire::default()).await?)
+        Ok(Machine::adopt(&self.engine, &vm, loaded, None, Wire::default(), None).await?)
     }
 }
 

@@ -18,8 +18,25 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Chunks are 1 MiB: a few of them may be on their way.
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
+const WINDOWS: Windows = Windows {
+    stream: 4 << 20,
+    connection: 16 << 20,
+};
+
+/// How much may be on its way to whoever does not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Windows {
+    /// In one call, bytes.
+    pub stream: u32,
+    /// In all calls of a connection, bytes.
+    pub connection: u32,
+}
+
+/// For calls that are streams and may stand still for as long as they like: so many of them that one does not hold up another.
+pub const STREAMS: Windows = Windows {
+    stream: 256 << 10,
+    connection: 1 << 30,
+};
 
 /// An agent, and how to reach it.
 #[derive(Debug, Clone)]
@@ -119,6 +136,12 @@ impl ConnectError {
 ///
 /// Calls on it fail with `UNAVAILABLE` while there is no connection; [`ConnectError::within`] tells why.
 pub fn channel(target: Target) -> Channel {
+    channel_with(target, WINDOWS)
+}
+
+/// The same, with windows of the caller's choice.
+pub fn channel_with(target: Target, windows: Windows) -> Channel {
+    let endpoint = endpoint(windows);
     match target {
         Target::Tls {
             address,
@@ -130,14 +153,14 @@ pub fn channel(target: Target) -> Channel {
                     (address.clone(), server_name.clone(), config.clone());
                 async move { connect_tls(&address, &name, config).await.map(TokioIo::new) }
             });
-            endpoint().connect_with_connector_lazy(connector)
+            endpoint.connect_with_connector_lazy(connector)
         }
         Target::Unix(path) => {
             let connector = service_fn(move |_| {
                 let path = path.clone();
                 async move { connect_unix(path).await.map(TokioIo::new) }
             });
-            endpoint().connect_with_connector_lazy(connector)
+            endpoint.connect_with_connector_lazy(connector)
         }
     }
 }
@@ -156,14 +179,14 @@ pub async fn probe(target: &Target) -> Result<(), ConnectError> {
     }
 }
 
-fn endpoint() -> Endpoint {
+fn endpoint(windows: Windows) -> Endpoint {
     // The connector knows where to go. The name only fills the requests' `:authority`.
     Endpoint::from_static("http://agent.forkypig")
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(windows.stream)
+        .initial_connection_window_size(windows.connection)
 }
 
 async fn connect_tls(

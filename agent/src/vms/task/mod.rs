@@ -24,6 +24,7 @@ use self::start::Boot;
 use super::{command::Command, launch};
 use crate::{
     errors::chain,
+    guest::Guest,
     node::now,
     reconcile::plan::{Is, Seen},
 };
@@ -44,6 +45,7 @@ pub struct VmTask {
     seen: Arc<watch::Sender<Seen>>,
     pid: Arc<watch::Sender<u32>>,
     console: Wire,
+    guest: Guest,
 }
 
 /// What goes on after a command.
@@ -63,6 +65,7 @@ impl VmTask {
         seen: Arc<watch::Sender<Seen>>,
         pid: Arc<watch::Sender<u32>>,
         console: Wire,
+        guest: Guest,
     ) -> Self {
         let (machine, boot, stopping, silent) = (None, None, None, None);
         Self {
@@ -75,6 +78,7 @@ impl VmTask {
             seen,
             pid,
             console,
+            guest,
         }
     }
 
@@ -255,6 +259,7 @@ impl VmTask {
             return Ok(());
         };
         machine.resume().await?;
+        self.guest.tell_time();
         self.publish_running();
         Ok(())
     }
@@ -281,6 +286,9 @@ impl VmTask {
             .capture(&stream, &layer, disk_bytes, mode, running, afterwards)
             .await;
         let boot = machine.record().boot;
+        if running && afterwards == Afterwards::GoOn {
+            self.guest.tell_time();
+        }
         if afterwards == Afterwards::Hold && result.is_ok() {
             self.publish(Is::Paused { boot });
         }

@@ -203,7 +203,10 @@ impl VmTask {
         let other_host_boot = record.host_boot != self.engine.host_boot;
         let (boot, preparing) = (record.boot, record.stage == Stage::Preparing);
         let never_ran = preparing && !record.has_run;
-        match Machine::adopt(&self.engine, &self.name, record, None, self.console.clone()).await {
+        let line = self.guest.line();
+        let console = self.console.clone();
+        let adopted = Machine::adopt(&self.engine, &self.name, record, None, console, Some(&line));
+        match adopted.await {
             Ok(Some(mut machine)) if preparing => {
                 // Nothing is lost by starting it afresh.
                 if let Err(error) = machine.kill().await {

@@ -1,0 +1,101 @@
+//! Calls that are streams both ways and belong to the node that has the VM: taking their first message, and carrying them there.
+
+use std::{pin::Pin, time::Duration};
+
+use futures::{
+    Stream, StreamExt as _,
+    future::{BoxFuture, ready},
+    stream,
+};
+use raft::state::{NodeId, VmId, names};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Response, Status, Streaming};
+
+use super::Api;
+use crate::errors::ApiError;
+
+/// What a call is answered with.
+pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What a call carries to another node.
+pub type Requests<T> = ReceiverStream<T>;
+
+/// A call that is being made to another node.
+pub type Answering<T> = BoxFuture<'static, Result<Response<Streaming<T>>, Status>>;
+
+/// How long the first message of a call may take to come.
+const FIRST_PATIENCE: Duration = Duration::from_secs(10);
+/// Messages that are carried ahead of a node that does not take them.
+const AHEAD: usize = 4;
+
+/// The message that says what a call is about.
+pub(super) async fn first<T>(inputs: &mut Streaming<T>) -> Result<T, Status> {
+    match timeout(FIRST_PATIENCE, inputs.message()).await {
+        Ok(first) => {
+            first?.ok_or_else(|| Status::invalid_argument("the first message names the VM"))
+        }
+        Err(_) => Err(Status::deadline_exceeded(
+            "the message that names the VM did not come",
+        )),
+    }
+}
+
+/// Carries a call to another node: `call` makes it there, with these requests.
+pub(super) async fn carry<Q: Send + 'static, A: Send + 'static>(
+    first: Q,
+    mut inputs: Streaming<Q>,
+    call: impl FnOnce(Requests<Q>) -> Answering<A>,
+) -> Result<Answers<A>, Status> {
+    let (sender, receiver) = mpsc::channel(AHEAD);
+    // There is room for it.
+    let _kept = sender.try_send(first);
+    let outputs = call(ReceiverStream::new(receiver)).await?.into_inner();
+    // Ends with either side: it is part of the stream that the caller reads.
+    let carried = async move {
+        while let Ok(Some(next)) = inputs.message().await {
+            if sender.send(next).await.is_err() {
+                return;
+            }
+        }
+    };
+    let carried = stream::once(carried).filter_map(|()| ready(None));
+    // The other side's end is the end, whether or not more input comes.
+    let outputs = outputs.map(Some).chain(stream::once(ready(None)));
+    let all = stream::select(outputs, carried);
+    Ok(all
+        .take_while(|part| ready(part.is_some()))
+        .filter_map(ready)
+        .boxed())
+}
+
+/// A VM, as far as working with it goes.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    /// Its id.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Where it lives.
+    pub node: NodeId,
+}
+
+impl Api {
+    /// The VM that is meant, as this node knows it; the cluster is asked only when it does not: whoever works in a VM does not wait for
+    /// that each time. A VM that has gone meanwhile is not found where it was.
+    pub(super) async fn find_vm(&self, vm: &str, deadline: Instant) -> Result<Found, ApiError> {
+        let found = |vm: &raft::state::Vm| Found {
+            vm: vm.id,
+            name: vm.name.clone(),
+            node: vm.node,
+        };
+        if let Ok(vm) = names::vm(&self.node.state(), vm) {
+            return Ok(found(vm));
+        }
+        let state = self.read(deadline).await?;
+        Ok(found(names::vm(&state, vm)?))
+    }
+}

@@ -1,0 +1,149 @@
+//! Working inside VMs: `GuestService`, and the same calls as nodes make them of each other.
+
+mod exec;
+mod forward;
+
+use std::sync::Arc;
+
+use proto::v1::{
+    ExecRequest, ExecResponse, ForwardRequest, ForwardResponse, exec_request, forward_request,
+    guest_service_server::GuestService,
+};
+use raft::state::VmId;
+use tokio::time::{Duration, Instant};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    Api,
+    carry::{Answers, Found, carry, first},
+    deadline,
+};
+use crate::{
+    errors::ApiError,
+    guest::{Contact, Guest, Unheard},
+    node::Node,
+};
+
+/// How long a guest's agent is waited for that does not answer yet: a fork becomes itself in less, and so does one whose host's agent was
+/// just started anew.
+const CONTACT_PATIENCE: Duration = Duration::from_secs(5);
+
+#[tonic::async_trait]
+impl GuestService for Api {
+    type ExecStream = Answers<ExecResponse>;
+
+    async fn exec(
+        &self,
+        request: Request<Streaming<ExecRequest>>,
+    ) -> Result<Response<Self::ExecStream>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let mut start = exec::start(first(&mut inputs).await?)?;
+        let found = self.find_vm(&start.vm, deadline).await?;
+        if found.node == self.node.id() {
+            let answers = exec::open(&self.node, &found, start, inputs, deadline).await?;
+            return Ok(Response::new(answers));
+        }
+        start.vm = found.vm.to_string();
+        let mut client = self.stream_client(&found)?;
+        let first = ExecRequest {
+            part: Some(exec_request::Part::Start(start)),
+        };
+        let carried = carry(first, inputs, move |inputs| {
+            Box::pin(async move { client.exec(inputs).await })
+        });
+        carried.await.map(Response::new)
+    }
+
+    type ForwardStream = Answers<ForwardResponse>;
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let mut start = forward::start(first(&mut inputs).await?)?;
+        let found = self.find_vm(&start.vm, deadline).await?;
+        if found.node == self.node.id() {
+            let answers = forward::open(&self.node, &found, start, inputs, deadline).await?;
+            return Ok(Response::new(answers));
+        }
+        start.vm = found.vm.to_string();
+        let mut client = self.stream_client(&found)?;
+        let first = ForwardRequest {
+            part: Some(forward_request::Part::Start(start)),
+        };
+        let carried = carry(first, inputs, move |inputs| {
+            Box::pin(async move { client.forward(inputs).await })
+        });
+        carried.await.map(Response::new)
+    }
+}
+
+impl Api {
+    /// `PeerService.Exec`.
+    pub(super) async fn exec_here(
+        &self,
+        request: Request<Streaming<ExecRequest>>,
+    ) -> Result<Response<Answers<ExecResponse>>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let start = exec::start(first(&mut inputs).await?)?;
+        let found = self.own_vm(&start.vm)?;
+        let answers = exec::open(&self.node, &found, start, inputs, deadline).await?;
+        Ok(Response::new(answers))
+    }
+
+    /// `PeerService.Forward`.
+    pub(super) async fn forward_here(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Answers<ForwardResponse>>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let start = forward::start(first(&mut inputs).await?)?;
+        let found = self.own_vm(&start.vm)?;
+        let answers = forward::open(&self.node, &found, start, inputs, deadline).await?;
+        Ok(Response::new(answers))
+    }
+
+    /// A VM of this node by its id, as other nodes name it.
+    fn own_vm(&self, id: &str) -> Result<Found, Status> {
+        let vm: VmId = id
+            .parse()
+            .map_err(|_| Status::invalid_argument("a VM's id is not a ULID"))?;
+        let state = self.node.state();
+        // One that this node has and does not know of yet, it knows by its id.
+        let name = state
+            .vms
+            .get(&vm)
+            .map_or_else(|| id.to_owned(), |vm| vm.name.clone());
+        Ok(Found {
+            vm,
+            name,
+            node: self.node.id(),
+        })
+    }
+}
+
+/// The agent of a VM's guest on this node, once it answers.
+async fn guest(node: &Arc<Node>, found: &Found, deadline: Instant) -> Result<Guest, ApiError> {
+    let unheard = |problem| ApiError::Guest {
+        vm: found.name.clone(),
+        problem,
+    };
+    let handle = node
+        .vms
+        .get(found.vm)
+        .filter(|handle| handle.pid() != 0)
+        .ok_or_else(|| unheard(Unheard::Silent))?;
+    let guest = handle.guest().clone();
+    let deadline = deadline.min(Instant::now() + CONTACT_PATIENCE);
+    let mut contact = guest.watch();
+    let heard = contact.wait_for(|contact| !matches!(contact, Contact::Silent));
+    // What became of it is asked below.
+    let _in_time = tokio::time::timeout_at(deadline, heard).await.is_ok();
+    guest.session().map_err(unheard)?;
+    Ok(guest)
+}

@@ -1,0 +1,154 @@
+//! Connections to guests' ports.
+
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use guest::channel::{
+    link::Stream,
+    message::{self, request},
+    mux::Broken,
+};
+use proto::v1::{
+    ForwardRequest, ForwardResponse, ForwardStart, forward_request::Part as In,
+    forward_response::Part as Out,
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::super::carry::{Answers, Found};
+use crate::{
+    errors::ApiError,
+    guest::{Guest, Unheard},
+    node::Node,
+};
+
+/// Answers that wait for a caller who does not read.
+const ANSWERS: usize = 4;
+/// What is taken at once, bytes.
+const MOST_DATA: usize = 64 << 10;
+
+/// What the first message asks for.
+pub(super) fn start(first: ForwardRequest) -> Result<ForwardStart, ApiError> {
+    let invalid = |field, problem: &str| ApiError::InvalidField {
+        field,
+        problem: problem.to_owned(),
+    };
+    let Some(In::Start(start)) = first.part else {
+        return Err(invalid("start", "the first message says where to connect"));
+    };
+    if !(1..=u32::from(u16::MAX)).contains(&start.port) {
+        return Err(invalid("port", "must be 1 to 65535"));
+    }
+    if !start.host.is_empty() && start.host.parse::<std::net::IpAddr>().is_err() {
+        return Err(invalid(
+            "host",
+            "must be an address, or empty for the guest itself",
+        ));
+    }
+    Ok(start)
+}
+
+/// Connects to a port of a guest of this node. Returns once the connection is made.
+pub(crate) async fn connect(guest: &Guest, host: &str, port: u32) -> Result<Stream, Unheard> {
+    let forward = message::Forward {
+        host: host.to_owned(),
+        port,
+    };
+    let stream = guest.open(request::What::Forward(forward))?;
+    let answer = stream.hear::<message::Answer>().await?;
+    match answer {
+        Some(answer) if answer.error.is_empty() => Ok(stream),
+        Some(answer) => {
+            let why = format!("port {port} of the guest: {}", answer.error);
+            Err(Broken::Failed(why).into())
+        }
+        None => Err(Broken::Closed.into()),
+    }
+}
+
+/// Connects to a port of a VM of this node, for a call.
+pub(super) async fn open(
+    node: &Arc<Node>,
+    found: &Found,
+    start: ForwardStart,
+    inputs: Streaming<ForwardRequest>,
+    deadline: Instant,
+) -> Result<Answers<ForwardResponse>, ApiError> {
+    let guest = super::guest(node, found, deadline).await?;
+    let unheard = {
+        let vm = found.name.clone();
+        move |problem| ApiError::Guest {
+            vm: vm.clone(),
+            problem,
+        }
+    };
+    let stream = connect(&guest, &start.host, start.port)
+        .await
+        .map_err(&unheard)?;
+    let (answers, receiver) = mpsc::channel(ANSWERS);
+    let ended = node.cancel.clone();
+    node.tasks.spawn(async move {
+        let attended = tokio::select! {
+            () = ended.cancelled() => return,
+            () = answers.closed() => return,
+            attended = attend(&stream, inputs, &answers) => attended,
+        };
+        if let Err(broken) = attended {
+            let status = Status::from(unheard(Unheard::Broken(broken)));
+            // Whoever called may be gone.
+            let _gone = answers.send(Err(status)).await;
+        }
+    });
+    Ok(ReceiverStream::new(receiver).boxed())
+}
+
+type Answer = mpsc::Sender<Result<ForwardResponse, Status>>;
+
+/// Carries both ways until both have ended.
+async fn attend(
+    stream: &Stream,
+    mut inputs: Streaming<ForwardRequest>,
+    answers: &Answer,
+) -> Result<(), Broken> {
+    let say = async |part| {
+        let answer = ForwardResponse { part: Some(part) };
+        let said = answers.send(Ok(answer)).await;
+        said.map_err(|_| Broken::Cancelled)
+    };
+    say(Out::Connected(true)).await?;
+    let inward = async {
+        loop {
+            let next = inputs.message().await.map_err(|_| Broken::Cancelled)?;
+            let Some(next) = next else {
+                return Err(Broken::Cancelled);
+            };
+            match next.part {
+                Some(In::Data(bytes)) if bytes.len() > MOST_DATA => {
+                    return Err(Broken::Failed("more than 64 KiB came at once".to_owned()));
+                }
+                Some(In::Data(bytes)) => stream.send(0, bytes).await?,
+                Some(In::End(_)) => {
+                    stream.end(0);
+                    return Ok(());
+                }
+                Some(In::Start(_)) => {
+                    return Err(Broken::Failed(
+                        "a second connection came in one call".to_owned(),
+                    ));
+                }
+                // Of a newer client.
+                None => {}
+            }
+        }
+    };
+    let outward = async {
+        while let Some(bytes) = stream.take(0).await? {
+            say(Out::Data(bytes)).await?;
+        }
+        say(Out::End(true)).await
+    };
+    tokio::try_join!(inward, outward)?;
+    stream.close();
+    Ok(())
+}

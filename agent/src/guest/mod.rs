@@ -1,0 +1,194 @@
+//! The guests' agents, as this node speaks to them: one task for each VM ([`session`]), which greets the guest with who it is
+//! ([`identity`]) and knows whether it answers. All that comes from a guest is taken for hostile.
+
+pub mod identity;
+mod keys;
+pub mod requests;
+mod session;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use guest::channel::{
+    link::{Link, Stream},
+    message::{Identity, Note, Request, Welcome, note, request},
+    mux::Broken,
+};
+use qemu::port::{Line, line};
+use tokio::{
+    net::UnixStream,
+    sync::{mpsc, watch},
+    time::{Instant, timeout_at},
+};
+
+/// Requests of guests that wait to be looked at, over all VMs of a node.
+pub const REQUESTS: usize = 64;
+
+/// What a guest asks for.
+#[derive(Debug)]
+pub struct Asked {
+    /// Who asks: its VM's id, as it was told.
+    pub vm: String,
+    /// What for.
+    pub what: request::What,
+    /// Where the answer goes.
+    pub stream: Stream,
+}
+
+/// A session that a guest has taken up.
+#[derive(Debug)]
+pub struct Session {
+    /// Its streams.
+    pub link: Link,
+    /// What the guest said of itself.
+    pub welcome: Welcome,
+    /// Since when.
+    pub since: Instant,
+}
+
+/// How it is with a guest's agent.
+#[derive(Debug, Clone, Default)]
+pub enum Contact {
+    /// It has not answered.
+    #[default]
+    Silent,
+    /// It answers.
+    Speaking(Arc<Session>),
+    /// It does not do as the protocol says: why.
+    Unsound(String),
+}
+
+/// The agent of one VM's guest.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    line: Line,
+    identity: watch::Sender<Option<Arc<Identity>>>,
+    contact: watch::Sender<Contact>,
+}
+
+/// A guest's agent cannot be asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unheard {
+    /// It does not answer.
+    #[error("the guest's agent does not answer")]
+    Silent,
+    /// It does not do as the protocol says.
+    #[error("the guest's agent is not sound: {0}")]
+    Unsound(String),
+    /// The request could not be begun, or was broken off.
+    #[error(transparent)]
+    Broken(#[from] Broken),
+}
+
+/// What the task of a guest's agent works with.
+#[derive(Debug)]
+pub struct Ends {
+    connections: mpsc::Receiver<UnixStream>,
+    identity: watch::Receiver<Option<Arc<Identity>>>,
+    contact: watch::Sender<Contact>,
+}
+
+impl Guest {
+    /// One that has not been heard of, and what its task works with: see [`session::run`].
+    pub fn new() -> (Self, Ends) {
+        let (line, connections) = line();
+        let guest = Self {
+            line,
+            identity: watch::Sender::new(None),
+            contact: watch::Sender::new(Contact::Silent),
+        };
+        let ends = Ends {
+            connections,
+            identity: guest.identity.subscribe(),
+            contact: guest.contact.clone(),
+        };
+        (guest, ends)
+    }
+
+    /// Where its processes' connections go.
+    pub fn line(&self) -> Line {
+        self.line.clone()
+    }
+
+    /// Says who the guest is: it is greeted with that from now on. Said again, it does nothing.
+    pub fn introduce(&self, identity: Identity) {
+        self.identity.send_if_modified(|known| {
+            let same = known
+                .as_ref()
+                .is_some_and(|known| known.incarnation == identity.incarnation);
+            if !same {
+                *known = Some(Arc::new(identity));
+            }
+            !same
+        });
+    }
+
+    /// Whether it has been said that it is this incarnation.
+    pub fn is_known_as(&self, incarnation: &str) -> bool {
+        let known = self.identity.borrow();
+        known
+            .as_ref()
+            .is_some_and(|known| known.incarnation == incarnation)
+    }
+
+    /// How it is with it.
+    pub fn contact(&self) -> Contact {
+        self.contact.borrow().clone()
+    }
+
+    /// Becomes another whenever something about it changes.
+    pub fn watch(&self) -> watch::Receiver<Contact> {
+        self.contact.subscribe()
+    }
+
+    /// Waits until it answers as this incarnation: what the guest said then. `None` when the deadline passes first.
+    pub async fn became(&self, incarnation: &str, deadline: Instant) -> Option<Arc<Session>> {
+        let mut contact = self.contact.subscribe();
+        let became = contact.wait_for(|contact| {
+            matches!(contact, Contact::Speaking(session) if session.welcome.incarnation == incarnation)
+        });
+        match timeout_at(deadline, became).await {
+            Ok(Ok(contact)) => match &*contact {
+                Contact::Speaking(session) => Some(Arc::clone(session)),
+                Contact::Silent | Contact::Unsound(_) => None,
+            },
+            Ok(Err(_)) | Err(_) => None,
+        }
+    }
+
+    /// The session that goes on.
+    pub fn session(&self) -> Result<Arc<Session>, Unheard> {
+        match &*self.contact.borrow() {
+            Contact::Speaking(session) => Ok(Arc::clone(session)),
+            Contact::Silent => Err(Unheard::Silent),
+            Contact::Unsound(why) => Err(Unheard::Unsound(why.clone())),
+        }
+    }
+
+    /// Begins a stream.
+    pub fn open(&self, what: request::What) -> Result<Stream, Unheard> {
+        Ok(self.session()?.link.open(&Request::from(what))?)
+    }
+
+    /// Tells it what time it is: it stood still. Nothing when it does not answer: it is told when it does.
+    pub fn tell_time(&self) {
+        if let Contact::Speaking(session) = &*self.contact.borrow() {
+            session.link.note(&Note {
+                what: Some(note::What::ClockNs(now_ns())),
+            });
+        }
+    }
+}
+
+/// The host's clock: nanoseconds since the epoch.
+fn now_ns() -> u64 {
+    // A clock before 1970 counts as 1970.
+    let now: Duration = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    now.as_nanos() as u64
+}
+
+pub use session::run;

@@ -1,0 +1,374 @@
+//! The task that speaks to one guest's agent: over each connection that the VM's processes get, a session, begun anew for each
+//! identity. It is the only one that reads and writes there.
+
+use std::{sync::Arc, time::Duration};
+
+use guest::channel::{
+    frame::{Frame, Kind, Malformed},
+    link::{Link, Wire},
+    message::{Hello, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome, note},
+    mux::{Broken, Came, Side, Violation},
+};
+use prost::Message as _;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::{
+    net::UnixStream,
+    sync::mpsc,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{Asked, Contact, Ends, Session, keys, now_ns};
+
+/// How long a greeting waits for its answer before it is sent again; twice as long each time.
+const FIRST_PATIENCE: Duration = Duration::from_millis(50);
+/// And at most so long.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a guest is left alone that does not do as it should.
+const REST: Duration = Duration::from_secs(5);
+/// Random bytes for each guest.
+const ENTROPY: usize = 64;
+/// What may come before a guest has answered, frames: what its parent's was owed.
+const STALE_FRAMES: u32 = 4096;
+/// So many frames may come in a [`PERIOD`]; then the guest waits for the next. A gibibyte takes thirty thousand.
+const MOST_FRAMES: u32 = 20_000;
+/// See there.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Speaks to a guest's agent until nobody holds its [`super::Guest`] any more.
+pub async fn run(mut ends: Ends, asked: mpsc::Sender<Asked>) {
+    let mut next = ends.connections.recv().await;
+    while let Some(connection) = next.take() {
+        let speaking = speak(&mut ends.identity, &ends.contact, &asked, connection);
+        // Another process's connection is the end of this one's.
+        next = tokio::select! {
+            () = speaking => None,
+            connection = ends.connections.recv() => connection,
+        };
+        ends.contact.send_replace(Contact::Silent);
+        if next.is_none() {
+            next = ends.connections.recv().await;
+        }
+    }
+}
+
+/// What a session ended with.
+enum End {
+    /// The connection is gone.
+    Gone,
+    /// The guest is somebody else now.
+    NewIdentity,
+    /// The guest does not do as it should.
+    Unsound(String),
+}
+
+type Identities = tokio::sync::watch::Receiver<Option<Arc<Identity>>>;
+
+/// Sessions over one connection, until that ends.
+async fn speak(
+    identities: &mut Identities,
+    contact: &tokio::sync::watch::Sender<Contact>,
+    asked: &mpsc::Sender<Asked>,
+    connection: UnixStream,
+) {
+    let mut wire = Wire::new(connection);
+    loop {
+        // A process that waits for a fork is nobody yet, and its guest does not run.
+        let known = identities.wait_for(Option::is_some).await;
+        let Some(identity) = known.ok().and_then(|identity| identity.clone()) else {
+            return;
+        };
+        identities.mark_unchanged();
+        let end = match Greeting::new(identity) {
+            Ok(greeting) => session(identities, contact, asked, &mut wire, greeting).await,
+            Err(problem) => End::Unsound(problem),
+        };
+        match end {
+            End::Gone => return,
+            End::NewIdentity => {
+                contact.send_replace(Contact::Silent);
+            }
+            End::Unsound(why) => {
+                tracing::warn!(problem = why, "a guest's agent is not sound");
+                contact.send_replace(Contact::Unsound(why));
+                // Unread, so that it waits, too.
+                sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// What a guest is greeted with.
+struct Greeting {
+    identity: Arc<Identity>,
+    session: u64,
+    entropy: Vec<u8>,
+}
+
+impl Greeting {
+    fn new(identity: Arc<Identity>) -> Result<Self, String> {
+        let (mut session, mut entropy) = ([0; 8], vec![0; ENTROPY]);
+        let random = SystemRandom::new();
+        for bytes in [&mut session[..], &mut entropy[..]] {
+            random
+                .fill(bytes)
+                .map_err(|_| "the host has no random numbers".to_owned())?;
+        }
+        Ok(Self {
+            identity,
+            session: u64::from_le_bytes(session),
+            entropy,
+        })
+    }
+
+    /// As it is sent now.
+    fn frame(&self) -> Frame {
+        let hello = Hello {
+            oldest: OLDEST,
+            newest: NEWEST,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            identity: Some(Identity::clone(&self.identity)),
+            clock_ns: now_ns(),
+            entropy: self.entropy.clone(),
+        };
+        Frame {
+            session: self.session,
+            stream: 0,
+            kind: Kind::Hello,
+            lane: 0,
+            payload: hello.encode_to_vec().into(),
+        }
+    }
+}
+
+async fn session(
+    identities: &mut Identities,
+    contact: &tokio::sync::watch::Sender<Contact>,
+    asked: &mpsc::Sender<Asked>,
+    wire: &mut Wire<UnixStream>,
+    greeting: Greeting,
+) -> End {
+    let greeted = tokio::select! {
+        greeted = greet(wire, &greeting) => greeted,
+        _changed = identities.changed() => return End::NewIdentity,
+    };
+    let welcome = match greeted {
+        Ok(welcome) => welcome,
+        Err(end) => return end,
+    };
+    let link = Link::new(Side::Host, greeting.session);
+    if welcome.wants_host_keys {
+        send_keys(&link);
+    }
+    let settled = welcome.settled;
+    tracing::debug!(vm = greeting.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
+    let begun = Session {
+        link: link.clone(),
+        welcome,
+        since: Instant::now(),
+    };
+    contact.send_replace(Contact::Speaking(Arc::new(begun)));
+    let end = tokio::select! {
+        end = serve(wire, &link, contact, asked, &greeting.identity) => end,
+        _changed = identities.changed() => End::NewIdentity,
+    };
+    link.lose(&Broken::Lost(match &end {
+        End::Gone => "the VM's process has ended, or is another".to_owned(),
+        End::NewIdentity => "the VM was set to another moment".to_owned(),
+        End::Unsound(why) => why.clone(),
+    }));
+    end
+}
+
+/// Greets until the guest answers.
+async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welcome, End> {
+    let mut patience = FIRST_PATIENCE;
+    let mut stale = 0;
+    wire.begin_anew();
+    loop {
+        wire.send(&greeting.frame())
+            .map_err(|_| End::Unsound("what it is to be told is too long".to_owned()))?;
+        let again = Instant::now() + patience;
+        patience = (patience * 2).min(LONGEST_PATIENCE);
+        loop {
+            let next = tokio::select! {
+                next = wire.next(None) => next,
+                () = sleep_until(again) => break,
+            };
+            let frame = match next {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return Err(End::Gone),
+                Err(error) => {
+                    tracing::debug!(%error, "the connection to a guest's agent ended");
+                    return Err(End::Gone);
+                }
+            };
+            match frame {
+                Ok(frame) if frame.session == greeting.session && frame.kind == Kind::Welcome => {
+                    return check(greeting, frame);
+                }
+                // Of its parent's session, or the end of one that was cut off.
+                Ok(_) | Err(_) => stale += 1,
+            }
+            if stale > STALE_FRAMES {
+                return Err(End::Unsound(
+                    "it does not answer, and sends other things".to_owned(),
+                ));
+            }
+        }
+    }
+}
+
+fn check(greeting: &Greeting, frame: Frame) -> Result<Welcome, End> {
+    let welcome = Welcome::decode(frame.payload)
+        .map_err(|error| End::Unsound(format!("its answer cannot be read: {error}")))?;
+    if !(OLDEST..=NEWEST).contains(&welcome.version) {
+        return Err(End::Unsound(format!(
+            "it speaks no form of the protocol that this agent knows ({OLDEST} to {NEWEST}); it is version {:?}",
+            shown(&welcome.agent_version)
+        )));
+    }
+    if welcome.incarnation != greeting.identity.incarnation {
+        return Err(End::Unsound("it says that it is another VM".to_owned()));
+    }
+    Ok(welcome)
+}
+
+/// What a guest says, fit to be shown.
+fn shown(text: &str) -> String {
+    let fit = text.chars().filter(|c| !c.is_control());
+    fit.take(200).collect()
+}
+
+fn send_keys(link: &Link) {
+    match keys::new_host_keys() {
+        Ok(keys) => link.note(&Note {
+            what: Some(note::What::HostKeys(keys)),
+        }),
+        // The guest says in its status that none came.
+        Err(error) => tracing::warn!(%error, "no SSH host keys could be made"),
+    }
+}
+
+async fn serve(
+    wire: &mut Wire<UnixStream>,
+    link: &Link,
+    contact: &tokio::sync::watch::Sender<Contact>,
+    asked: &mpsc::Sender<Asked>,
+    identity: &Identity,
+) -> End {
+    let mut pace = Pace::new();
+    loop {
+        let frame = match wire.next(Some(link)).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(Some(Err(malformed))) => return unsound(malformed),
+            Ok(None) => return End::Gone,
+            Err(error) => {
+                tracing::debug!(%error, "the connection to a guest's agent ended");
+                return End::Gone;
+            }
+        };
+        pace.another().await;
+        if frame.session != link.session() {
+            return End::Unsound("it goes on with a session that has ended".to_owned());
+        }
+        match frame.kind {
+            // The same answer to the greeting that was sent again.
+            Kind::Welcome => continue,
+            Kind::Note => {
+                if let Err(end) = hear(&frame, contact, identity) {
+                    return end;
+                }
+                continue;
+            }
+            _ => {}
+        }
+        match link.receive(frame) {
+            Ok(Came::Handled) => {}
+            Ok(Came::Opened { stream, request }) => {
+                let stream = link.stream(stream);
+                let what = Request::decode(request)
+                    .ok()
+                    .and_then(|request| request.what);
+                let Some(what) = what else {
+                    stream.fail("the host's agent does not know this request");
+                    continue;
+                };
+                let vm = identity.fork_id.clone();
+                if let Err(refused) = asked.try_send(Asked { vm, what, stream }) {
+                    refused
+                        .into_inner()
+                        .stream
+                        .fail("the host's agent has too many requests of guests; try again");
+                }
+            }
+            Err(violation) => return broke(violation),
+        }
+    }
+}
+
+fn unsound(malformed: Malformed) -> End {
+    End::Unsound(format!("it sends what is no frame: {malformed}"))
+}
+
+fn broke(violation: Violation) -> End {
+    End::Unsound(format!("it does not keep to the protocol: {violation}"))
+}
+
+fn hear(
+    frame: &Frame,
+    contact: &tokio::sync::watch::Sender<Contact>,
+    identity: &Identity,
+) -> Result<(), End> {
+    let note = Note::decode(frame.payload.clone())
+        .map_err(|error| End::Unsound(format!("a note of it cannot be read: {error}")))?;
+    if let Some(note::What::Settled(Settled {
+        incarnation,
+        failed,
+    })) = note.what
+        && incarnation == identity.incarnation
+    {
+        contact.send_modify(|contact| {
+            if let Contact::Speaking(session) = contact {
+                let mut welcome = session.welcome.clone();
+                if !welcome.settled {
+                    welcome.failed.extend(failed.into_iter().take(64));
+                    welcome.settled = true;
+                }
+                *session = Arc::new(Session {
+                    link: session.link.clone(),
+                    welcome,
+                    since: session.since,
+                });
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Holds a guest to a number of frames in a time: each costs this agent something, however small it is.
+struct Pace {
+    begun: Instant,
+    frames: u32,
+}
+
+impl Pace {
+    fn new() -> Self {
+        Self {
+            begun: Instant::now(),
+            frames: 0,
+        }
+    }
+
+    async fn another(&mut self) {
+        self.frames += 1;
+        if self.frames < MOST_FRAMES {
+            return;
+        }
+        let until = self.begun + PERIOD;
+        sleep_until(until).await;
+        *self = Self::new();
+    }
+}
+
+#[cfg(test)]
+mod tests;
