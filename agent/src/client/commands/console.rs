@@ -1,14 +1,12 @@
 //! `fpagent console`.
 
 use std::{
-    io::{self, IsTerminal as _, Read as _, Write as _},
-    thread,
+    io::{self, IsTerminal as _, Write as _},
     time::Duration,
 };
 
 use futures::{StreamExt as _, stream};
 use proto::v1::{ConsoleRequest, ConsoleResponse};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep_until},
@@ -16,14 +14,18 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Streaming};
 
-use crate::client::{Context, args::objects::ConsoleArgs, failure::Failure, reach::broken};
+use crate::client::{
+    Context,
+    args::objects::ConsoleArgs,
+    failure::Failure,
+    reach::broken,
+    terminal::{Raw, input},
+};
 
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
 /// Pieces of input that are read ahead of the guest.
 const INPUTS_AHEAD: usize = 4;
-/// Input that is read at once, bytes.
-const INPUT: usize = 16 << 10;
 
 pub(crate) async fn run(context: &Context, args: ConsoleArgs) -> Result<(), Failure> {
     let (sender, mut outputs) = open(context, &args.vm).await?;
@@ -32,9 +34,7 @@ pub(crate) async fn run(context: &Context, args: ConsoleArgs) -> Result<(), Fail
     if raw.is_some() {
         eprint!("console of {}: Ctrl-] leaves\r\n", args.vm);
     }
-    let (typed, mut keys) = mpsc::channel(INPUTS_AHEAD);
-    // Not waited for at the end: nothing ends a read of a terminal but a key.
-    thread::spawn(move || read_input(&typed));
+    let mut keys = input();
     let mut leave_at: Option<Instant> = None;
     loop {
         let left = async {
@@ -45,15 +45,15 @@ pub(crate) async fn run(context: &Context, args: ConsoleArgs) -> Result<(), Fail
         };
         tokio::select! {
             () = left => return Ok(()),
-            input = keys.recv(), if leave_at.is_none() => {
-                let (input, leave) = match input.transpose()? {
+            typed = keys.recv(), if leave_at.is_none() => {
+                let (bytes, leave) = match typed.transpose()? {
                     Some(bytes) => until_leave(bytes, terminal),
                     None => (Vec::new(), true),
                 };
                 // The call may have ended: then its outputs say why.
-                if !input.is_empty() {
+                if !bytes.is_empty() {
                     let input = ConsoleRequest {
-                        input: input.into(),
+                        input: bytes.into(),
                         ..ConsoleRequest::default()
                     };
                     let _ended = sender.send(input).await;
@@ -98,49 +98,11 @@ async fn open(context: &Context, vm: &str) -> Result<Opened, Failure> {
     opened.await
 }
 
-/// Reads input until its end, or until nobody wants it.
-fn read_input(typed: &mpsc::Sender<io::Result<Vec<u8>>>) {
-    let mut buffer = vec![0; INPUT];
-    loop {
-        let read = match io::stdin().lock().read(&mut buffer) {
-            Ok(0) => return,
-            Ok(count) => Ok(buffer[..count].to_vec()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => Err(error),
-        };
-        let failed = read.is_err();
-        if typed.blocking_send(read).is_err() || failed {
-            return;
-        }
-    }
-}
-
 /// What is for the guest, and whether the key to leave with came after it.
 fn until_leave(mut bytes: Vec<u8>, terminal: bool) -> (Vec<u8>, bool) {
     let leave = bytes.iter().position(|byte| terminal && *byte == LEAVE);
     bytes.truncate(leave.unwrap_or(bytes.len()));
     (bytes, leave.is_some())
-}
-
-/// A terminal that passes every key on, until it is dropped.
-struct Raw(Termios);
-
-impl Raw {
-    fn enter() -> io::Result<Self> {
-        let found = tcgetattr(io::stdin())?;
-        let mut raw = found.clone();
-        raw.make_raw();
-        tcsetattr(io::stdin(), OptionalActions::Now, &raw)?;
-        Ok(Self(found))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        if let Err(error) = tcsetattr(io::stdin(), OptionalActions::Now, &self.0) {
-            eprintln!("the terminal is not as it was ({error}): run `stty sane`");
-        }
-    }
 }
 
 #[cfg(test)]
