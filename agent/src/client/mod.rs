@@ -7,6 +7,7 @@ pub mod output;
 pub mod progress;
 pub mod reach;
 pub mod retry;
+pub mod secrets;
 pub mod tree;
 pub mod units;
 pub mod views;

@@ -1,6 +1,7 @@
 //! The command line: what can be typed. Names and options are a contract that scripts hold on to.
 
 pub mod cluster;
+pub mod guest;
 pub mod objects;
 
 use std::{path::PathBuf, time::Duration};
@@ -26,7 +27,7 @@ Examples:
   fpagent fork demo -n 3
   fpagent tree
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 cluster not reachable, 124 timed out.";
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 cluster not reachable, 124 timed out; `vm wait --for exit`: the guest's.";
 
 /// Forks running virtual machines in milliseconds: the agent of a host, and its command line.
 #[derive(Debug, Parser)]

@@ -14,3 +14,4 @@ pub mod token;
 pub mod tree;
 pub mod upload;
 pub mod vm;
+pub mod wait;
