@@ -23,8 +23,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     // `bytes` fields as `Bytes`: chunks of images and snapshots are handed on without a copy.
+    // Maps in their order: requests are told apart by the hash of what they are encoded to. Messages that hold secrets are not
+    // printed as they are, see `src/secret.rs`.
     tonic_prost_build::configure()
         .bytes(".")
+        .btree_map(".")
+        .skip_debug([
+            ".forkypig.v1.ForkRequest",
+            ".forkypig.peer.v1.HandSecretsRequest",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

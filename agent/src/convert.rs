@@ -14,13 +14,19 @@ use qemu::{
 use raft::{
     node::Status,
     state::{
-        Accelerator, CaptureMode, CaptureReport, EndCause, Ending, Image, Limits, Machine, Millis,
-        Node, NodeId, Operation, OperationKind, OperationState, Phase, Power, RestartPolicy,
-        Safety, Snapshot, Source, State, Vm,
+        CaptureMode, CaptureReport, EndCause, Ending, Image, Machine, Millis, Node, NodeId,
+        Operation, OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State,
+        Vm,
     },
 };
 
+use self::spec::{
+    accelerator_message, accelerator_name, guest_agent_message, limits_message, network_message,
+    restart_policy_message, unready_message,
+};
 use crate::{blobs::hex, reconcile::plan::Is};
+
+pub mod spec;
 
 /// Milliseconds since the epoch as a timestamp.
 pub fn timestamp(millis: Millis) -> Timestamp {
@@ -91,49 +97,6 @@ pub fn capture_mode(mode: v1::CaptureMode) -> CaptureMode {
     }
 }
 
-/// What of a request says which machine to make.
-pub fn machine(machine: v1::Machine) -> Machine {
-    match machine {
-        v1::Machine::Unspecified | v1::Machine::Microvm => Machine::Microvm,
-        v1::Machine::Q35 => Machine::Q35,
-    }
-}
-
-/// What of a request says what a VM may take.
-pub fn limits(limits: v1::Limits) -> Limits {
-    let some = |number: u32| Some(number).filter(|number| *number != 0);
-    Limits {
-        cpu_percent: some(limits.cpu_percent),
-        memory_bytes: Some(limits.memory_bytes).filter(|bytes| *bytes != 0),
-        pids: some(limits.pids),
-    }
-}
-
-fn limits_message(limits: &Limits) -> v1::Limits {
-    v1::Limits {
-        cpu_percent: limits.cpu_percent.unwrap_or_default(),
-        memory_bytes: limits.memory_bytes.unwrap_or_default(),
-        pids: limits.pids.unwrap_or_default(),
-    }
-}
-
-/// What of a request says what follows a VM's end.
-pub fn restart_policy(policy: v1::RestartPolicy) -> RestartPolicy {
-    match policy {
-        v1::RestartPolicy::Unspecified | v1::RestartPolicy::Never => RestartPolicy::Never,
-        v1::RestartPolicy::OnFailure => RestartPolicy::OnFailure,
-        v1::RestartPolicy::Always => RestartPolicy::Always,
-    }
-}
-
-fn restart_policy_message(policy: RestartPolicy) -> v1::RestartPolicy {
-    match policy {
-        RestartPolicy::Never => v1::RestartPolicy::Never,
-        RestartPolicy::OnFailure => v1::RestartPolicy::OnFailure,
-        RestartPolicy::Always => v1::RestartPolicy::Always,
-    }
-}
-
 /// The last end of a VM as its node kept it, as it is replicated.
 pub fn ending(end: &End) -> Ending {
     Ending {
@@ -148,9 +111,11 @@ pub fn ending(end: &End) -> Ending {
             Cause::StartFailed => EndCause::StartFailed,
             Cause::HostLost => EndCause::HostLost,
             Cause::Unseen => EndCause::Unseen,
+            Cause::Exited => EndCause::Exited,
         },
         detail: end.detail.clone(),
         at: end.at,
+        exit_code: end.exit_code,
     }
 }
 
@@ -166,36 +131,13 @@ fn ending_message(ending: &Ending) -> v1::Ending {
         EndCause::StartFailed => v1::EndCause::StartFailed,
         EndCause::HostLost => v1::EndCause::HostLost,
         EndCause::Unseen => v1::EndCause::Unseen,
+        EndCause::Exited => v1::EndCause::Exited,
     };
     v1::Ending {
         cause: cause.into(),
         detail: ending.detail.clone(),
         at: Some(timestamp(ending.at)),
-    }
-}
-
-/// What of a request says how to run guest code.
-pub fn accelerator(accelerator: v1::Accelerator) -> Accelerator {
-    match accelerator {
-        v1::Accelerator::Unspecified | v1::Accelerator::Auto => Accelerator::Auto,
-        v1::Accelerator::Kvm => Accelerator::Kvm,
-        v1::Accelerator::Tcg => Accelerator::Tcg,
-    }
-}
-
-fn accelerator_message(accelerator: Accelerator) -> v1::Accelerator {
-    match accelerator {
-        Accelerator::Auto => v1::Accelerator::Auto,
-        Accelerator::Kvm => v1::Accelerator::Kvm,
-        Accelerator::Tcg => v1::Accelerator::Tcg,
-    }
-}
-
-fn accelerator_name(accelerator: Accelerator) -> &'static str {
-    match accelerator {
-        Accelerator::Auto => "auto",
-        Accelerator::Kvm => "kvm",
-        Accelerator::Tcg => "tcg",
+        exit_code: ending.exit_code,
     }
 }
 
@@ -234,7 +176,7 @@ pub fn node(
         schedulable: node.schedulable,
         role: role.into(),
         leader: status.leader == Some(node.id),
-        labels: node.labels.clone().into_iter().collect(),
+        labels: node.labels.clone(),
         created_at: Some(timestamp(node.created_at)),
         capacity: node.capacity.as_ref().map(|capacity| v1::NodeCapacity {
             cpus: capacity.cpus,
@@ -316,7 +258,7 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
             Machine::Microvm => "microvm".to_owned(),
             Machine::Q35 => "q35".to_owned(),
         },
-        labels: vm.labels.clone().into_iter().collect(),
+        labels: vm.labels.clone(),
         created_at: Some(timestamp(vm.created_at)),
         generation: vm.generation,
         power: match vm.power {
@@ -333,6 +275,23 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         ending: vm.ending.as_ref().map(ending_message),
         restarts: vm.restarts,
         next_start_at: vm.next_start.map(timestamp),
+        network: Some(network_message(vm.spec.network)),
+        publish: vm
+            .spec
+            .publish
+            .iter()
+            .map(|port| u32::from(*port))
+            .collect(),
+        self_fork: vm.spec.self_fork,
+        unready: unready_message(vm.spec.unready).into(),
+        settings: vm.settings.clone(),
+        index: vm.place.map_or(0, |place| place.index),
+        count: vm.place.map_or(0, |place| place.count),
+        failed_steps: vm.failed_steps.clone(),
+        guest: None,
+        ports: Vec::new(),
+        family: vm.family.map_or_else(String::new, |id| id.to_string()),
+        by_guest: vm.by_guest,
     }
 }
 
@@ -344,7 +303,7 @@ pub fn seen_state(is: &Is) -> v1::VmState {
         Is::Booting { .. } => v1::VmState::Starting,
         Is::Running { .. } => v1::VmState::Running,
         Is::Paused { .. } => v1::VmState::Paused,
-        Is::Ended { end, .. } if end.cause.is_orderly() => v1::VmState::Stopped,
+        Is::Ended { end, .. } if end.is_orderly() => v1::VmState::Stopped,
         Is::Ended { .. } => v1::VmState::Failed,
     }
 }
@@ -382,6 +341,7 @@ pub fn image(state: &State, image: &Image) -> v1::Image {
             .map(|node| node_name(state, *node))
             .collect(),
         created_at: Some(timestamp(image.created_at)),
+        guest_agent: guest_agent_message(image.guest_agent).into(),
     }
 }
 

@@ -76,6 +76,9 @@ pub enum ApiError {
         /// What to do.
         hint: &'static str,
     },
+    /// This agent, or the guest, cannot do it at all.
+    #[error("{0}")]
+    Unsupported(String),
     /// A file is not what it should be.
     #[error("{0}")]
     BadImage(String),
@@ -177,6 +180,11 @@ impl ApiError {
             Self::HostUnfit { hint, .. } => {
                 Answer::new(FailedPrecondition, Reason::HostUnfit, *hint)
             }
+            Self::Unsupported(_) => Answer::new(
+                Unimplemented,
+                Reason::NotSupported,
+                "ask for something that it can do",
+            ),
             Self::BadImage(_) => Answer::new(
                 InvalidArgument,
                 Reason::BadImage,

@@ -16,6 +16,7 @@ pub mod node;
 pub mod peers;
 pub mod program;
 pub mod reconcile;
+pub mod secrets;
 pub mod store;
 pub mod trust;
 pub mod vms;

@@ -28,6 +28,7 @@ use crate::{
     density::Density,
     leases::Leases,
     peers::Peers,
+    secrets::Secrets,
     store::Store,
     trust::{authority::Authority, identity::Identity},
     vms::{Vms, fork::Forks, launch::Fitness, pool::Pool},
@@ -59,6 +60,8 @@ pub struct Node {
     pub forks: Forks,
     /// Its forks that are ready before anybody asks.
     pub pool: Pool,
+    /// What only guests of its forks may know.
+    pub secrets: Secrets,
     /// What it can run.
     pub fitness: Fitness,
     /// Whether its kernel tracks writes, and if not, why.

@@ -51,7 +51,7 @@ fn ask(global: client::args::Global, command: Command) -> ExitCode {
     match runtime.block_on(client::execute(global, command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            if failure.kind != client::failure::FailureKind::NoReader {
+            if !failure.kind.is_silent() {
                 eprintln!("{}", failure.line());
             }
             ExitCode::from(failure.kind.exit_code())

@@ -7,47 +7,16 @@
 )]
 
 mod fake;
+mod guests;
+mod program;
 
-use std::{path::Path, process::Output, time::Duration};
+use std::{path::Path, time::Duration};
 
 use fake::{Fake, Reply};
+use program::fpagent;
 use serde_json::Value;
 use tokio::process::Command;
 use tonic::Code;
-
-/// What a call of the program came to.
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl From<Output> for Ran {
-    fn from(output: Output) -> Self {
-        Self {
-            code: output.status.code().unwrap(),
-            out: String::from_utf8(output.stdout).unwrap(),
-            err: String::from_utf8(output.stderr).unwrap(),
-        }
-    }
-}
-
-impl Ran {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out)
-            .unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
-    }
-}
-
-async fn fpagent(address: &str, args: &[&str]) -> Ran {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fpagent"));
-    command
-        .env_clear()
-        .env("FPAGENT_ADDR", address)
-        .args(args)
-        .kill_on_drop(true);
-    command.output().await.unwrap().into()
-}
 
 fn refusal(code: Code, reason: &str, message: &str) -> Reply {
     Reply::Refuse(fake::status(code, reason, message, "do better"))

@@ -5,6 +5,8 @@
 
 pub use forkypig::{peer::v1 as peer, v1};
 
+mod secret;
+
 /// The packages as the compiler nests them: generated code refers to its neighbours by these paths.
 #[allow(missing_docs, clippy::all, unused_qualifications)]
 mod forkypig {

@@ -30,13 +30,8 @@ pub enum Cause {
     HostLost,
     /// It was gone when the agent came back: nobody saw why.
     Unseen,
-}
-
-impl Cause {
-    /// Whether it ended as somebody wanted, in the guest or outside.
-    pub fn is_orderly(self) -> bool {
-        matches!(self, Self::Stopped | Self::Poweroff)
-    }
+    /// Its guest ended it with an exit code.
+    Exited,
 }
 
 /// How a process ended.
@@ -49,6 +44,27 @@ pub struct End {
     pub detail: String,
     /// When that was seen, milliseconds since the epoch.
     pub at: u64,
+    /// The exit code that its guest gave; with [`Cause::Exited`].
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+}
+
+impl End {
+    /// Whether it ended as somebody wanted, in the guest or outside: an exit with 0 is as a poweroff, any other is a failure.
+    pub fn is_orderly(&self) -> bool {
+        match self.cause {
+            Cause::Stopped | Cause::Poweroff => true,
+            Cause::Exited => self.exit_code == Some(0),
+            Cause::Reboot
+            | Cause::Panic
+            | Cause::Crash
+            | Cause::OutOfMemory
+            | Cause::BootFailed
+            | Cause::StartFailed
+            | Cause::HostLost
+            | Cause::Unseen => false,
+        }
+    }
 }
 
 /// What became of a VM's processes so far.
@@ -102,6 +118,7 @@ mod tests {
             cause: Cause::Crash,
             detail: String::new(),
             at,
+            exit_code: None,
         }
     }
 
@@ -141,5 +158,23 @@ mod tests {
     fn a_record_without_a_past_is_read() {
         let past: Past = serde_json::from_str("{}").unwrap();
         assert_eq!(past, Past::default());
+        // As it was written before guests had exit codes.
+        let end: End = serde_json::from_str(r#"{"cause":"panic","detail":"","at":5}"#).unwrap();
+        assert_eq!((end.cause, end.exit_code), (Cause::Panic, None));
+    }
+
+    #[test]
+    fn an_exit_is_orderly_by_its_code() {
+        let exited = |exit_code| End {
+            cause: Cause::Exited,
+            exit_code,
+            ..end(0)
+        };
+        assert!(exited(Some(0)).is_orderly());
+        for code in [Some(1), Some(-1), None] {
+            assert!(!exited(code).is_orderly(), "{code:?}");
+        }
+        let text = serde_json::to_string(&exited(Some(3))).unwrap();
+        assert_eq!(serde_json::from_str::<End>(&text).unwrap(), exited(Some(3)));
     }
 }

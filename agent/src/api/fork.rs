@@ -1,31 +1,36 @@
 //! Asking for forks and captures: telling the source's node ahead, waiting for the operation's end, and the answer.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use proto::{
     peer::PrepareForkRequest,
     v1::{ForkRequest, ForkResponse, ForkedVm},
 };
 use raft::state::{
-    CaptureMode, ForkSource, Kind, NodeId, Operation, OperationId, OperationState, Rejection, names,
+    CaptureMode, Command, ForkSource, Kind, NodeId, Operation, OperationId, OperationState,
+    Rejection, Response, State, names,
 };
 use tokio::{
     sync::oneshot,
     time::{Instant, timeout},
 };
+use ulid::Ulid;
 
-use super::Api;
+use super::{Api, request_key, unexpected};
 use crate::{
     admission::{NO_DISK, NO_MEMORY},
     convert,
     errors::ApiError,
+    node::now,
+    secrets,
     vms::fork::Source,
 };
 
 /// How long an operation may wait for its node: one that was away longer gives it up.
 pub const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
+
 /// Reads `VM`, `VM@SNAPSHOT` or `@SNAPSHOT`.
-pub(super) fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
+fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
     let snapshot = |snapshot: &str, vm: Option<&str>| ForkSource::Snapshot {
         snapshot: snapshot.to_owned(),
         vm: vm.map(str::to_owned),
@@ -51,7 +56,83 @@ pub(super) fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
     }
 }
 
+/// Where what is forked is, as a state has it.
+pub(super) fn located(state: &State, source: &ForkSource) -> Result<(NodeId, Source), Rejection> {
+    match source {
+        ForkSource::Vm(name) => {
+            let vm = names::vm(state, name)?;
+            Ok((vm.node, Source::Vm(vm.id)))
+        }
+        ForkSource::Snapshot { snapshot, vm } => {
+            let found = names::snapshot_of(state, snapshot, vm.as_deref())?;
+            let node = found.nodes.first().ok_or_else(|| Rejection::WrongState {
+                kind: Kind::Snapshot,
+                name: snapshot.clone(),
+                problem: "is on no node".to_owned(),
+            })?;
+            Ok((*node, Source::Snapshot(found.id)))
+        }
+    }
+}
+
 impl Api {
+    /// Carries a fork out and waits for its end. `by_guest`: whether a guest asks for its own VM, as far as that may.
+    pub(super) async fn fork_as_asked(
+        &self,
+        mut request: ForkRequest,
+        by_guest: bool,
+        arrived: Instant,
+        deadline: Instant,
+    ) -> Result<ForkResponse, ApiError> {
+        self.has_room()?;
+        let source = fork_source(&request.source)?;
+        let mode = convert::capture_mode(request.mode());
+        // Out of the request before anything is made of it: nothing that is stored or sent depends on a secret.
+        let given = secrets::take(std::mem::take(&mut request.secrets))?;
+        let key = request_key(&request, |request| &mut request.request_id);
+        let operation = OperationId::from_ulid(Ulid::new().0);
+        let handed = match &given {
+            Some(given) => Some(
+                self.hand_ahead(&key, &source, operation, given, deadline)
+                    .await?,
+            ),
+            None => None,
+        };
+        let told = match self.was_carried_out(&key) {
+            true => None,
+            false => self.prepare_fork(&source, operation, &request, mode),
+        };
+        let command = Command::Fork {
+            operation,
+            source,
+            count: request.count,
+            name: Some(request.name).filter(|name| !name.is_empty()),
+            mode,
+            paused: request.paused,
+            labels: request.labels,
+            settings: request.settings,
+            by_guest,
+            expires_at: now() + OPERATION_PATIENCE.as_millis() as u64,
+        };
+        let id = match self.change(key, command, deadline).await? {
+            Response::Operation(id) => id,
+            other => return Err(unexpected(other)),
+        };
+        if let (Some(given), Some(handed)) = (&given, handed) {
+            self.hand_to_its_node(id, handed.map(|node| (operation, node)), given, deadline)
+                .await?;
+        }
+        let ended = self.ended_operation(id, deadline).await?;
+        // When the parent's node knew: its own times count from there.
+        let ahead = match told {
+            Some(told) => told
+                .await
+                .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
+            None => arrived.elapsed(),
+        };
+        Ok(self.fork_message(&ended, ahead.min(arrived.elapsed())))
+    }
+
     /// Tells the source's node to begin with what may be done before the fork is sure, if this node knows where that is.
     /// Nothing depends on it. Gives the time at which the node knew.
     pub(super) fn prepare_fork(
@@ -61,17 +142,7 @@ impl Api {
         request: &ForkRequest,
         mode: CaptureMode,
     ) -> Option<oneshot::Receiver<Instant>> {
-        let state = self.node.state();
-        let (node, source) = match source {
-            ForkSource::Vm(name) => {
-                let vm = names::vm(&state, name).ok()?;
-                (vm.node, Source::Vm(vm.id))
-            }
-            ForkSource::Snapshot { snapshot, vm } => {
-                let found = names::snapshot_of(&state, snapshot, vm.as_deref()).ok()?;
-                (*found.nodes.first()?, Source::Snapshot(found.id))
-            }
-        };
+        let (node, source) = located(&self.node.state(), source).ok()?;
         let count =
             Some(request.count).filter(|count| (1..=raft::state::MAX_CHILDREN).contains(count))?;
         Some(self.prepare(node, operation, source, count, mode))
@@ -95,7 +166,7 @@ impl Api {
             let _kept = told.send(Instant::now());
             return when;
         }
-        let peers = std::sync::Arc::clone(&self.node.peers);
+        let peers = Arc::clone(&self.node.peers);
         let request = PrepareForkRequest {
             operation: operation.to_string(),
             source: match source {
@@ -131,7 +202,7 @@ impl Api {
         &self,
         id: OperationId,
         deadline: Instant,
-    ) -> Result<std::sync::Arc<Operation>, ApiError> {
+    ) -> Result<Arc<Operation>, ApiError> {
         let ended = self
             .node
             .wait_for(deadline, |state| match state.operations.get(&id) {
@@ -177,11 +248,17 @@ impl Api {
                 || "it was deleted".to_owned(),
                 |result| result.error.clone(),
             );
-            let running_ms = match result {
+            let since_arrival = |us: u64| convert::ms(us) + ahead.as_secs_f64() * 1e3;
+            let (running_ms, ready_ms) = match result {
                 Some(result) if result.error.is_empty() => {
-                    convert::ms(result.running_us) + ahead.as_secs_f64() * 1e3
+                    let ready = match result.ready_us {
+                        // Nobody says when it had become itself.
+                        0 => result.running_us,
+                        ready => ready,
+                    };
+                    (since_arrival(result.running_us), since_arrival(ready))
                 }
-                _ => 0.0,
+                _ => (0.0, 0.0),
             };
             let vm = state.vms.get(&id);
             ForkedVm {
@@ -194,8 +271,9 @@ impl Api {
                     })
                     .into(),
                 running_ms,
-                ready_ms: running_ms,
+                ready_ms,
                 error,
+                failed_steps: result.map_or_else(Vec::new, |result| result.failed_steps.clone()),
             }
         });
         ForkResponse {

@@ -54,6 +54,7 @@ impl ImageService for Api {
             return Err(invalid("kernel", "an initrd or a command line needs a kernel").into());
         }
         let key = import_key(&header, &files);
+        let guest_agent = convert::spec::guest_agent(header.guest_agent());
         let command = Command::ImportImage {
             id: ImageId(Ulid::new().0),
             name: header.name,
@@ -67,6 +68,7 @@ impl ImageService for Api {
             } else {
                 header.boot_timeout_ms
             },
+            guest_agent,
             node: self.node.id(),
         };
         match self.change(key, command, deadline).await? {

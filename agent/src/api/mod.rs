@@ -10,8 +10,10 @@ mod node;
 mod operation;
 mod peer;
 mod reset;
+mod secrets;
 mod snapshot;
 mod vm;
+mod wait;
 
 pub use peer::renew_leases;
 
@@ -143,6 +145,11 @@ fn joiners(request: Request<()>) -> Result<Request<()>, Status> {
 
 /// When a call's caller stops waiting, by its `grpc-timeout`; a little before, so that the answer still arrives.
 fn deadline<T>(request: &Request<T>) -> Instant {
+    deadline_within(request, LONGEST_PATIENCE)
+}
+
+/// The same, where a caller may ask for more or less than usual.
+fn deadline_within<T>(request: &Request<T>, longest: std::time::Duration) -> Instant {
     let header = request
         .metadata()
         .get("grpc-timeout")
@@ -150,7 +157,7 @@ fn deadline<T>(request: &Request<T>) -> Instant {
     let patience = header
         .and_then(timeout_header)
         .unwrap_or(DEFAULT_PATIENCE)
-        .min(LONGEST_PATIENCE);
+        .min(longest);
     Instant::now() + patience.mul_f64(0.95)
 }
 
@@ -264,5 +271,29 @@ mod tests {
         assert_eq!(key(request("a", "1")).body, key(request("a", "2")).body);
         assert_ne!(key(request("a", "1")).body, key(request("b", "1")).body);
         assert!(!key(request("a", "")).id.is_empty());
+    }
+
+    #[test]
+    fn maps_count_for_the_body_in_one_order() {
+        use proto::v1::ForkRequest;
+        let key = |labels: &[(&str, &str)]| {
+            let labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into()));
+            let request = ForkRequest {
+                labels: labels.collect(),
+                ..Default::default()
+            };
+            request_key(&request, |r: &mut ForkRequest| &mut r.request_id).body
+        };
+        let labels: Vec<(String, String)> =
+            (0..20).map(|n| (n.to_string(), n.to_string())).collect();
+        let mut labels: Vec<_> = labels
+            .iter()
+            .map(|(k, v)| (k.as_str(), v.as_str()))
+            .collect();
+        let first = key(&labels);
+        labels.reverse();
+        assert_eq!(key(&labels), first);
+        labels.pop();
+        assert_ne!(key(&labels), first);
     }
 }

@@ -39,7 +39,7 @@ impl NodeService for Api {
         let deadline = deadline(&request);
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
-        let set = request.set.into_iter().collect();
+        let set = request.set;
         let command = Command::LabelNode {
             node: request.node,
             set,

@@ -5,9 +5,10 @@ use std::{fs::File, io::Read as _, io::Seek as _, pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
 use proto::peer::{
-    FetchFileRequest, FetchFileResponse, NodeAge, ObserveRequest, ObserveResponse, ObservedPool,
-    ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse,
-    RenewLeaseRequest, RenewLeaseResponse, peer_service_server::PeerService,
+    FetchFileRequest, FetchFileResponse, HandSecretsRequest, HandSecretsResponse, NodeAge,
+    ObserveRequest, ObserveResponse, ObservedPool, ObservedVm, PrepareForkRequest,
+    PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse, RenewLeaseRequest,
+    RenewLeaseResponse, peer_service_server::PeerService,
 };
 use proto::v1::{
     ConsoleRequest, ConsoleResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
@@ -25,6 +26,7 @@ use crate::{
     convert, density,
     errors::ApiError,
     node::Node,
+    secrets,
     vms::{fork::Source, launch, vm_name},
 };
 
@@ -99,6 +101,21 @@ impl PeerService for Api {
         request: Request<Streaming<ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
         self.forward_here(request).await
+    }
+
+    async fn hand_secrets(
+        &self,
+        request: Request<HandSecretsRequest>,
+    ) -> Result<Response<HandSecretsResponse>, Status> {
+        let request = request.into_inner();
+        let operation = request
+            .operation
+            .parse()
+            .map_err(|_| Status::invalid_argument("an id is not a ULID"))?;
+        if let Some(given) = secrets::take(request.secrets)? {
+            self.node.secrets.put(operation, given);
+        }
+        Ok(Response::new(HandSecretsResponse {}))
     }
 
     type FetchFileStream = ReceiverStream<Result<FetchFileResponse, Status>>;

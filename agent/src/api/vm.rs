@@ -13,12 +13,12 @@ use proto::{
         ConsoleRequest, ConsoleResponse, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
         ForkRequest, ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse,
         PowerAction as Action, ReadLogsRequest, ReadLogsResponse, ResetVmRequest, ResetVmResponse,
-        SetVmPowerRequest, SuspendVmRequest, Vm, vm_service_server::VmService,
+        SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest, vm_service_server::VmService,
     },
 };
 use raft::state::{
-    self as model, Command, Kind, NodeId, ObjectId, OperationId, Phase, Power, PowerAction,
-    Rejection, Response as Outcome, State, VmId, names,
+    self as model, Command, Kind, NodeId, ObjectId, Phase, Power, PowerAction, Rejection,
+    Response as Outcome, State, VmId, names,
 };
 use tokio::time::{Instant, timeout};
 use tonic::{Request, Response, Status, Streaming};
@@ -31,9 +31,8 @@ use super::{
 };
 use crate::{
     admission::NO_MEMORY,
-    convert::{self, Fresh},
+    convert::{self, Fresh, spec},
     errors::ApiError,
-    node::now,
 };
 
 /// How long a node is asked for what it sees of its VMs.
@@ -48,9 +47,10 @@ impl VmService for Api {
         let request = request.into_inner();
         self.has_room()?;
         let key = request_key(&request, |request| &mut request.request_id);
-        let accelerator = convert::accelerator(request.accelerator());
-        let machine = convert::machine(request.machine());
-        let restart = convert::restart_policy(request.restart());
+        let accelerator = spec::accelerator(request.accelerator());
+        let machine = spec::machine(request.machine());
+        let restart = spec::restart_policy(request.restart());
+        let unready = spec::unready(request.unready());
         let command = Command::CreateVm {
             id: VmId(Ulid::new().0),
             name: request.name,
@@ -68,9 +68,13 @@ impl VmService for Api {
             accelerator,
             cpu_model: Some(request.cpu_model).filter(|model| !model.is_empty()),
             cmdline: request.cmdline,
-            limits: convert::limits(request.limits.unwrap_or_default()),
+            limits: spec::limits(request.limits.unwrap_or_default()),
             restart,
-            labels: request.labels.into_iter().collect(),
+            labels: request.labels,
+            network: spec::network(request.network),
+            publish: spec::publish(&request.publish)?,
+            self_fork: request.self_fork,
+            unready,
         };
         let id = match self.change(key, command, deadline).await? {
             Outcome::Vm(id) => id,
@@ -201,41 +205,14 @@ impl VmService for Api {
     async fn fork(&self, request: Request<ForkRequest>) -> Result<Response<ForkResponse>, Status> {
         let arrived = Instant::now();
         let deadline = deadline(&request);
-        let request = request.into_inner();
-        self.has_room()?;
-        let source = super::fork::fork_source(&request.source)?;
-        let mode = convert::capture_mode(request.mode());
-        let key = request_key(&request, |request| &mut request.request_id);
-        let operation = OperationId::from_ulid(Ulid::new().0);
-        let told = match self.was_carried_out(&key) {
-            true => None,
-            false => self.prepare_fork(&source, operation, &request, mode),
-        };
-        let command = Command::Fork {
-            operation,
-            source,
-            count: request.count,
-            name: Some(request.name).filter(|name| !name.is_empty()),
-            mode,
-            paused: request.paused,
-            labels: request.labels.into_iter().collect(),
-            expires_at: now() + super::fork::OPERATION_PATIENCE.as_millis() as u64,
-        };
-        let id = match self.change(key, command, deadline).await? {
-            Outcome::Operation(id) => id,
-            other => return Err(unexpected(other).into()),
-        };
-        let ended = self.ended_operation(id, deadline).await?;
-        // When the parent's node knew: its own times count from there.
-        let ahead = match told {
-            Some(told) => told
-                .await
-                .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
-            None => arrived.elapsed(),
-        };
-        Ok(Response::new(
-            self.fork_message(&ended, ahead.min(arrived.elapsed())),
-        ))
+        let forked = self.fork_as_asked(request.into_inner(), false, arrived, deadline);
+        forked.await.map(Response::new).map_err(Status::from)
+    }
+
+    async fn wait_vm(&self, request: Request<WaitVmRequest>) -> Result<Response<Vm>, Status> {
+        let deadline = super::deadline_within(&request, super::wait::LONGEST);
+        let waited = self.waited_for(request.into_inner(), deadline);
+        waited.await.map(Response::new).map_err(Status::from)
     }
 
     type ConsoleStream = Answers<ConsoleResponse>;
@@ -346,13 +323,17 @@ impl Api {
     }
 
     pub(super) async fn vm_message(&self, id: VmId) -> Result<Vm, ApiError> {
-        let state = self.node.state();
+        self.message_of(&self.node.state(), id).await
+    }
+
+    /// A VM as it is in a state, with what its node sees of it now.
+    pub(super) async fn message_of(&self, state: &State, id: VmId) -> Result<Vm, ApiError> {
         let vm = state.vms.get(&id).ok_or_else(|| Rejection::NotFound {
             kind: Kind::Vm,
             name: id.to_string(),
         })?;
-        let fresh = self.observe(&state, Some(vm)).await;
-        Ok(self.message(&state, vm, &fresh))
+        let fresh = self.observe(state, Some(vm)).await;
+        Ok(self.message(state, vm, &fresh))
     }
 
     fn message(&self, state: &State, vm: &model::Vm, fresh: &BTreeMap<VmId, Fresh>) -> Vm {
@@ -435,7 +416,7 @@ impl Api {
         Ok(())
     }
 
-    async fn client(
+    pub(super) async fn client(
         &self,
         state: &State,
         node: NodeId,
@@ -459,7 +440,8 @@ fn offline(state: &State, node: NodeId, problem: String) -> ApiError {
     }
 }
 
-fn failed(vm: &model::Vm) -> ApiError {
+/// Why a VM that failed did.
+pub(super) fn failed(vm: &model::Vm) -> ApiError {
     let text = format!("VM {:?} failed: {}", vm.name, vm.reason);
     if vm.reason.starts_with("boot-timeout") {
         ApiError::BootTimeout(text)

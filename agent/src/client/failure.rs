@@ -30,6 +30,8 @@ pub enum FailureKind {
     TimedOut,
     /// Nobody reads the output any more: ends silently with 0.
     NoReader,
+    /// A guest, or a program in it, ended with this code, and so does the command: silently, that was said by the guest.
+    Guest(u8),
 }
 
 impl FailureKind {
@@ -41,7 +43,13 @@ impl FailureKind {
             Self::Usage => 2,
             Self::Unreachable => 3,
             Self::TimedOut => 124,
+            Self::Guest(code) => code,
         }
+    }
+
+    /// Whether nothing is printed of it.
+    pub fn is_silent(self) -> bool {
+        matches!(self, Self::NoReader | Self::Guest(_))
     }
 }
 

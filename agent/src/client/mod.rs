@@ -7,6 +7,8 @@ pub mod output;
 pub mod progress;
 pub mod reach;
 pub mod retry;
+pub mod secrets;
+mod terminal;
 pub mod tree;
 pub mod units;
 pub mod views;
@@ -34,7 +36,7 @@ impl Context {
         Reach::for_user(
             &self.global.addr,
             self.global.certs.as_deref(),
-            self.global.timeout,
+            self.global.timeout(),
         )
     }
 
@@ -99,6 +101,8 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Node(command) => commands::node::run(&context, command).await,
         Command::Image(command) => commands::image::run(&context, command).await,
         Command::Vm(command) => commands::vm::run(&context, command).await,
+        Command::Exec(args) => commands::exec::run(&context, args).await,
+        Command::Forward(args) => commands::forward::run(&context, args).await,
         Command::Fork(args) => commands::fork::run(&context, args).await,
         Command::Snapshot(command) => commands::snapshot::run(&context, command).await,
         Command::Tree(args) => commands::tree::run(&context, args).await,

@@ -9,9 +9,9 @@ use std::{
 };
 
 use proto::v1::{
-    cluster_service_client::ClusterServiceClient, image_service_client::ImageServiceClient,
-    join_service_client::JoinServiceClient, node_service_client::NodeServiceClient,
-    operation_service_client::OperationServiceClient,
+    cluster_service_client::ClusterServiceClient, guest_service_client::GuestServiceClient,
+    image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
+    node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
     snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
 };
 use rustls::ClientConfig;
@@ -109,6 +109,8 @@ impl Attempt {
         join: JoinServiceClient,
         /// Nodes.
         nodes: NodeServiceClient,
+        /// Working inside VMs.
+        guests: GuestServiceClient,
         /// Images.
         images: ImageServiceClient,
         /// VMs and forks.

@@ -38,7 +38,7 @@ use crate::{
     leases::Leases,
     node::{Node, now},
     peers::Peers,
-    reconcile,
+    reconcile, secrets,
     store::Store,
     trust::{
         identity::{DataDir, LocalNode},
@@ -201,6 +201,7 @@ impl Agent {
                 blank: options.waiting_processes,
                 reserve: options.reserve_memory.saturating_mul(2),
             }),
+            secrets: Default::default(),
             fitness,
             write_tracking,
             peers,
@@ -251,6 +252,7 @@ impl Agent {
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
         node.tasks.spawn(fork::follow(Arc::clone(&node)));
         node.tasks.spawn(pool::run(Arc::clone(&node)));
+        node.tasks.spawn(secrets::forget_in_time(Arc::clone(&node)));
         node.tasks.spawn(density::run(Arc::clone(&node)));
         node.tasks
             .spawn(guest::requests::run(Arc::clone(&node), requests));

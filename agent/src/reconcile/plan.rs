@@ -473,7 +473,7 @@ fn ended(vm: &Vm, seen: &Seen, end: &End, now: Millis) -> Step {
             Step::report_next(vm, seen, Phase::Restarting, &reason, Some(until))
         }
         Verdict::Stay | Verdict::Start | Verdict::Wait { .. } => {
-            let phase = if end.cause.is_orderly() {
+            let phase = if end.is_orderly() {
                 Phase::Stopped
             } else {
                 Phase::Failed

@@ -28,7 +28,7 @@ pub enum Verdict {
 
 /// Decides. `in_a_row`: how often it was started again since it last ran well.
 pub fn verdict(policy: RestartPolicy, end: &End, in_a_row: u32, now: Millis) -> Verdict {
-    if !is_followed(policy, end.cause) {
+    if !is_followed(policy, end) {
         return Verdict::Stay;
     }
     let wait = wait(end.cause, in_a_row);
@@ -42,12 +42,14 @@ pub fn verdict(policy: RestartPolicy, end: &End, in_a_row: u32, now: Millis) -> 
 }
 
 /// Whether a start follows an end.
-fn is_followed(policy: RestartPolicy, cause: Cause) -> bool {
-    match (cause, policy) {
+fn is_followed(policy: RestartPolicy, end: &End) -> bool {
+    match (end.cause, policy) {
         (Cause::Stopped, _) => false,
         // The guest asked for it.
         (Cause::Reboot, _) => true,
         (Cause::Poweroff, policy) => policy == RestartPolicy::Always,
+        // With 0 it is a poweroff, else a failure.
+        (Cause::Exited, policy) if end.is_orderly() => policy == RestartPolicy::Always,
         (
             Cause::Panic
             | Cause::Crash
@@ -55,7 +57,8 @@ fn is_followed(policy: RestartPolicy, cause: Cause) -> bool {
             | Cause::BootFailed
             | Cause::StartFailed
             | Cause::HostLost
-            | Cause::Unseen,
+            | Cause::Unseen
+            | Cause::Exited,
             policy,
         ) => policy != RestartPolicy::Never,
     }
@@ -99,17 +102,26 @@ mod tests {
             cause,
             detail: String::new(),
             at: 1_000_000,
+            exit_code: None,
+        }
+    }
+
+    fn exited(code: i32) -> End {
+        End {
+            exit_code: Some(code),
+            ..end(Cause::Exited)
         }
     }
 
     #[test]
     fn policies_differ_in_what_they_follow() {
-        let follow = |cause| POLICIES.map(|policy| is_followed(policy, cause));
-        assert_eq!(follow(Cause::Stopped), [false, false, false]);
-        assert_eq!(follow(Cause::Reboot), [true, true, true]);
-        assert_eq!(follow(Cause::Poweroff), [false, false, true]);
-        for cause in BAD {
-            assert_eq!(follow(cause), [false, true, true], "{cause:?}");
+        let follow = |end: &End| POLICIES.map(|policy| is_followed(policy, end));
+        assert_eq!(follow(&end(Cause::Stopped)), [false, false, false]);
+        assert_eq!(follow(&end(Cause::Reboot)), [true, true, true]);
+        assert_eq!(follow(&end(Cause::Poweroff)), [false, false, true]);
+        assert_eq!(follow(&exited(0)), [false, false, true]);
+        for end in BAD.map(end).iter().chain(&[exited(1), exited(-1)]) {
+            assert_eq!(follow(end), [false, true, true], "{end:?}");
         }
     }
 
@@ -133,14 +145,15 @@ mod tests {
         #[test]
         fn what_is_followed_is_started_in_the_end_and_not_before(
             policy in select(&POLICIES[..]),
-            cause in select([&BAD[..], &[Cause::Stopped, Cause::Reboot, Cause::Poweroff]].concat()),
+            cause in select([&BAD[..], &[Cause::Stopped, Cause::Reboot, Cause::Poweroff, Cause::Exited]].concat()),
+            code in proptest::option::of(0..2),
             in_a_row: u32,
             later in 0..2 * LONGEST_WAIT,
         ) {
-            let end = end(cause);
+            let end = End { exit_code: code, ..end(cause) };
             let (at, now) = (end.at, end.at + later);
             match verdict(policy, &end, in_a_row, now) {
-                Verdict::Stay => prop_assert!(!is_followed(policy, cause)),
+                Verdict::Stay => prop_assert!(!is_followed(policy, &end)),
                 Verdict::Start => prop_assert!(later >= wait(cause, in_a_row)),
                 Verdict::Wait { until, wait } => {
                     prop_assert!(now < until && until == at + wait && wait <= LONGEST_WAIT);

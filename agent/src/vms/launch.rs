@@ -416,6 +416,10 @@ mod tests {
                 cmdline: String::new(),
                 limits: raft::state::Limits::default(),
                 restart: raft::state::RestartPolicy::Never,
+                network: raft::state::Network::default(),
+                publish: vec![],
+                self_fork: 0,
+                unready: raft::state::Unready::default(),
             };
             let fitness = Fitness {
                 qemu: Ok("10.0.2".to_owned()),

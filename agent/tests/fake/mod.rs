@@ -3,7 +3,7 @@
 mod services;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::PathBuf,
     sync::{Arc, Mutex},
 };
@@ -39,6 +39,9 @@ pub enum Reply {
     Break,
 }
 
+/// Settings and secrets of a fork.
+pub type Told = (BTreeMap<String, String>, BTreeMap<String, bytes::Bytes>);
+
 /// What the services share.
 pub struct Shared {
     node: LocalNode,
@@ -46,6 +49,7 @@ pub struct Shared {
     replies: Mutex<VecDeque<Reply>>,
     always: Mutex<Option<Reply>>,
     request_ids: Mutex<Vec<String>>,
+    told: Mutex<Option<Told>>,
     tokens: Arc<Tokens>,
 }
 
@@ -124,6 +128,7 @@ impl Fake {
             replies: Mutex::default(),
             always: Mutex::default(),
             request_ids: Mutex::default(),
+            told: Mutex::default(),
             tokens: Arc::default(),
         });
         let socket = folder.path().join("agent.sock");
@@ -169,6 +174,11 @@ impl Fake {
     /// The request ids that have come, in their order.
     pub fn request_ids(&self) -> Vec<String> {
         self.shared.request_ids.lock().unwrap().clone()
+    }
+
+    /// What the last fork's guests are told.
+    pub fn told(&self) -> Option<Told> {
+        self.shared.told.lock().unwrap().clone()
     }
 
     /// Ends it, and fails when something in it failed.

@@ -31,7 +31,13 @@ impl vm_service_server::VmService for Shared {
     async fn create_vm(&self, request: Request<CreateVmRequest>) -> Answer<Vm> {
         let request = request.into_inner();
         self.obey(&request.request_id).await?;
-        Ok(Response::new(vm(&request.name)))
+        Ok(Response::new(Vm {
+            network: request.network,
+            publish: request.publish,
+            self_fork: request.self_fork,
+            unready: request.unready,
+            ..vm(&request.name)
+        }))
     }
 
     async fn list_vms(&self, _request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
@@ -53,6 +59,34 @@ impl vm_service_server::VmService for Shared {
 
     async fn set_vm_power(&self, _request: Request<SetVmPowerRequest>) -> Answer<Vm> {
         unused()
+    }
+
+    async fn wait_vm(&self, request: Request<WaitVmRequest>) -> Answer<Vm> {
+        let request = request.into_inner();
+        self.obey("").await?;
+        if request.until() == WaitFor::Port {
+            return Err(Status::unimplemented(format!("port {}", request.port)));
+        }
+        // As it is named, so it ended.
+        let ending = |cause: EndCause, exit_code| Ending {
+            cause: cause.into(),
+            exit_code,
+            ..Default::default()
+        };
+        let (state, ending) = match request.vm.as_str() {
+            "exited-7" => (VmState::Failed, ending(EndCause::Exited, Some(7))),
+            "panicked" => (VmState::Failed, ending(EndCause::Panic, None)),
+            _ => (VmState::Stopped, ending(EndCause::Poweroff, None)),
+        };
+        Ok(Response::new(match request.until() {
+            WaitFor::Exit => Vm {
+                state: state.into(),
+                ending: Some(ending),
+                reason: "the guest's kernel panicked".to_owned(),
+                ..vm(&request.vm)
+            },
+            _ => vm(&request.vm),
+        }))
     }
 
     async fn reset_vm(&self, request: Request<ResetVmRequest>) -> Answer<ResetVmResponse> {
@@ -82,6 +116,7 @@ impl vm_service_server::VmService for Shared {
     async fn fork(&self, request: Request<ForkRequest>) -> Answer<ForkResponse> {
         let request = request.into_inner();
         self.obey(&request.request_id).await?;
+        *self.told.lock().unwrap() = Some((request.settings, request.secrets));
         let error = if request.source == "broken" {
             "no memory"
         } else {
@@ -100,6 +135,7 @@ impl vm_service_server::VmService for Shared {
             running_ms: 81.25,
             ready_ms: 81.25,
             error: error.to_owned(),
+            failed_steps: Vec::new(),
         };
         Ok(Response::new(ForkResponse {
             operation: "OP".to_owned(),
@@ -139,7 +175,8 @@ impl image_service_server::ImageService for Shared {
         while let Some(part) = parts.message().await? {
             match part.part {
                 Some(Part::Header(header)) => {
-                    (image.name, image.cmdline) = (header.name, header.cmdline)
+                    image.guest_agent = header.guest_agent;
+                    (image.name, image.cmdline) = (header.name, header.cmdline);
                 }
                 Some(Part::BeginFile(kind)) => image.files.push(ImageFile {
                     kind,

@@ -4,7 +4,7 @@
 use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
-    Labels, Limits, Machine, Millis, ObjectId, Phase, RestartPolicy,
+    GuestAgent, Labels, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy, Unready,
 };
 
 /// A command and what goes with it.
@@ -81,6 +81,7 @@ pub enum Command {
         cmdline: String,
         ready_line: Option<String>,
         boot_timeout_ms: u64,
+        guest_agent: GuestAgent,
         node: NodeId,
     },
     /// A node fetched an image's files.
@@ -108,6 +109,11 @@ pub enum Command {
         limits: Limits,
         restart: RestartPolicy,
         labels: Labels,
+        network: Network,
+        /// In any order; each once.
+        publish: Vec<u16>,
+        self_fork: u32,
+        unready: Unready,
     },
     /// Changes how a VM should be.
     SetPower { vm: String, action: PowerAction },
@@ -117,6 +123,13 @@ pub enum Command {
     ReportVms {
         node: NodeId,
         reports: Vec<VmReport>,
+    },
+    /// Which steps of becoming itself failed in a VM, all of them, when that shows after its fork was answered.
+    ReportSteps {
+        vm: VmId,
+        /// The boot that it is about: told of another one, it is ignored.
+        boot: u64,
+        failed: Vec<String>,
     },
 
     // -- Snapshots and forks -----------------------------------------------------------------------------------------
@@ -144,7 +157,8 @@ pub enum Command {
         mode: CaptureMode,
         expires_at: Millis,
     },
-    /// Begins a fork: notes the operation, the snapshot when there is none yet, and the children.
+    /// Begins a fork: notes the operation, the snapshot when there is none yet, and the children. One that a guest asked for
+    /// (`by_guest`) is of a VM whose family has room for the children; without, it is refused.
     Fork {
         operation: OperationId,
         source: ForkSource,
@@ -153,6 +167,8 @@ pub enum Command {
         mode: CaptureMode,
         paused: bool,
         labels: Labels,
+        settings: Labels,
+        by_guest: bool,
         expires_at: Millis,
     },
     /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.
@@ -216,6 +232,7 @@ impl Command {
             | Self::ReportNode { .. }
             | Self::ReportImage { .. }
             | Self::ReportVms { .. }
+            | Self::ReportSteps { .. }
             | Self::SnapshotReady { .. }
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }

@@ -3,9 +3,9 @@
 use std::{collections::BTreeSet, fmt::Debug};
 
 use super::{
-    KEPT_OPERATIONS, KEPT_REQUESTS,
-    ids::{DERIVED_IDS, ImageId, SnapshotId},
-    model::{ObjectId, OperationKind, OperationState, Phase, Power, Source, State},
+    KEPT_OPERATIONS, KEPT_REQUESTS, MAX_CHILDREN,
+    ids::{DERIVED_IDS, ImageId, SnapshotId, VmId},
+    model::{ObjectId, OperationKind, OperationState, Phase, Power, Source, State, Vm, VmSpec},
     names,
 };
 
@@ -116,6 +116,8 @@ fn vms(state: &State) -> Result<(), Violation> {
             id,
             "only what is wanted and ended waits to be started again",
         )?;
+        spec(&vm.spec, vm.family, id)?;
+        place(vm)?;
         match vm.source {
             Source::Image => hold(vm.parent.is_none(), id, "a VM from an image has no parent")?,
             Source::Snapshot(snapshot) => {
@@ -144,6 +146,38 @@ fn vms(state: &State) -> Result<(), Violation> {
     Ok(())
 }
 
+/// What a VM is made of, and the family that goes with it.
+fn spec(spec: &VmSpec, family: Option<VmId>, object: impl Debug) -> Result<(), Violation> {
+    let ascend = spec.publish.windows(2).all(|pair| pair[0] < pair[1]);
+    hold(
+        ascend && !spec.publish.contains(&0),
+        &object,
+        "published ports ascend, from 1",
+    )?;
+    hold(
+        family.is_some() == (spec.self_fork > 0),
+        &object,
+        "what may fork itself is in a family, and nothing else is",
+    )
+}
+
+fn place(vm: &Vm) -> Result<(), Violation> {
+    let within = vm
+        .place
+        .is_none_or(|place| place.index < place.count && place.count <= MAX_CHILDREN);
+    hold(within, vm.id, "a fork's number is one of those made")?;
+    hold(
+        vm.place.is_some() == vm.parent.is_some(),
+        vm.id,
+        "a fork has its place, and nothing else has",
+    )?;
+    hold(
+        vm.place.is_some() || (vm.settings.is_empty() && !vm.by_guest),
+        vm.id,
+        "only a fork is told settings, or made by a guest",
+    )
+}
+
 fn snapshots(state: &State) -> Result<(), Violation> {
     unique(
         state
@@ -168,6 +202,7 @@ fn snapshots(state: &State) -> Result<(), Violation> {
     for (id, snapshot) in &state.snapshots {
         hold(*id == snapshot.id, id, "a snapshot is kept under its id")?;
         image_exists(state, snapshot.spec.image, id)?;
+        spec(&snapshot.spec, snapshot.family, id)?;
         hold(
             snapshot
                 .nodes

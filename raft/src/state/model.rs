@@ -110,10 +110,24 @@ pub struct Image {
     pub ready_line: Option<String>,
     /// How long it may take until then, milliseconds.
     pub boot_timeout_ms: u64,
+    /// Which program its guests answer with.
+    pub guest_agent: GuestAgent,
     /// The nodes that hold its files.
     pub nodes: BTreeSet<NodeId>,
     /// When it was imported.
     pub created_at: Millis,
+}
+
+/// Which program an image's guests answer with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GuestAgent {
+    /// Ours, `fpguest`.
+    #[default]
+    ForkyPig,
+    /// QEMU's, `qemu-ga`.
+    Qemu,
+    /// None that is known.
+    None,
 }
 
 /// A file that is named by its content.
@@ -177,6 +191,42 @@ pub struct VmSpec {
     pub limits: Limits,
     /// What follows when it ends without having been asked to.
     pub restart: RestartPolicy,
+    /// What network it has.
+    pub network: Network,
+    /// TCP ports of its guest that its node forwards to: ascending, each once, none of them 0.
+    pub publish: Vec<u16>,
+    /// How many VMs its family may hold that were made by guests themselves and live; 0: no guest of it may fork.
+    pub self_fork: u32,
+    /// What becomes of a fork of which a step of becoming itself failed.
+    pub unready: Unready,
+}
+
+/// What network a VM has. It is each VM's own: no two share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Network {
+    /// None.
+    None,
+    /// One of its own, behind its process on the host.
+    User {
+        /// Whether its guest may reach out.
+        egress: bool,
+    },
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self::User { egress: true }
+    }
+}
+
+/// What becomes of a fork of which a step of becoming itself failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unready {
+    /// It runs all the same.
+    #[default]
+    Run,
+    /// It is held, standing still.
+    Hold,
 }
 
 /// What follows when a VM ends without having been asked to. What its guest asks for itself, a reboot, is done in any case.
@@ -270,6 +320,8 @@ pub enum EndCause {
     HostLost,
     /// It was gone when its node's agent came back: nobody saw why.
     Unseen,
+    /// Its guest ended it with an exit code.
+    Exited,
 }
 
 /// The last end of a VM.
@@ -281,6 +333,8 @@ pub struct Ending {
     pub detail: String,
     /// When its node saw it, by that node's clock.
     pub at: Millis,
+    /// The exit code that its guest gave; with [`EndCause::Exited`] only.
+    pub exit_code: Option<i32>,
 }
 
 /// A virtual machine.
@@ -322,6 +376,25 @@ pub struct Vm {
     pub operation: Option<OperationId>,
     /// When it was created.
     pub created_at: Millis,
+    /// What its guest was told with the fork that made it. Its own forks do not inherit it.
+    pub settings: Labels,
+    /// Its place among the forks that were made together; `None` when it was not forked.
+    pub place: Option<Place>,
+    /// The VM whose right to fork itself its line has, which may be gone; `None` where guests may not fork. Goes with the spec.
+    pub family: Option<VmId>,
+    /// Whether a guest asked for it, not a user.
+    pub by_guest: bool,
+    /// Steps of becoming itself that failed in this boot, with the reasons.
+    pub failed_steps: Vec<String>,
+}
+
+/// A VM's place among the forks that were made together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Its number, from 0.
+    pub index: u32,
+    /// How many they were.
+    pub count: u32,
 }
 
 impl Vm {
@@ -353,7 +426,17 @@ impl Vm {
             next_start: None,
             operation: None,
             created_at,
+            settings: Labels::new(),
+            place: None,
+            family: None,
+            by_guest: false,
+            failed_steps: Vec::new(),
         }
+    }
+
+    /// Whether it takes up one of its family's places for VMs that guests made: one that has stopped or failed has left its own.
+    pub fn takes_a_place(&self) -> bool {
+        self.by_guest && !matches!(self.phase, Phase::Stopped | Phase::Failed)
     }
 }
 
@@ -372,6 +455,8 @@ pub struct Snapshot {
     pub nodes: BTreeSet<NodeId>,
     /// What the VM was made of.
     pub spec: VmSpec,
+    /// The VM's family: forks of the snapshot are of it, also when the VM is gone.
+    pub family: Option<VmId>,
     /// The operation that makes it.
     pub operation: OperationId,
     /// What is in it; `None` while it is being captured.
@@ -403,6 +488,8 @@ pub struct Content {
     pub machine: String,
     /// The devices in their order, as `qemu::spec` names them.
     pub devices: Vec<String>,
+    /// Whether the guest's agent was answering when it was captured.
+    pub agent: bool,
     /// Bytes that the base takes.
     pub base_bytes: u64,
     /// Bytes of the stream.
@@ -558,10 +645,14 @@ pub struct Operation {
 pub struct ChildResult {
     /// From the operation's beginning on its node to `cont` having returned, microseconds.
     pub running_us: u64,
+    /// From the same moment to the guest having become itself, microseconds; 0 while that is not known.
+    pub ready_us: u64,
     /// Why it failed; empty when it did not.
     pub error: String,
     /// Whether a VM whose reset failed had given way already: it is not as it was before, and has to be started anew.
     pub gave_way: bool,
+    /// Steps of becoming itself that failed, with the reasons.
+    pub failed_steps: Vec<String>,
 }
 
 /// An object of any kind that leaves a tombstone.

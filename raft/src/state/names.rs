@@ -14,6 +14,9 @@ use super::{
 /// How long a name may be.
 pub const MAX_NAME: usize = 63;
 
+/// What keys of settings and secrets look like.
+pub const KEY_RULE: &str = "1 to 63 of A-Z, a-z, 0-9 and _.-, beginning with a letter or _";
+
 /// How many matches an ambiguous prefix's rejection lists.
 const LISTED: usize = 10;
 
@@ -37,15 +40,35 @@ pub fn check_name(field: &str, name: &str) -> Result<(), Rejection> {
     if is_valid(name) {
         return Ok(());
     }
-    // The name may be long and hostile: show the beginning, escaped.
-    let shown: String = name.chars().take(MAX_NAME).collect();
     Err(Rejection::InvalidField {
         field: field.to_owned(),
         problem: format!(
-            "{shown:?}{} is not a name: 1 to 63 of a-z, 0-9 and -, beginning with a letter or digit",
-            if shown.len() < name.len() { "…" } else { "" },
+            "{} is not a name: 1 to 63 of a-z, 0-9 and -, beginning with a letter or digit",
+            shown(name)
         ),
     })
+}
+
+/// Whether a setting's or a secret's key follows the [`KEY_RULE`].
+pub fn is_key(key: &str) -> bool {
+    let first = |b: u8| b.is_ascii_alphabetic() || b == b'_';
+    let bytes = key.as_bytes();
+    bytes.len() <= MAX_NAME
+        && bytes.first().is_some_and(|&b| first(b))
+        && bytes
+            .iter()
+            .all(|&b| first(b) || b.is_ascii_digit() || b == b'.' || b == b'-')
+}
+
+/// What is not a name, for messages: it may be long and hostile, so its beginning, escaped.
+pub fn shown(text: &str) -> String {
+    let beginning: String = text.chars().take(MAX_NAME).collect();
+    let rest = if beginning.len() < text.len() {
+        "…"
+    } else {
+        ""
+    };
+    format!("{beginning:?}{rest}")
 }
 
 /// Finds a node, by name or number.
@@ -238,6 +261,26 @@ mod tests {
         ] {
             assert!(!is_valid(bad), "{bad}");
             assert!(check_name("name", bad).unwrap_err().to_string().len() < 400);
+        }
+    }
+
+    #[test]
+    fn keys() {
+        for good in ["a", "_", "DB_URL", "a.b-c", "Z9", &"x".repeat(63)] {
+            assert!(is_key(good), "{good}");
+        }
+        for bad in [
+            "",
+            "1a",
+            ".a",
+            "-a",
+            "a b",
+            "a=b",
+            "a\0",
+            "ä",
+            &"x".repeat(64),
+        ] {
+            assert!(!is_key(bad), "{bad}");
         }
     }
 

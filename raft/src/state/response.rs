@@ -93,8 +93,8 @@ pub enum Rejection {
         name: String,
         problem: String,
     },
-    /// No node can take it; one line for each that was considered.
-    #[error("no node has room: {}", reasons.join("; "))]
+    /// No node can take it: one line for each that was considered. Or a family of VMs is as large as it may be: one line.
+    #[error("there is no room: {}", reasons.join("; "))]
     NoCapacity { reasons: Vec<String> },
     /// The request id was used with another body.
     #[error("request id {id:?} was used before with another body")]

@@ -42,6 +42,7 @@ mirrors! {
             cmdline: String,
             ready_line: Option<String>,
             boot_timeout_ms: u64,
+            guest_agent: GuestAgent,
             node: NodeId,
         },
         ReportImage { image: Id, node: NodeId },
@@ -62,10 +63,15 @@ mirrors! {
             limits: Limits,
             restart: RestartPolicy,
             labels: Labels,
+            network: Network,
+            publish: Vec<u16>,
+            self_fork: u32,
+            unready: Unready,
         },
         SetPower { vm: String, action: PowerAction },
         DeleteVm { vm: String, force: bool },
         ReportVms { node: NodeId, reports: Vec<VmReport> },
+        ReportSteps { vm: Id, boot: u64, failed: Vec<String> },
         CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, expires_at: Millis },
         ResetVm {
             operation: Id,
@@ -83,6 +89,8 @@ mirrors! {
             mode: CaptureMode,
             paused: bool,
             labels: Labels,
+            settings: Labels,
+            by_guest: bool,
             expires_at: Millis,
         },
         SnapshotReady { operation: Id, content: Content },
@@ -159,9 +167,11 @@ mirrors! {
         cmdline: String,
         ready_line: Option<String>,
         boot_timeout_ms: u64,
+        guest_agent: GuestAgent,
         nodes: BTreeSet<NodeId>,
         created_at: Millis,
     }
+    enum GuestAgent { ForkyPig, Qemu, None }
     struct Blob { sha256: [u8; 32], size_bytes: u64 }
     struct DiskBlob { blob: Blob, virtual_bytes: u64 }
     enum Accelerator { Auto, Kvm, Tcg }
@@ -178,7 +188,13 @@ mirrors! {
         cmdline: String,
         limits: Limits,
         restart: RestartPolicy,
+        network: Network,
+        publish: Vec<u16>,
+        self_fork: u32,
+        unready: Unready,
     }
+    enum Network { None, User { egress: bool } }
+    enum Unready { Run, Hold }
     enum RestartPolicy { Never, OnFailure, Always }
     enum Source { Image, Snapshot(id: Id) }
     enum Power { Running, Paused, Stopped { force: bool }, Suspended }
@@ -194,8 +210,9 @@ mirrors! {
         StartFailed,
         HostLost,
         Unseen,
+        Exited,
     }
-    struct Ending { cause: EndCause, detail: String, at: Millis }
+    struct Ending { cause: EndCause, detail: String, at: Millis, exit_code: Option<i32> }
     struct Vm {
         id: Id,
         name: String,
@@ -215,7 +232,13 @@ mirrors! {
         next_start: Option<Millis>,
         operation: Option<Id>,
         created_at: Millis,
+        settings: Labels,
+        place: Option<Place>,
+        family: Option<Id>,
+        by_guest: bool,
+        failed_steps: Vec<String>,
     }
+    struct Place { index: u32, count: u32 }
     struct Snapshot {
         id: Id,
         name: Option<String>,
@@ -223,6 +246,7 @@ mirrors! {
         parent: Option<Id>,
         nodes: BTreeSet<NodeId>,
         spec: VmSpec,
+        family: Option<Id>,
         operation: Id,
         content: Option<Content>,
         lost: String,
@@ -238,6 +262,7 @@ mirrors! {
         qemu_version: String,
         machine: String,
         devices: Vec<String>,
+        agent: bool,
         base_bytes: u64,
         stream_bytes: u64,
         stream_checksum: u32,
@@ -284,7 +309,13 @@ mirrors! {
         ended_at: Option<Millis>,
         cancel_requested: bool,
     }
-    struct ChildResult { running_us: u64, error: String, gave_way: bool }
+    struct ChildResult {
+        running_us: u64,
+        ready_us: u64,
+        error: String,
+        gave_way: bool,
+        failed_steps: Vec<String>,
+    }
     enum ObjectId { Image(id: Id), Vm(id: Id), Snapshot(id: Id) }
     struct Tombstone { name: String, nodes: BTreeSet<NodeId>, created_at: Millis }
     struct RequestRecord { body: [u8; 32], outcome: Outcome }

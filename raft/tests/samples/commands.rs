@@ -2,7 +2,7 @@
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, ending, labels};
+use super::{blob, capacity, content, disk, ending, labels, settings};
 
 /// Every command there is, in every shape, by name.
 fn commands() -> Vec<(&'static str, Command)> {
@@ -186,16 +186,20 @@ fn commands() -> Vec<(&'static str, Command)> {
                         0,
                         ChildResult {
                             running_us: 21_000,
+                            ready_us: 24_000,
                             error: String::new(),
                             gave_way: false,
+                            failed_steps: vec!["clock: refused".into()],
                         },
                     ),
                     (
                         999,
                         ChildResult {
                             running_us: 0,
+                            ready_us: 0,
                             error: "no memory".into(),
                             gave_way: false,
+                            failed_steps: Vec::new(),
                         },
                     ),
                 ],
@@ -217,9 +221,10 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         cmdline: "console=ttyS0".into(),
         ready_line,
         boot_timeout_ms: 30_000,
+        guest_agent: GuestAgent::Qemu,
         node: 1,
     };
-    let vm = |node, cpu_model, accelerator, machine, restart| Command::CreateVm {
+    let vm = |node, cpu_model, accelerator, machine, restart, network| Command::CreateVm {
         id: VmId(0x41),
         name: "a".into(),
         image: "tiny".into(),
@@ -238,6 +243,13 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         },
         restart,
         labels: labels(),
+        network,
+        publish: match network {
+            Network::None => Vec::new(),
+            Network::User { .. } => vec![22, 65_535],
+        },
+        self_fork: 1_000,
+        unready: Unready::Hold,
     };
     let phases = [
         Phase::Pending,
@@ -267,6 +279,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         EndCause::StartFailed,
         EndCause::HostLost,
         EndCause::Unseen,
+        EndCause::Exited,
     ];
     let ended = |cause| VmReport {
         ending: Some(ending(cause)),
@@ -297,6 +310,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
                 Accelerator::Kvm,
                 Machine::Q35,
                 RestartPolicy::Always,
+                Network::User { egress: false },
             ),
         ),
         (
@@ -307,6 +321,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
                 Accelerator::Auto,
                 Machine::Microvm,
                 RestartPolicy::Never,
+                Network::None,
             ),
         ),
         (
@@ -317,6 +332,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
                 Accelerator::Tcg,
                 Machine::Microvm,
                 RestartPolicy::OnFailure,
+                Network::User { egress: true },
             ),
         ),
         ("power-start", power(PowerAction::Start)),
@@ -339,6 +355,14 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
                 reports: causes.map(ended).into(),
             },
         ),
+        (
+            "report-steps",
+            Command::ReportSteps {
+                vm: VmId(0x41),
+                boot: 3,
+                failed: vec!["hook 10-keys: it ended with 1".into()],
+            },
+        ),
     ]
 }
 
@@ -350,14 +374,16 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         mode,
         expires_at: 9_000,
     };
-    let fork = |source, name: Option<&str>, paused| Command::Fork {
+    let fork = |source, name: Option<&str>, by_guest| Command::Fork {
         operation,
         source,
         count: 1_000,
         name: name.map(Into::into),
         mode: CaptureMode::Live,
-        paused,
+        paused: by_guest,
         labels: labels(),
+        settings: settings(),
+        by_guest,
         expires_at: 9_000,
     };
     let snapshot = |vm: Option<&str>| ForkSource::Snapshot {

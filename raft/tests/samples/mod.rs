@@ -14,6 +14,13 @@ fn labels() -> Labels {
     ])
 }
 
+fn settings() -> Labels {
+    Labels::from([
+        ("DB_URL".into(), "a\nb".into()),
+        ("x.y".into(), String::new()),
+    ])
+}
+
 fn capacity() -> Capacity {
     Capacity {
         cpus: 8,
@@ -49,6 +56,7 @@ fn content() -> Content {
         qemu_version: "10.0.2".into(),
         machine: "microvm".into(),
         devices: vec!["virtio-blk".into(), "virtio-console".into()],
+        agent: true,
         base_bytes: 256 << 20,
         stream_bytes: 1_200_000,
         stream_checksum: 0x1234_5678,
@@ -83,6 +91,7 @@ fn ending(cause: EndCause) -> Ending {
         cause,
         detail: "it ended".into(),
         at: 1_700_000_000_000,
+        exit_code: (cause == EndCause::Exited).then_some(-1),
     }
 }
 
@@ -102,6 +111,10 @@ fn spec() -> VmSpec {
             pids: Some(64),
         },
         restart: RestartPolicy::OnFailure,
+        network: Network::User { egress: false },
+        publish: vec![22, 80, 65_535],
+        self_fork: 9,
+        unready: Unready::Hold,
     }
 }
 

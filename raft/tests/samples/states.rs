@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, ending, labels, proposals, spec};
+use super::{blob, capacity, content, disk, ending, labels, proposals, settings, spec};
 
 /// A state with one of everything.
 pub fn state() -> State {
@@ -56,6 +56,7 @@ pub fn state() -> State {
         cmdline: "console=ttyS0".into(),
         ready_line: Some("ready".into()),
         boot_timeout_ms: 30_000,
+        guest_agent: GuestAgent::None,
         nodes: [1, 2].into(),
         created_at: 30,
     };
@@ -99,6 +100,17 @@ fn add_vms(state: &mut State) {
         next_start: (phase == Phase::Restarting).then_some(60),
         operation: (source != Source::Image).then_some(OperationId(DERIVED_IDS)),
         created_at: 50,
+        settings: match source {
+            Source::Image => Labels::new(),
+            Source::Snapshot(_) => settings(),
+        },
+        place: (source != Source::Image).then_some(Place {
+            index: 1,
+            count: 300,
+        }),
+        family: Some(VmId(0x41)),
+        by_guest: source != Source::Image,
+        failed_steps: vec!["hook 10-keys: it ended with 1".into()],
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [
@@ -149,16 +161,20 @@ fn add_operations(state: &mut State) {
                 0,
                 ChildResult {
                     running_us: 21_000,
+                    ready_us: 24_000,
                     error: String::new(),
                     gave_way: false,
+                    failed_steps: vec!["clock: refused".into()],
                 },
             ),
             (
                 1,
                 ChildResult {
                     running_us: 0,
+                    ready_us: 0,
                     error: "no memory".into(),
                     gave_way: true,
+                    failed_steps: Vec::new(),
                 },
             ),
         ];
@@ -192,6 +208,7 @@ fn add_operations(state: &mut State) {
             parent: (number == 2).then(|| OperationId(DERIVED_IDS).snapshot()),
             nodes: content.iter().map(|_| 1).collect(),
             spec: spec(),
+            family: Some(VmId(0x41)),
             operation,
             warm: number as u32,
             content,

@@ -1,7 +1,9 @@
 //! The command line: what can be typed. Names and options are a contract that scripts hold on to.
 
 pub mod cluster;
+pub mod guest;
 pub mod objects;
+pub mod work;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -14,6 +16,7 @@ use self::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
     },
+    work::{ExecArgs, ForwardArgs},
 };
 use super::{reach::Address, units};
 use crate::daemon::options::RunOptions;
@@ -26,7 +29,7 @@ Examples:
   fpagent fork demo -n 3
   fpagent tree
 
-Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 cluster not reachable, 124 timed out.";
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 cluster not reachable, 124 timed out; `vm wait --for exit`: the guest's.";
 
 /// Forks running virtual machines in milliseconds: the agent of a host, and its command line.
 #[derive(Debug, Parser)]
@@ -66,9 +69,16 @@ pub struct Global {
         default_value_t
     )]
     pub output: Format,
-    /// How long to wait for the answer, such as 30s or 5m.
-    #[arg(long, global = true, value_name = "TIME", default_value = "60s", value_parser = timeout)]
-    pub timeout: Duration,
+    /// How long to wait for the answer, such as 30s or 5m [default: 60s]. Of `exec`: how long the program may take.
+    #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
+    pub timeout: Option<Duration>,
+}
+
+impl Global {
+    /// How long to wait for an answer.
+    pub fn timeout(&self) -> Duration {
+        self.timeout.unwrap_or(Duration::from_secs(60))
+    }
 }
 
 /// How results are printed.
@@ -157,6 +167,12 @@ Ends with 1 when a check failed.")]
     /// Makes running copies of a running VM, or of a snapshot.
     #[command(after_help = objects::FORK_EXAMPLES)]
     Fork(ForkArgs),
+    /// Runs a program in a VM.
+    #[command(after_help = work::EXEC_EXAMPLES)]
+    Exec(ExecArgs),
+    /// Makes TCP ports of a VM ports here, until it is ended.
+    #[command(after_help = work::FORWARD_EXAMPLES)]
+    Forward(ForwardArgs),
     /// Moments of a VM that were kept.
     #[command(subcommand, after_help = objects::SNAPSHOT_EXAMPLES)]
     Snapshot(SnapshotCommand),

@@ -5,7 +5,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Subcommand, ValueEnum};
 use proto::v1;
 
-use super::{Change, label};
+use super::{
+    Change,
+    guest::{GuestAgent, GuestArgs, SecretArg, WAIT_EXAMPLES, WaitArgs, secret},
+    label,
+};
 use crate::client::units::{parse_duration, parse_processors, parse_size};
 
 /// Help of `image`.
@@ -29,9 +33,12 @@ Examples:
   fpagent fork demo
   fpagent fork demo -n 10 --name worker
   fpagent fork demo@before-test --paused
+  fpagent fork demo -n 3 --set role=worker --secret token=@token.txt
   fpagent fork @golden -n 3 -o json
 
-One fork gets exactly the name that is given, N get NAME-1 to NAME-N. Ends with 1 when one of them failed.";
+One fork gets exactly the name that is given, N get NAME-1 to NAME-N. Ends with 1 when one of them failed. In a fork `fpguest get`
+prints what --set and --secret say. Settings are seen by whoever may ask for the VM; secrets reach the guest and nothing else, and
+are read as they are, with a line break at the end if there is one.";
 
 /// Help of `snapshot`.
 pub const SNAPSHOT_EXAMPLES: &str = "\
@@ -135,6 +142,9 @@ pub struct ImportArgs {
     /// How long a guest may take until it prints that line.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     pub boot_timeout: Duration,
+    /// Which program its guests answer with.
+    #[arg(long, value_enum, default_value_t)]
+    pub guest_agent: GuestAgent,
     /// See there.
     #[command(flatten)]
     pub change: Change,
@@ -148,6 +158,8 @@ pub enum VmCommand {
 Examples:
   fpagent vm create demo --image tiny --wait
   fpagent vm create web --image tiny --restart on-failure    # after 1 s, 2 s, 4 s, … up to 5 min
+  fpagent vm create web --image tiny --publish 80 443 --no-egress
+  fpagent vm create job --image tiny --allow-self-fork 39    # its guests may fork their VMs
   fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
     Create(CreateArgs),
     /// Lists all VMs.
@@ -159,6 +171,9 @@ Examples:
         /// Its name or id.
         vm: String,
     },
+    /// Waits until a VM runs, or has ended.
+    #[command(after_help = WAIT_EXAMPLES)]
+    Wait(WaitArgs),
     /// Starts a stopped or failed VM from its disk.
     #[command(after_help = "Examples:\n  fpagent vm start demo")]
     Start(PowerArgs),
@@ -288,6 +303,9 @@ pub struct CreateArgs {
     /// Whether it is started from its disk again when it ends unasked. A reboot always is. Its forks do as it does.
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub restart: Restart,
+    /// See there.
+    #[command(flatten)]
+    pub guest: GuestArgs,
     /// A note, KEY=VALUE; can be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
@@ -332,6 +350,12 @@ pub struct ForkArgs {
     /// A note for each fork, KEY=VALUE; can be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
+    /// What the forks' guests are told, KEY=VALUE; can be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = label)]
+    pub settings: Vec<(String, String)>,
+    /// What they are told and nobody else: KEY=@FILE, or KEY=@- for standard input; can be repeated.
+    #[arg(long = "secret", value_name = "KEY=@FILE", value_parser = secret)]
+    pub secrets: Vec<SecretArg>,
     /// See there.
     #[command(flatten)]
     pub change: Change,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use proto::v1::{
-    ExecEnd, ExecRequest, ExecResponse, ExecStart, TerminalSize, exec_end, exec_request::Part as In,
-    exec_response::Part as Out,
+    ExecEnd, ExecRequest, ExecResponse, ExecStart, TerminalSize, exec_end,
+    exec_request::Part as In, exec_response::Part as Out,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -18,7 +18,7 @@ use tonic::{Request, Streaming};
 
 use crate::client::{
     Context,
-    args::guest::ExecArgs,
+    args::work::ExecArgs,
     failure::{Failure, FailureKind},
     reach::broken,
     terminal::{self, Raw},
@@ -28,6 +28,8 @@ use crate::client::{
 const AHEAD: usize = 4;
 /// What a shell says of a program that was ended by a signal: this and the signal's number.
 const BY_SIGNAL: i32 = 128;
+/// And of one that could not be started.
+const NOT_STARTED: u8 = 127;
 
 pub(crate) async fn run(context: &Context, args: ExecArgs) -> Result<(), Failure> {
     let (input, wants_terminal) = (args.interactive, args.terminal);
@@ -87,11 +89,11 @@ fn outcome(end: ExecEnd) -> Result<(), Failure> {
             "the program took longer than --timeout and was ended",
             "",
         )),
-        Some(exec_end::How::NotStarted(why)) => Err(Failure::new(
-            FailureKind::Guest(127),
-            format!("the program was not started: {why}"),
-            "",
-        )),
+        Some(exec_end::How::NotStarted(why)) => {
+            let message = format!("the program was not started: {why}");
+            eprintln!("{}", Failure::refused(message, "").line());
+            Err(Failure::new(FailureKind::Guest(NOT_STARTED), "", ""))
+        }
         None => Err(Failure::refused(
             "the agent did not say how the program ended",
             "",

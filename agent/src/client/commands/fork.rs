@@ -3,10 +3,13 @@
 use proto::v1::{CaptureMode, ForkRequest};
 
 use crate::client::{
-    Context, args::objects::ForkArgs, failure::Failure, progress::Progress, views::fork::ForkView,
+    Context, args::objects::ForkArgs, failure::Failure, progress::Progress, secrets,
+    views::fork::ForkView,
 };
 
 pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure> {
+    // Before anything is shown: it may be typed into a pipe.
+    let secrets = secrets::read(&args.secrets)?;
     let progress = Progress::spinner(format!("forking {}", args.parent));
     let request = ForkRequest {
         source: args.parent,
@@ -15,6 +18,8 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure
         mode: CaptureMode::from(args.mode).into(),
         paused: args.paused,
         labels: args.labels.into_iter().collect(),
+        settings: args.settings.into_iter().collect(),
+        secrets,
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

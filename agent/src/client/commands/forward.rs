@@ -1,6 +1,6 @@
 //! `fpagent forward`.
 
-use std::{io, net::SocketAddr, rc::Rc};
+use std::{net::SocketAddr, rc::Rc};
 
 use proto::v1::{
     ForwardRequest, ForwardResponse, ForwardStart, forward_request::Part as In,
@@ -18,8 +18,8 @@ use tonic::{Request, Streaming};
 
 use crate::client::{
     Context,
-    args::guest::{ForwardArgs, PortPair},
-    failure::Failure,
+    args::work::{ForwardArgs, PortPair},
+    failure::{Failure, FailureKind},
     reach::Reach,
 };
 
@@ -95,12 +95,7 @@ async fn open(reach: &Reach, vm: &str, port: u16) -> Result<Opened, Failure> {
 }
 
 /// Carries one connection until both sides have ended.
-async fn carry(
-    reach: &Reach,
-    vm: &str,
-    port: u16,
-    connection: TcpStream,
-) -> Result<(), Failure> {
+async fn carry(reach: &Reach, vm: &str, port: u16, connection: TcpStream) -> Result<(), Failure> {
     let (requests, mut answers) = open(reach, vm, port).await?;
     // Small things are said at once. It costs nothing where that cannot be set.
     let _as_it_is = connection.set_nodelay(true);
@@ -142,7 +137,7 @@ async fn carry(
     };
     match outcome {
         // The local side went first.
-        Err(failure) if failure.is_of(io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(failure) if failure.kind == FailureKind::NoReader => Ok(()),
         other => other,
     }
 }

@@ -1,7 +1,8 @@
 //! `fpagent image`.
 
 use proto::v1::{
-    DeleteImageRequest, GetImageRequest, ImageFileKind, ImportImageHeader, ListImagesRequest,
+    DeleteImageRequest, GetImageRequest, GuestAgent, ImageFileKind, ImportImageHeader,
+    ListImagesRequest,
 };
 use tonic::Status;
 
@@ -83,6 +84,7 @@ async fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
         boot_timeout_ms: u64::try_from(args.boot_timeout.as_millis())
             .unwrap_or(u64::MAX)
             .max(1),
+        guest_agent: GuestAgent::from(args.guest_agent).into(),
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

@@ -38,7 +38,7 @@ pub(crate) async fn run(context: &Context, args: JoinArgs) -> Result<(), Failure
         csr: csr.into(),
         request_id: request_id(&token, &args.node.name)?,
     };
-    let reach = Reach::for_joiner(&token, context.global.timeout)?;
+    let reach = Reach::for_joiner(&token, context.global.timeout())?;
     let progress = Progress::spinner("joining");
     let answer = reach
         .call(async |attempt| attempt.join().join(attempt.request(request.clone())).await)

@@ -1,7 +1,9 @@
 //! What each command does: a file for each of them, or for those about one kind of object.
 
 pub mod console;
+pub mod exec;
 pub mod fork;
+pub mod forward;
 pub mod image;
 pub mod init;
 pub mod join;
@@ -14,3 +16,4 @@ pub mod token;
 pub mod tree;
 pub mod upload;
 pub mod vm;
+pub mod wait;

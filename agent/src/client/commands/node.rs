@@ -1,6 +1,6 @@
 //! `fpagent node`.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use proto::v1::{CordonNodeRequest, GetNodeRequest, LabelNodeRequest, ListNodesRequest};
 
@@ -47,7 +47,7 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
             labels,
             change,
         } => {
-            let (mut set, mut remove) = (HashMap::new(), Vec::new());
+            let (mut set, mut remove) = (BTreeMap::new(), Vec::new());
             for label in labels {
                 match label {
                     LabelChange::Set(key, value) => drop(set.insert(key, value)),

@@ -3,7 +3,7 @@
 use futures::{StreamExt as _, stream};
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
-    PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest,
+    PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest, Unready,
 };
 use serde::Serialize;
 
@@ -43,6 +43,7 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Fai
                 .call(async |attempt| attempt.vms().get_vm(attempt.request(request.clone())).await);
             context.show(&VmView::from(shown.await?))
         }
+        VmCommand::Wait(args) => super::wait::run(context, args).await,
         VmCommand::Start(args) => power(context, args, PowerAction::Start, "starting").await,
         VmCommand::Stop {
             power: args,
@@ -107,6 +108,10 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
             pids: args.pids_limit.unwrap_or(0),
         }),
         restart: RestartPolicy::from(args.restart).into(),
+        network: Some(args.guest.network()),
+        publish: args.guest.publish.into_iter().map(u32::from).collect(),
+        self_fork: args.guest.allow_self_fork,
+        unready: Unready::from(args.guest.unready).into(),
         labels: args.labels.into_iter().collect(),
         wait: args.wait,
         request_id: args.change.id(),

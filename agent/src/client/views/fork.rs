@@ -31,6 +31,7 @@ pub struct ChildView {
     pub running_ms: f64,
     pub ready_ms: f64,
     pub error: String,
+    pub failed_steps: Vec<String>,
 }
 
 impl From<v1::ForkResponse> for ForkView {
@@ -61,6 +62,7 @@ impl From<v1::ForkedVm> for ChildView {
             running_ms: milliseconds(child.running_ms),
             ready_ms: milliseconds(child.ready_ms),
             error: child.error,
+            failed_steps: child.failed_steps,
         }
     }
 }
@@ -93,6 +95,14 @@ impl ForkView {
                 self.children.len()
             ),
         };
+        let unready = self
+            .children
+            .iter()
+            .filter(|child| child.error.is_empty() && !child.failed_steps.is_empty())
+            .count();
+        if unready > 0 {
+            text.push_str(&format!("; steps failed in {unready}"));
+        }
         if self.pause_ms > 0.0 {
             text.push_str(&format!(
                 "; the parent stood still for {:.1} ms",
@@ -132,7 +142,10 @@ impl Row for ChildView {
             self.state.to_owned(),
             self.node.clone(),
             time(self.running_ms),
-            self.error.clone(),
+            match self.error.as_str() {
+                "" => self.failed_steps.join("; "),
+                error => error.to_owned(),
+            },
         ];
         if wide {
             cells.extend([time(self.ready_ms), self.id.clone()]);

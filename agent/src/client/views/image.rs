@@ -19,6 +19,7 @@ pub struct ImageView {
     pub boot_timeout_ms: u64,
     pub nodes: Vec<String>,
     pub created_at: Option<String>,
+    pub guest_agent: &'static str,
 }
 
 /// A file of an image.
@@ -34,7 +35,9 @@ pub struct ImageFileView {
 
 impl From<v1::Image> for ImageView {
     fn from(image: v1::Image) -> Self {
+        let guest_agent = guest_agent_word(image.guest_agent());
         Self {
+            guest_agent,
             id: image.id,
             name: image.name,
             files: image.files.into_iter().map(ImageFileView::from).collect(),
@@ -62,7 +65,7 @@ impl Row for ImageView {
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec!["NAME", "FILES", "SIZE", "DISK", "NODES", "AGE"];
         if wide {
-            header.extend(["ID", "CMDLINE", "READY LINE"]);
+            header.extend(["ID", "CMDLINE", "READY LINE", "GUEST AGENT"]);
         }
         header
     }
@@ -90,6 +93,7 @@ impl Row for ImageView {
                 self.id.clone(),
                 self.cmdline.clone(),
                 self.ready_line.clone(),
+                self.guest_agent.to_owned(),
             ]);
         }
         cells
@@ -103,5 +107,14 @@ pub fn file_kind_word(kind: v1::ImageFileKind) -> &'static str {
         v1::ImageFileKind::Kernel => "kernel",
         v1::ImageFileKind::Initrd => "initrd",
         v1::ImageFileKind::Disk => "disk",
+    }
+}
+
+/// The word for the program that guests answer with.
+pub fn guest_agent_word(agent: v1::GuestAgent) -> &'static str {
+    match agent {
+        v1::GuestAgent::Unspecified | v1::GuestAgent::Forkypig => "forkypig",
+        v1::GuestAgent::Qemu => "qemu",
+        v1::GuestAgent::None => "none",
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod fork;
+pub mod guest;
 pub mod image;
 pub mod memory;
 pub mod node;

@@ -103,13 +103,41 @@ fn a_vm() {
             cause: v1::EndCause::OutOfMemory.into(),
             detail: "it was killed".into(),
             at: Some(TIME),
+            exit_code: None,
         }),
         restarts: 2,
         next_start_at: Some(TIME),
+        network: Some(v1::Network {
+            kind: v1::NetworkKind::User.into(),
+            no_egress: true,
+        }),
+        publish: vec![22, 80],
+        self_fork: 9,
+        unready: v1::Unready::Hold.into(),
+        settings: [("role".to_owned(), "db".to_owned())].into(),
+        index: 0,
+        count: 3,
+        failed_steps: vec!["clock: refused".into()],
+        guest: Some(v1::GuestInfo {
+            agent: v1::GuestAgent::Forkypig.into(),
+            agent_version: "0.1.0".into(),
+            os: "tiny".into(),
+            kernel: "6.12".into(),
+            hostname: "demo-1".into(),
+            addresses: vec!["10.0.2.15".into()],
+            memory_bytes: 9,
+            available_bytes: 8,
+        }),
+        ports: vec![v1::PublishedPort {
+            guest_port: 80,
+            address: "10.0.0.2".into(),
+            port: 40_001,
+        }],
+        family: "01B".into(),
+        by_guest: true,
     });
-    check(
-        &vm,
-        &json!({
+    // In two parts: one is too long for the macro.
+    let mut expected = json!({
             "id": "01A", "name": "demo-1", "node": "host-b", "state": "failed", "reason": "QEMU was killed", "image": "tiny",
             "parent": "01B", "parentName": "demo", "snapshot": "01C", "pid": 42, "memoryBytes": 268_435_456, "cpus": 1,
             "diskBytes": 2_147_483_648_u64, "accelerator": "tcg", "cpuModel": "max", "machine": "microvm", "labels": {},
@@ -118,11 +146,45 @@ fn a_vm() {
             "limits": {"cpuPercent": 150, "memoryBytes": 536_870_912, "pids": 0},
             "memoryUse": {"privateBytes": 3, "sharedBytes": 2, "mergedBytes": 1, "mergeProfitBytes": -1},
             "restart": "on-failure",
-            "ending": {"cause": "out-of-memory", "detail": "it was killed", "at": "2023-11-14T22:13:20.250Z"},
+            "ending": {"cause": "out-of-memory", "detail": "it was killed", "at": "2023-11-14T22:13:20.250Z", "exitCode": null},
             "restarts": 2, "nextStartAt": "2023-11-14T22:13:20.250Z",
-        }),
-    );
+    });
+    let guest = json!({
+            "network": {"kind": "user", "noEgress": true}, "publish": [22, 80], "selfFork": 9, "unready": "hold",
+            "settings": {"role": "db"}, "index": 0, "count": 3, "failedSteps": ["clock: refused"],
+            "guest": {"agent": "forkypig", "agentVersion": "0.1.0", "os": "tiny", "kernel": "6.12", "hostname": "demo-1",
+                      "addresses": ["10.0.2.15"], "memoryBytes": 9, "availableBytes": 8},
+            "ports": [{"guestPort": 80, "address": "10.0.0.2", "port": 40_001}],
+            "family": "01B", "byGuest": true,
+    });
+    let fields = expected.as_object_mut().unwrap();
+    fields.extend(guest.as_object().unwrap().clone());
+    check(&vm, &expected);
     rows(&vm);
+    let wide = vm.cells(true);
+    for cell in [
+        "user,no-egress,22,80",
+        "0 of 3",
+        "role=db",
+        "clock: refused",
+    ] {
+        assert!(wide.iter().any(|found| found == cell), "{cell} in {wide:?}");
+    }
+    rows(&VmView::from(v1::Vm::default()));
+}
+
+#[test]
+fn an_exit_code_is_shown() {
+    let vm = VmView::from(v1::Vm {
+        ending: Some(v1::Ending {
+            cause: v1::EndCause::Exited.into(),
+            exit_code: Some(3),
+            ..Default::default()
+        }),
+        ..Default::default()
+    });
+    assert_eq!(vm.ending.as_ref().unwrap().exit_code, Some(3));
+    assert!(vm.cells(true).contains(&"exited 3".to_owned()));
 }
 
 #[test]
@@ -205,6 +267,7 @@ fn fork() -> v1::ForkResponse {
         running_ms: if error.is_empty() { 81.234_56 } else { 0.0 },
         ready_ms: if error.is_empty() { 81.234_56 } else { 0.0 },
         error: error.into(),
+        failed_steps: vec![],
     };
     v1::ForkResponse {
         operation: "01O".into(),
@@ -224,9 +287,9 @@ fn a_fork() {
             "operation": "01O", "snapshot": "01C", "pauseMs": 5.25,
             "children": [
                 {"id": "id-demo-1", "name": "demo-1", "node": "host-b", "state": "running", "runningMs": 81.235,
-                 "readyMs": 81.235, "error": ""},
+                 "readyMs": 81.235, "error": "", "failedSteps": []},
                 {"id": "id-demo-2", "name": "demo-2", "node": "host-b", "state": "failed", "runningMs": 0.0,
-                 "readyMs": 0.0, "error": "no memory"},
+                 "readyMs": 0.0, "error": "no memory", "failedSteps": []},
             ],
         }),
     );
@@ -236,6 +299,24 @@ fn a_fork() {
         "1 of 2 running after 81.2 ms; the parent stood still for 5.2 ms"
     );
     view.children.iter().for_each(rows);
+}
+
+#[test]
+fn a_fork_that_has_not_wholly_become_itself() {
+    let mut fork = fork();
+    fork.children[0].failed_steps = vec!["clock: refused".into(), "hook x: 1".into()];
+    let view = ForkView::from(fork);
+    assert_eq!(view.failed(), 1, "it runs all the same");
+    assert!(
+        view.summary().contains("; steps failed in 1;"),
+        "{}",
+        view.summary()
+    );
+    let cells = view.children[0].cells(false);
+    assert!(
+        cells.contains(&"clock: refused; hook x: 1".to_owned()),
+        "{cells:?}"
+    );
 }
 
 #[test]
@@ -276,6 +357,7 @@ fn an_image() {
         boot_timeout_ms: 60_000,
         nodes: vec!["host-a".into()],
         created_at: Some(TIME),
+        guest_agent: v1::GuestAgent::Qemu.into(),
     });
     check(
         &image,
@@ -283,7 +365,7 @@ fn an_image() {
             "id": "01I", "name": "tiny",
             "files": [{"kind": "disk", "sha256": "ab", "sizeBytes": 5, "virtualBytes": 1_073_741_824}],
             "cmdline": "quiet", "readyLine": "ready", "bootTimeoutMs": 60_000, "nodes": ["host-a"],
-            "createdAt": "2023-11-14T22:13:20.250Z",
+            "createdAt": "2023-11-14T22:13:20.250Z", "guestAgent": "qemu",
         }),
     );
     rows(&image);

@@ -5,7 +5,11 @@ use std::collections::BTreeMap;
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, labels_text, time};
+use super::{
+    age,
+    guest::{GuestView, NetworkView, PortView, network_text},
+    labels_text, time,
+};
 use crate::client::{output::Row, units};
 
 /// A VM as it is printed.
@@ -40,6 +44,18 @@ pub struct VmView {
     pub ending: Option<EndingView>,
     pub restarts: u32,
     pub next_start_at: Option<String>,
+    pub network: NetworkView,
+    pub publish: Vec<u32>,
+    pub self_fork: u32,
+    pub unready: &'static str,
+    pub settings: BTreeMap<String, String>,
+    pub index: u32,
+    pub count: u32,
+    pub failed_steps: Vec<String>,
+    pub guest: Option<GuestView>,
+    pub ports: Vec<PortView>,
+    pub family: String,
+    pub by_guest: bool,
 }
 
 /// How a VM ended last, as it is printed.
@@ -50,6 +66,7 @@ pub struct EndingView {
     pub cause: &'static str,
     pub detail: String,
     pub at: Option<String>,
+    pub exit_code: Option<i32>,
 }
 
 impl From<v1::Ending> for EndingView {
@@ -57,6 +74,7 @@ impl From<v1::Ending> for EndingView {
         Self {
             cause: cause_word(ending.cause()),
             at: time(ending.at),
+            exit_code: ending.exit_code,
             detail: ending.detail,
         }
     }
@@ -109,6 +127,7 @@ impl From<v1::Vm> for VmView {
         let (state, power) = (vm_state_word(vm.state()), power_word(vm.power()));
         let accelerator = accelerator_word(vm.accelerator());
         let restart = restart_word(vm.restart());
+        let unready = unready_word(vm.unready());
         Self {
             id: vm.id,
             name: vm.name,
@@ -126,7 +145,7 @@ impl From<v1::Vm> for VmView {
             accelerator,
             cpu_model: vm.cpu_model,
             machine: vm.machine,
-            labels: vm.labels.into_iter().collect(),
+            labels: vm.labels,
             created_at: time(vm.created_at),
             generation: vm.generation,
             power,
@@ -137,6 +156,18 @@ impl From<v1::Vm> for VmView {
             ending: vm.ending.map(EndingView::from),
             restarts: vm.restarts,
             next_start_at: time(vm.next_start_at),
+            network: vm.network.unwrap_or_default().into(),
+            publish: vm.publish,
+            self_fork: vm.self_fork,
+            unready,
+            settings: vm.settings,
+            index: vm.index,
+            count: vm.count,
+            failed_steps: vm.failed_steps,
+            guest: vm.guest.map(GuestView::from),
+            ports: vm.ports.into_iter().map(PortView::from).collect(),
+            family: vm.family,
+            by_guest: vm.by_guest,
         }
     }
 }
@@ -148,7 +179,8 @@ impl Row for VmView {
         ];
         if wide {
             header.extend(["ID", "PID", "DISK", "SNAPSHOT", "LABELS"]);
-            header.extend(["RESTART", "RESTARTS", "LAST END", "REASON"]);
+            header.extend(["RESTART", "RESTARTS", "LAST END", "NETWORK", "SELF-FORK"]);
+            header.extend(["PLACE", "SETTINGS", "FAILED STEPS", "REASON"]);
         }
         header
     }
@@ -175,10 +207,15 @@ impl Row for VmView {
                 labels_text(&self.labels),
                 self.restart.to_owned(),
                 or_nothing(u64::from(self.restarts), self.restarts.to_string()),
-                self.ending
-                    .as_ref()
-                    .map_or("", |ending| ending.cause)
-                    .to_owned(),
+                self.ending.as_ref().map_or_else(String::new, end_text),
+                network_text(&self.network, &self.publish),
+                or_nothing(u64::from(self.self_fork), self.self_fork.to_string()),
+                or_nothing(
+                    u64::from(self.count),
+                    format!("{} of {}", self.index, self.count),
+                ),
+                labels_text(&self.settings),
+                self.failed_steps.join("; "),
                 self.reason.clone(),
             ]);
         }
@@ -218,6 +255,21 @@ fn restart_word(restart: v1::RestartPolicy) -> &'static str {
     }
 }
 
+fn unready_word(unready: v1::Unready) -> &'static str {
+    match unready {
+        v1::Unready::Unspecified | v1::Unready::Run => "run",
+        v1::Unready::Hold => "hold",
+    }
+}
+
+/// An end in a word, with the guest's code.
+fn end_text(ending: &EndingView) -> String {
+    match ending.exit_code {
+        Some(code) => format!("{} {code}", ending.cause),
+        None => ending.cause.to_owned(),
+    }
+}
+
 fn cause_word(cause: v1::EndCause) -> &'static str {
     match cause {
         v1::EndCause::Unspecified => "unknown",
@@ -231,6 +283,7 @@ fn cause_word(cause: v1::EndCause) -> &'static str {
         v1::EndCause::StartFailed => "start-failed",
         v1::EndCause::HostLost => "host-lost",
         v1::EndCause::Unseen => "unseen",
+        v1::EndCause::Exited => "exited",
     }
 }
 

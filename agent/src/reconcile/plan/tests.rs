@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::{prelude::*, sample::select};
 use qemu::past::Cause;
 use raft::state::{
-    Accelerator, CaptureMode, CaptureReport, Checksums, Content, Machine, Operation, OperationKind,
-    RestartPolicy, Snapshot, Tombstone, VmSpec,
+    Accelerator, CaptureMode, CaptureReport, Checksums, Content, EndCause, Machine, Network,
+    Operation, OperationKind, RestartPolicy, Snapshot, Tombstone, Unready, VmSpec,
 };
 
 use super::*;
@@ -17,36 +17,28 @@ const IMAGE: ImageId = ImageId(7);
 const LATER: Millis = 1 << 40;
 
 fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: Source) -> Vm {
+    let spec = VmSpec {
+        image: IMAGE,
+        cpus: 1,
+        memory_bytes: 256 << 20,
+        disk_bytes: 1 << 30,
+        machine: Machine::Microvm,
+        accelerator: Accelerator::Auto,
+        cpu_model: None,
+        cmdline: String::new(),
+        limits: raft::state::Limits::default(),
+        restart: RestartPolicy::Never,
+        network: Network::default(),
+        publish: vec![],
+        self_fork: 0,
+        unready: Unready::default(),
+    };
     Vm {
-        id: VmId(id),
-        name: format!("vm{id}"),
-        node: NODE,
-        spec: VmSpec {
-            image: IMAGE,
-            cpus: 1,
-            memory_bytes: 256 << 20,
-            disk_bytes: 1 << 30,
-            machine: Machine::Microvm,
-            accelerator: Accelerator::Auto,
-            cpu_model: None,
-            cmdline: String::new(),
-            limits: raft::state::Limits::default(),
-            restart: RestartPolicy::Never,
-        },
-        source,
-        parent: None,
-        labels: BTreeMap::new(),
         power,
-        generation: 1,
         boot,
         phase,
-        reason: String::new(),
         reported_boot: reported,
-        ending: None,
-        restarts: 0,
-        next_start: None,
-        operation: None,
-        created_at: 0,
+        ..Vm::new(VmId(id), format!("vm{id}"), NODE, spec, source, 0)
     }
 }
 
@@ -146,6 +138,7 @@ fn end(cause: Cause, at: Millis) -> End {
         cause,
         detail: "why".into(),
         at,
+        exit_code: None,
     }
 }
 
@@ -205,7 +198,11 @@ fn any_is() -> impl Strategy<Value = Is> {
 
 fn any_cause() -> impl Strategy<Value = Cause> {
     use Cause::*;
-    select(&[Stopped, Poweroff, Reboot, Panic, Crash, BootFailed, Unseen][..])
+    select(
+        &[
+            Stopped, Poweroff, Reboot, Panic, Crash, BootFailed, Unseen, Exited,
+        ][..],
+    )
 }
 
 fn any_policy() -> impl Strategy<Value = RestartPolicy> {
@@ -393,6 +390,39 @@ fn a_vm_that_crashed_says_that_it_waits_and_is_started_when_it_is_due() {
 }
 
 #[test]
+fn a_guest_that_exits_is_stopped_with_0_and_failed_with_anything_else() {
+    let exited = |code, policy| {
+        let (mut state, mut observed) = crashed(Source::Image, true);
+        let vm = Arc::make_mut(state.vms.get_mut(&VmId(1)).unwrap());
+        vm.spec.restart = policy;
+        let seen = observed.vms.get_mut(&VmId(1)).unwrap();
+        let end = End {
+            exit_code: Some(code),
+            ..end(Cause::Exited, 1_000)
+        };
+        seen.is = Is::Ended { boot: 1, end };
+        seen.past = past(&seen.is);
+        plan(&state, NODE, 1_500, &observed)
+    };
+    for (code, policy, phase) in [
+        (0, RestartPolicy::Never, Phase::Stopped),
+        (0, RestartPolicy::OnFailure, Phase::Stopped),
+        (0, RestartPolicy::Always, Phase::Restarting),
+        (3, RestartPolicy::Never, Phase::Failed),
+        (3, RestartPolicy::OnFailure, Phase::Restarting),
+        (3, RestartPolicy::Always, Phase::Restarting),
+    ] {
+        let actions = exited(code, policy);
+        assert_eq!(reported(&actions).0, phase, "{code} {policy:?}");
+        let [Action::Report(reports)] = &actions[..] else {
+            panic!("{actions:?}")
+        };
+        let told = reports[0].ending.as_ref().unwrap();
+        assert_eq!((told.cause, told.exit_code), (EndCause::Exited, Some(code)));
+    }
+}
+
+#[test]
 fn a_fork_that_never_ran_is_not_started_again() {
     let (state, observed) = crashed(Source::Snapshot(SnapshotId(9)), false);
     for now in [1_500, LATER] {
@@ -514,6 +544,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         qemu_version: "10.0.2".into(),
         machine: "microvm".into(),
         devices: vec![],
+        agent: false,
         base_bytes: 0,
         stream_bytes: 0,
         stream_checksum: 0,
@@ -529,6 +560,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         parent: None,
         nodes: [NODE].into(),
         spec: owner.spec,
+        family: None,
         operation: OperationId(0),
         content: Some(content),
         lost: String::new(),

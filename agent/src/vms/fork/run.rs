@@ -397,8 +397,10 @@ pub(super) async fn load_child(
 pub(super) fn running(since: Duration) -> ChildResult {
     ChildResult {
         running_us: since.as_micros() as u64,
+        ready_us: 0,
         error: String::new(),
         gave_way: false,
+        failed_steps: vec![],
     }
 }
 
@@ -412,8 +414,10 @@ pub(super) async fn destroy(child: &VmHandle) {
 pub(super) fn failed(error: String) -> ChildResult {
     ChildResult {
         running_us: 0,
+        ready_us: 0,
         error,
         gave_way: false,
+        failed_steps: vec![],
     }
 }
 
@@ -440,6 +444,7 @@ fn content_of(captured: &Captured, stream: &StreamName) -> Option<Content> {
             .iter()
             .map(|device| device.name().to_owned())
             .collect(),
+        agent: false,
         base_bytes: captured.base_bytes,
         stream_bytes: captured.stream_bytes,
         stream_checksum: captured.stream_checksum,

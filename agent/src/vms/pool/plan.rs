@@ -70,8 +70,8 @@ mod tests {
 
     use proptest::prelude::*;
     use raft::state::{
-        Accelerator, CaptureReport, Content, ImageId, Limits, Machine, OperationId, RestartPolicy,
-        Safety, Snapshot, VmId, VmSpec,
+        Accelerator, CaptureReport, Content, ImageId, Limits, Machine, Network, OperationId,
+        RestartPolicy, Safety, Snapshot, Unready, VmId, VmSpec,
     };
 
     use super::*;
@@ -95,6 +95,7 @@ mod tests {
             qemu_version: String::new(),
             machine: String::new(),
             devices: vec![],
+            agent: false,
             base_bytes: 0,
             stream_bytes: 0,
             stream_checksum: 0,
@@ -119,7 +120,12 @@ mod tests {
                 cmdline: String::new(),
                 limits: Limits::default(),
                 restart: RestartPolicy::default(),
+                network: Network::default(),
+                publish: vec![],
+                self_fork: 0,
+                unready: Unready::default(),
             },
+            family: None,
             operation: OperationId(id.0),
             content: Some(content),
             lost: String::new(),

@@ -39,6 +39,7 @@ impl VmTask {
                 cause,
                 detail,
                 at: now(),
+                exit_code: None,
             };
             return self.publish(Is::Ended { boot, end });
         }
@@ -140,6 +141,7 @@ impl VmTask {
             cause,
             detail,
             at: now(),
+            exit_code: None,
         };
         let mut past = self.seen.borrow().past.clone();
         past.end(boot, end.clone());

@@ -195,6 +195,7 @@ impl VmTask {
                 cause: Cause::Unseen,
                 detail: "it ended".to_owned(),
                 at: now(),
+                exit_code: None,
             });
             // A boot that could not be started has no process that the record could be of.
             let boot = record.boot.max(record.past.boot);

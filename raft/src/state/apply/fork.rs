@@ -5,14 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use super::{check_labels, invalid, placement, removal, reset, snapshot};
+use super::{check_labels, invalid, placement, removal, reset, settings, snapshot};
 use crate::state::{
     MAX_CHILDREN,
     command::{Command, ForkSource},
     ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
     model::{
-        CaptureMode, Millis, ObjectId, Operation, OperationKind, OperationState, Phase, Power,
-        Snapshot, Source, State, Vm, VmSpec,
+        CaptureMode, Millis, ObjectId, Operation, OperationKind, OperationState, Phase, Place,
+        Power, Snapshot, Source, State, Vm, VmSpec,
     },
     names,
     response::{Kind, Outcome, Rejection, Response},
@@ -54,6 +54,8 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
         mode,
         paused,
         labels,
+        settings,
+        by_guest,
         expires_at,
     } = command
     else {
@@ -64,7 +66,11 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
     }
     check_operation_id(state, *operation, *count)?;
     check_labels(labels)?;
+    settings::check(settings)?;
     let origin = origin(state, *operation, source)?;
+    if *by_guest {
+        check_right(state, &origin, *count)?;
+    }
     if let Some(node) = state.nodes.get(&origin.node) {
         placement::check_schedulable(node)?;
     }
@@ -73,7 +79,8 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
     if let Some(vm) = &origin.captured {
         add_capture(state, now, *operation, vm, None);
     }
-    for (id, name) in (0..*count).map(|index| operation.child(index)).zip(names) {
+    for (index, name) in (0..*count).zip(names) {
+        let id = operation.child(index);
         let source = Source::Snapshot(origin.snapshot);
         let child = Vm {
             parent: Some(origin.parent.clone()),
@@ -84,6 +91,13 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
                 Power::Running
             },
             operation: Some(*operation),
+            settings: settings.clone(),
+            place: Some(Place {
+                index,
+                count: *count,
+            }),
+            family: origin.family,
+            by_guest: *by_guest,
             ..Vm::new(id, name, origin.node, origin.spec.clone(), source, now)
         };
         state.vms.insert(id, Arc::new(child));
@@ -114,6 +128,7 @@ struct Origin {
     snapshot: SnapshotId,
     parent: (VmId, String),
     spec: VmSpec,
+    family: Option<VmId>,
     node: NodeId,
 }
 
@@ -126,6 +141,7 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
                 snapshot: operation.snapshot(),
                 parent: (vm.id, vm.name.clone()),
                 spec: vm.spec.clone(),
+                family: vm.family,
                 node: vm.node,
                 captured: Some(vm),
             })
@@ -154,10 +170,40 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
                 snapshot: snapshot.id,
                 parent: snapshot.vm.clone(),
                 spec: snapshot.spec.clone(),
+                family: snapshot.family,
                 node: *node,
             })
         }
     }
+}
+
+/// Refuses a fork that a guest asks for: it forks itself only, where it may, and while its family has room.
+fn check_right(state: &State, origin: &Origin, count: u32) -> Result<(), Rejection> {
+    let Some(vm) = &origin.captured else {
+        return Err(invalid("source", "a guest can fork its own VM only"));
+    };
+    let Some(family) = vm.family else {
+        return Err(Rejection::WrongState {
+            kind: Kind::Vm,
+            name: vm.name.clone(),
+            problem: "may not fork itself: it was made without --allow-self-fork".to_owned(),
+        });
+    };
+    let alive = state
+        .vms
+        .values()
+        .filter(|member| member.family == Some(family) && member.takes_a_place())
+        .count();
+    let most = vm.spec.self_fork;
+    if alive as u64 + u64::from(count) > u64::from(most) {
+        return Err(Rejection::NoCapacity {
+            reasons: vec![format!(
+                "guests of the family of VM {:?} may make {most} VMs, {alive} of theirs are alive, and {count} more are wanted",
+                vm.name
+            )],
+        });
+    }
+    Ok(())
 }
 
 pub(super) fn check_capturable(state: &State, vm: &Vm) -> Result<(), Rejection> {
@@ -271,6 +317,7 @@ fn add_capture(
         },
         nodes: BTreeSet::new(),
         spec: vm.spec.clone(),
+        family: vm.family,
         operation,
         content: None,
         lost: String::new(),

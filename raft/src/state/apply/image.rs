@@ -24,6 +24,7 @@ pub(super) fn import(state: &mut State, now: Millis, command: &Command) -> Outco
         cmdline,
         ready_line,
         boot_timeout_ms,
+        guest_agent,
         node,
     } = command
     else {
@@ -68,6 +69,7 @@ pub(super) fn import(state: &mut State, now: Millis, command: &Command) -> Outco
         cmdline: cmdline.clone(),
         ready_line: ready_line.clone(),
         boot_timeout_ms: *boot_timeout_ms,
+        guest_agent: *guest_agent,
         nodes: BTreeSet::from([node]),
         created_at: now,
     };

@@ -9,6 +9,7 @@ mod operation;
 mod placement;
 mod removal;
 mod reset;
+mod settings;
 mod snapshot;
 mod vm;
 
@@ -111,6 +112,7 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
         Command::SetPower { vm, action } => vm::set_power(state, now, vm, *action),
         Command::DeleteVm { vm, force } => vm::delete(state, now, vm, *force),
         Command::ReportVms { node, reports } => vm::report(state, *node, reports),
+        Command::ReportSteps { vm, boot, failed } => vm::report_steps(state, *vm, *boot, failed),
 
         Command::CreateSnapshot { .. } => fork::create_snapshot(state, now, command),
         Command::Fork { .. } => fork::fork(state, now, command),

@@ -96,6 +96,7 @@ fn note_result(child: &mut Arc<Vm>, result: &ChildResult) {
         (true, Power::Running | Power::Stopped { .. } | Power::Suspended) => Phase::Running,
     };
     child.reason.clone_from(&result.error);
+    child.failed_steps.clone_from(&result.failed_steps);
 }
 
 /// Completes an operation when its snapshot is ready and all its children are known.

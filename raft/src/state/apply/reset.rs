@@ -172,10 +172,10 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
         return;
     };
     let failed = !result.error.is_empty();
-    let Some(spec) = state
+    let Some((spec, family)) = state
         .snapshots
         .get(&operation.snapshot)
-        .map(|snapshot| snapshot.spec.clone())
+        .map(|snapshot| (snapshot.spec.clone(), snapshot.family))
     else {
         return;
     };
@@ -186,7 +186,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
         return;
     };
     let before = std::mem::replace(&mut vm.source, Source::Snapshot(operation.snapshot));
-    vm.spec = spec;
+    (vm.spec, vm.family) = (spec, family);
     vm.boot += 1;
     vm.reported_boot = vm.boot;
     vm.generation += 1;
@@ -200,6 +200,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
         (false, false) => Phase::Running,
     };
     vm.reason.clone_from(&result.error);
+    vm.failed_steps.clone_from(&result.failed_steps);
     (vm.ending, vm.restarts, vm.next_start) = (None, 0, None);
     collect_source(state, now, before);
 }

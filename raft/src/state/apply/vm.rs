@@ -6,7 +6,7 @@ use super::{check_labels, check_line, invalid, placement, removal, reset};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
-    model::{Image, Limits, Millis, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
+    model::{Image, Limits, Millis, Network, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -23,6 +23,10 @@ const MIN_MEMORY_LIMIT: u64 = 64 << 20;
 const MIN_PIDS: u32 = 16;
 /// The most: what Linux can have.
 const MAX_PIDS: u32 = 4_194_304;
+/// The most ports that a VM may publish.
+const MAX_PUBLISHED: usize = 64;
+/// The most VMs that guests of one family may make.
+const MAX_SELF_FORK: u32 = 1_000;
 /// Disks come in pieces of this, bytes.
 const SECTOR: u64 = 512;
 
@@ -43,6 +47,10 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         limits,
         restart,
         labels,
+        network,
+        publish,
+        self_fork,
+        unready,
     } = command
     else {
         unreachable!("called for this command only");
@@ -63,6 +71,13 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     }
     check_limits(limits)?;
     check_labels(labels)?;
+    let publish = published(publish, *network)?;
+    if *self_fork > MAX_SELF_FORK {
+        return Err(invalid(
+            "selfFork",
+            format!("must be at most {MAX_SELF_FORK}"),
+        ));
+    }
     let image = names::image(state, image)?;
     if image.kernel.is_none() {
         return Err(invalid(
@@ -81,6 +96,10 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         cmdline: cmdline.clone(),
         limits: *limits,
         restart: *restart,
+        network: *network,
+        publish,
+        self_fork: *self_fork,
+        unready: *unready,
     };
     if state.vms.values().any(|vm| vm.name == *name) {
         return Err(Rejection::NameTaken {
@@ -98,6 +117,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     let node = placement::choose(state, node.as_deref(), candidates, &needs)?;
     let vm = Vm {
         labels: labels.clone(),
+        family: (*self_fork > 0).then_some(*id),
         ..Vm::new(*id, name.clone(), node, spec, Source::Image, now)
     };
     state.vms.insert(*id, Arc::new(vm));
@@ -131,6 +151,26 @@ fn check_limits(limits: &Limits) -> Result<(), Rejection> {
         ));
     }
     Ok(())
+}
+
+/// The ports to publish, in order.
+fn published(ports: &[u16], network: Network) -> Result<Vec<u16>, Rejection> {
+    let refuse = |problem: String| Err(invalid("publish", problem));
+    if ports.len() > MAX_PUBLISHED {
+        return refuse(format!("must be at most {MAX_PUBLISHED} ports"));
+    }
+    if ports.contains(&0) {
+        return refuse("a port must be 1 to 65535".to_owned());
+    }
+    if !ports.is_empty() && network == Network::None {
+        return refuse("a VM without a network has no ports".to_owned());
+    }
+    let mut ports = ports.to_vec();
+    ports.sort_unstable();
+    if let Some(twice) = ports.windows(2).find(|pair| pair[0] == pair[1]) {
+        return refuse(format!("port {} is named twice", twice[0]));
+    }
+    Ok(ports)
 }
 
 fn check_cpu_model(model: &str) -> Result<(), Rejection> {
@@ -183,6 +223,7 @@ pub(super) fn set_power(state: &mut State, now: Millis, vm: &str, action: PowerA
             vm.phase = Phase::Pending;
             vm.reason.clear();
             vm.restarts = 0;
+            vm.failed_steps.clear();
         }
         if boots || is_stopped(power) {
             vm.next_start = None;
@@ -315,6 +356,16 @@ pub(super) fn report(state: &mut State, node: NodeId, reports: &[VmReport]) -> O
             vm.power = Power::Stopped { force: false };
             vm.generation += 1;
         }
+    }
+    Ok(Response::Done)
+}
+
+/// Never refused: the VM may be gone, or started anew.
+pub(super) fn report_steps(state: &mut State, vm: VmId, boot: u64, failed: &[String]) -> Outcome {
+    if let Some(vm) = state.vms.get_mut(&vm).filter(|vm| vm.boot == boot)
+        && vm.failed_steps != failed
+    {
+        Arc::make_mut(vm).failed_steps = failed.to_vec();
     }
     Ok(Response::Done)
 }

@@ -1,10 +1,12 @@
 //! A small cluster's state, and commands to change it.
 
+mod family;
 mod forks;
 mod membership;
 mod properties;
 mod removal;
 mod reset;
+mod told;
 mod vms;
 
 use std::sync::Arc;
@@ -89,6 +91,7 @@ impl World {
             cmdline: "console=ttyS0".into(),
             ready_line: Some("ready".into()),
             boot_timeout_ms: 30_000,
+            guest_agent: GuestAgent::default(),
             node: 1,
         }
     }
@@ -111,6 +114,10 @@ impl World {
             limits: Limits::default(),
             restart: RestartPolicy::default(),
             labels: Labels::new(),
+            network: Network::default(),
+            publish: Vec::new(),
+            self_fork: 0,
+            unready: Unready::default(),
         }
     }
 
@@ -157,6 +164,8 @@ impl World {
             mode: CaptureMode::Auto,
             paused: false,
             labels: Labels::new(),
+            settings: Labels::new(),
+            by_guest: false,
             expires_at: self.now + 60_000,
         }
     }
@@ -200,16 +209,7 @@ impl World {
 
     /// Reports what became of children.
     fn children(&mut self, operation: OperationId, results: &[(u32, &str)]) {
-        let result = |(index, error): &(u32, &str)| {
-            (
-                *index,
-                ChildResult {
-                    running_us: 5,
-                    error: (*error).into(),
-                    gave_way: false,
-                },
-            )
-        };
+        let result = |(index, error): &(u32, &str)| (*index, result(error));
         self.ok(Command::ReportChildren {
             operation,
             results: results.iter().map(result).collect(),
@@ -273,6 +273,17 @@ impl World {
     }
 }
 
+/// What became of a child.
+fn result(error: &str) -> ChildResult {
+    ChildResult {
+        running_us: 5,
+        ready_us: 0,
+        error: error.into(),
+        gave_way: false,
+        failed_steps: Vec::new(),
+    }
+}
+
 /// A report of a VM that never ended.
 fn report(vm: VmId, boot: u64, phase: Phase) -> VmReport {
     VmReport {
@@ -307,6 +318,7 @@ fn content(operation: OperationId) -> Content {
         qemu_version: "10.0.2".into(),
         machine: "microvm".into(),
         devices: vec!["disk".into()],
+        agent: false,
         base_bytes: 256 * MIB,
         stream_bytes: 1_000,
         stream_checksum: 3_000,

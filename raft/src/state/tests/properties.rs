@@ -65,8 +65,9 @@ fn restart() -> impl Strategy<Value = RestartPolicy> {
 }
 
 fn ending() -> impl Strategy<Value = Option<Ending>> {
-    let cause = select(&[EndCause::Panic, EndCause::Stopped][..]);
+    let cause = select(&[EndCause::Panic, EndCause::Stopped, EndCause::Exited][..]);
     option::of((cause, 0..9u64).prop_map(|(cause, at)| Ending {
+        exit_code: (cause == EndCause::Exited).then_some(at as i32),
         cause,
         detail: "it ended".into(),
         at,
@@ -98,12 +99,19 @@ fn image() -> impl Strategy<Value = Command> {
             cmdline: String::new(),
             ready_line: None,
             boot_timeout_ms: 1,
+            guest_agent: GuestAgent::default(),
             node,
         }
     })
 }
 
+fn network() -> impl Strategy<Value = Network> {
+    use Network::*;
+    select(&[None, User { egress: true }, User { egress: false }][..])
+}
+
 fn create() -> impl Strategy<Value = Command> {
+    let reach = (network(), vec(0..5u16, 0..3), 0..4u32);
     (
         vm_id(),
         name(),
@@ -111,24 +119,31 @@ fn create() -> impl Strategy<Value = Command> {
         vec(1..4u64, 0..5),
         0..5u64,
         restart(),
+        reach,
     )
         .prop_map(
-            |(id, name, node, candidates, memory, restart)| Command::CreateVm {
-                id,
-                name,
-                image: "tiny".into(),
-                node,
-                candidates,
-                cpus: 1,
-                memory_bytes: memory * 1024 * MIB + 256 * MIB,
-                disk_bytes: 0,
-                machine: Machine::Microvm,
-                accelerator: Accelerator::Auto,
-                cpu_model: None,
-                cmdline: String::new(),
-                limits: Limits::default(),
-                restart,
-                labels: Labels::new(),
+            |(id, name, node, candidates, memory, restart, (network, publish, self_fork))| {
+                Command::CreateVm {
+                    id,
+                    name,
+                    image: "tiny".into(),
+                    node,
+                    candidates,
+                    cpus: 1,
+                    memory_bytes: memory * 1024 * MIB + 256 * MIB,
+                    disk_bytes: 0,
+                    machine: Machine::Microvm,
+                    accelerator: Accelerator::Auto,
+                    cpu_model: None,
+                    cmdline: String::new(),
+                    limits: Limits::default(),
+                    restart,
+                    labels: Labels::new(),
+                    network,
+                    publish,
+                    self_fork,
+                    unready: Unready::default(),
+                }
             },
         )
 }
@@ -157,18 +172,22 @@ fn fork() -> impl Strategy<Value = Command> {
         source,
         0..4u32,
         option::of(name()),
-        any::<bool>(),
+        any::<(bool, bool)>(),
     )
-        .prop_map(|(operation, source, count, name, paused)| Command::Fork {
-            operation,
-            source,
-            count,
-            name,
-            mode: CaptureMode::Auto,
-            paused,
-            labels: Labels::new(),
-            expires_at: 9,
-        })
+        .prop_map(
+            |(operation, source, count, name, (paused, by_guest))| Command::Fork {
+                operation,
+                source,
+                count,
+                name,
+                mode: CaptureMode::Auto,
+                paused,
+                labels: Labels::new(),
+                settings: Labels::from([("k".into(), String::new())]),
+                by_guest,
+                expires_at: 9,
+            },
+        )
 }
 
 fn reset() -> impl Strategy<Value = Command> {
@@ -191,8 +210,10 @@ fn results() -> impl Strategy<Value = Command> {
                 index,
                 ChildResult {
                     running_us: 1,
+                    ready_us: 1,
                     error: error.into(),
                     gave_way,
+                    failed_steps: vec!["clock: refused".into()],
                 },
             )
         },
@@ -251,6 +272,11 @@ fn command() -> impl Strategy<Value = Command> {
         2 => (vm(), action()).prop_map(|(vm, action)| Command::SetPower { vm, action }),
         2 => (vm(), any::<bool>()).prop_map(|(vm, force)| Command::DeleteVm { vm, force }),
         4 => reports(),
+        1 => (vm_id(), 1..4u64, any::<bool>()).prop_map(|(vm, boot, failed)| Command::ReportSteps {
+            vm,
+            boot,
+            failed: failed.then(|| "hook".to_owned()).into_iter().collect(),
+        }),
         2 => (operation(), vm(), option::of(name())).prop_map(|(operation, vm, name)| Command::CreateSnapshot {
             operation,
             vm,
@@ -311,10 +337,14 @@ fn start() -> State {
     let mut world = World::new();
     for (id, name) in [(1, "a"), (2, "b")] {
         let mut command = world.vm(name);
-        let Command::CreateVm { id: vm, .. } = &mut command else {
+        let Command::CreateVm {
+            id: vm, self_fork, ..
+        } = &mut command
+        else {
             panic!()
         };
-        *vm = VmId(id);
+        // The first may fork itself.
+        (*vm, *self_fork) = (VmId(id), if id == 1 { 3 } else { 0 });
         world.ok(command);
         world.report(VmId(id), Phase::Running);
     }

@@ -97,9 +97,8 @@ fn a_reset_that_fails_leaves_the_vm_as_it_was_unless_it_had_given_way() {
     let command = world.reset_command("a", Some("s"));
     let operation = world.begun(command);
     let result = ChildResult {
-        running_us: 0,
-        error: "it died".into(),
         gave_way: true,
+        ..result("it died")
     };
     world.ok(Command::ReportChildren {
         operation,

@@ -299,6 +299,7 @@ fn panic() -> Ending {
         cause: EndCause::Panic,
         detail: "the guest's kernel panicked".into(),
         at: 5_000,
+        exit_code: None,
     }
 }
 
