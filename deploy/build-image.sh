@@ -102,6 +102,7 @@ make_tree() {
         [ "$applet" = bin/busybox ] || ln -sf /bin/busybox "$root/$applet"
     done
     cp "$fpguest" "$root/bin/fpguest"
+    ln -sf /bin/fpguest "$root/sbin/init"
     for module in $modules; do
         file=$(find "$kernel/lib/modules" -name "$module.ko" | head -n 1)
         if [ -n "$file" ]; then
@@ -111,6 +112,9 @@ make_tree() {
         fi
     done
     cp -a "$sources/rootfs/." "$root/"
+    # What every fork is given of its own, and its programs that are to run then.
+    : >"$root/etc/machine-id"
+    mkdir -p "$root/etc/forkypig/fork.d"
     # shellcheck disable=SC2086 # a line for each word
     printf '%s\n' $disk_modules >"$root/etc/modules.disk"
     # shellcheck disable=SC2086

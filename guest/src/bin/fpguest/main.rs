@@ -5,6 +5,7 @@
 mod churn;
 mod echo;
 mod fill;
+mod init;
 mod options;
 mod pulse;
 mod sys;
@@ -16,6 +17,7 @@ usage: fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
        fpguest echo --port NAME
+       fpguest init
 
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output; with --raw also, past all caches, to 2.3 MiB of a block device
@@ -23,9 +25,13 @@ churn  rewrites and zeroes memory as fast as it can, with a thread on each proce
        that it finds what it wrote; with --disk it does the same with a file's blocks
 fill   fills memory once and writes so much of it again each second
 echo   sends back what comes through a virtio serial port
+init   the first process of a guest, which the kernel starts as /sbin/init
 ";
 
 fn main() -> ExitCode {
+    if init::is_asked_for(std::env::args_os()) {
+        return init::run();
+    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let Some((command, rest)) = words.split_first() else {
         eprint!("{USAGE}");
