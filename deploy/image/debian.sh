@@ -66,8 +66,9 @@ slim() { # ROOT
 # Our part of the tree.
 add_ours() { # ROOT
     local root=$1 units=$1/etc/systemd/system unit version module file
-    # Its files have no owner of their own.
-    tar -c -C "$sources/debian" --owner=0 --group=0 --mode=u=rwX,go=rX . | tar -x -p -C "$root"
+    # Its files have no owner of their own, and its folders are Debian's.
+    tar -c -C "$sources/debian" --owner=0 --group=0 --mode=u=rwX,go=rX . |
+        tar -x -p --no-overwrite-dir -C "$root"
     install -m 755 "$fpguest" "$root/usr/local/bin/fpguest"
     add_agents_files "$root"
     : >"$root/etc/resolv.conf"
@@ -83,9 +84,9 @@ add_ours() { # ROOT
     done
     ln -sf /lib/systemd/system/acpid.service "$units/multi-user.target.wants/"
 
-    # The initrd loads them; here they are for who asks modprobe.
+    # The initrd loads them; here they are for who asks modprobe. systemd asks for autofs4.
     version=$(basename "$work"/kernel/lib/modules/*)
-    for module in $modules; do
+    for module in $modules autofs4; do
         file=$(module_file "$module")
         [ -z "$file" ] || install -D -m 644 "$file" "$root/lib/modules/$version/${file#*"/lib/modules/$version/"}"
     done
