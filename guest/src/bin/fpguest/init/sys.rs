@@ -22,14 +22,9 @@ const AWAITED: [i32; 5] = [
 pub struct Signals(libc::sigset_t);
 
 impl Signals {
-    /// Blocks them, so that none is lost from here on. A program that is started has them unblocked.
+    /// Blocks them, so that none is lost from here on.
     pub fn block() -> Self {
-        let mut set = MaybeUninit::uninit();
-        // SAFETY: sigemptyset makes a set of the memory that it is given, which fails for no valid pointer.
-        let mut set = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            set.assume_init()
-        };
+        let mut set = no_signals();
         for signal in AWAITED {
             // SAFETY: a set that was made above, and signals that exist.
             unsafe { libc::sigaddset(&raw mut set, signal) };
@@ -52,14 +47,26 @@ impl Signals {
     }
 }
 
-/// Has the program begin a session, and take its standard input for the session's terminal if it is one.
+fn no_signals() -> libc::sigset_t {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigemptyset makes a set of the memory that it is given, and fails for no valid pointer.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
+
+/// Has the program begin a session with no signal blocked, and take its standard input for the session's terminal if it is one.
 pub fn lead_session(command: &mut Command) -> &mut Command {
-    let in_child = || {
+    let none = no_signals();
+    let in_child = move || {
+        // SAFETY: the set is one, and what was blocked before is not asked for.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
         setsid()?;
         // One that has a session already, or is none, does without.
         let _none = ioctl_tiocsctty(stdin());
         Ok(())
     };
-    // SAFETY: between fork and exec it makes two system calls and touches no memory that is shared.
+    // SAFETY: between fork and exec it makes system calls and touches no memory that is shared.
     unsafe { command.pre_exec(in_child) }
 }
