@@ -11,7 +11,7 @@ bookworm-backports (the suite is added if it is missing, from the mirror this ma
 static busybox, cpio, e2fsprogs, a C compiler and a Rust toolchain (by the Rust project's own
 installer, when there is none). Where everything is there, it does nothing and needs no root.
 
-  --test   also what only the tests need (cargo-nextest)
+  --test   also what only the tests need (cargo-nextest, and debootstrap for their Debian image)
 USAGE
 }
 
@@ -28,12 +28,6 @@ esac
     die "made for Debian 12 (bookworm), this is ${PRETTY_NAME:-unknown}; install QEMU >= 8.2, busybox-static, cpio, e2fsprogs and Rust yourself"
 
 export DEBIAN_FRONTEND=noninteractive
-
-# The mirror this machine already takes bookworm from; backports lie beside it on every mirror.
-mirror() {
-    apt-get indextargets --format '$(SITE)|$(CODENAME)' 2>/dev/null |
-        sed -n 's/|bookworm$//p' | head -n 1
-}
 
 have_backports() {
     apt-get indextargets --format '$(CODENAME)' 2>/dev/null | grep -qx bookworm-backports
@@ -109,6 +103,7 @@ if ! rust_is_new_enough; then
     rust_is_new_enough || die "Rust is still older than $wanted"
 fi
 
+if [ "$with_tests" = 1 ]; then install_missing debootstrap; fi
 if [ "$with_tests" = 1 ] && ! command -v cargo-nextest >/dev/null; then
     say "installing cargo-nextest"
     cargo install --locked --quiet cargo-nextest

@@ -27,6 +27,13 @@ find_fpagent() {
     (cd "$repo" && cargo build --quiet --release --package fp-agent --bin fpagent)
 }
 
+# The mirror this machine already takes bookworm from; nothing when it takes none. What belongs to
+# bookworm, as its backports, lies beside it on every mirror.
+mirror() {
+    apt-get indextargets --format '$(SITE)|$(CODENAME)' 2>/dev/null |
+        sed -n 's/|bookworm$//p' | head -n 1
+}
+
 # The values of a string field in JSON on standard input, one a line. Enough for names, ids, states.
 json_strings() { # FIELD
     grep -oE "\"$1\": *\"[^\"]*\"" | sed -E 's/^"[^"]*": *"(.*)"$/\1/' || true

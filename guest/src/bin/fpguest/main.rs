@@ -6,6 +6,7 @@ mod agent;
 mod churn;
 mod echo;
 mod fill;
+mod init;
 mod options;
 mod ports;
 mod pulse;
@@ -19,6 +20,7 @@ usage: fpguest agent
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
        fpguest echo --port NAME
+       fpguest init
 
 agent  serves the host's agent through the virtio serial port org.forkypig.agent, and programs of this
        guest through /run/forkypig/agent.sock
@@ -28,9 +30,13 @@ churn  rewrites and zeroes memory as fast as it can, with a thread on each proce
        that it finds what it wrote; with --disk it does the same with a file's blocks
 fill   fills memory once and writes so much of it again each second
 echo   sends back what comes through a virtio serial port
+init   the first process of a guest, which the kernel starts as /sbin/init
 ";
 
 fn main() -> ExitCode {
+    if init::is_asked_for(std::env::args_os()) {
+        return init::run();
+    }
     let words: Vec<String> = std::env::args().skip(1).collect();
     let Some((command, rest)) = words.split_first() else {
         eprint!("{USAGE}");
