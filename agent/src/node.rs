@@ -14,7 +14,7 @@ use raft::{
     node::{Handle, ProposeError},
     state::{
         ClusterId, Command, ImageId, Millis, NodeId, Outcome, Proposal, Rejection, RequestKey,
-        State, VmId,
+        State, Vm, VmId,
     },
 };
 use tokio::{
@@ -26,6 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admission::Reserves,
     density::Density,
+    guest::identity,
     leases::Leases,
     peers::Peers,
     secrets::Secrets,
@@ -184,6 +185,19 @@ impl Node {
             .await
             .ok()
             .flatten()
+    }
+
+    /// Has a VM's guest be told who it is in this boot of it, if it is here.
+    pub fn introduce(&self, state: &State, vm: &Vm, boot: u64) {
+        let Some(handle) = self.vms.get(vm.id) else {
+            return;
+        };
+        let secrets = vm
+            .operation
+            .filter(|_| vm.has_secrets)
+            .and_then(|operation| self.secrets.get(operation));
+        let identity = identity::identity(state, vm, boot, secrets.as_deref());
+        handle.guest().introduce(identity);
     }
 
     /// The nodes that can be given work, as far as this node knows: those that renewed their leases.

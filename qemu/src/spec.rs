@@ -112,6 +112,8 @@ pub enum Device {
     Rng,
     /// A serial port to a program in the guest, named [`PORT`].
     Port,
+    /// A network card, on a network of its own that ends in the process.
+    Network,
     /// The programmable interval timer of a `microvm`; a `q35` has it in any case. A kernel that knows the rates of its processor's
     /// counter and timer never touches it, and as it is never stopped then, it wakes QEMU 36 times a second for nothing.
     Pit,
@@ -127,8 +129,29 @@ impl Device {
             Self::Disk => "virtio-blk",
             Self::Rng => "virtio-rng",
             Self::Port => "virtio-serial",
+            Self::Network => "virtio-net",
             Self::Pit => "isa-pit",
         }
+    }
+}
+
+/// How a machine's network is, where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetworkLine {
+    /// The card's address. One that is loaded has it from its stream.
+    pub mac: [u8; 6],
+    /// Whether the guest may reach out.
+    pub egress: bool,
+}
+
+impl NetworkLine {
+    fn backend(self) -> String {
+        let restrict = if self.egress { "off" } else { "on" };
+        format!("user,id=net,ipv6=off,restrict={restrict}")
+    }
+
+    fn mac(self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
     }
 }
 
@@ -222,6 +245,8 @@ pub struct CommandLine<'a> {
     pub start: Start,
     /// The disk's chain, the writable file first; empty for none.
     pub disk: &'a [DiskNode],
+    /// How its network is, where it has one.
+    pub network: NetworkLine,
     /// Its descriptors.
     pub fds: Descriptors,
 }
@@ -284,7 +309,10 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     if let Some(open) = open {
         add("blockdev", open.to_string());
     }
-    for device in devices(hardware, line.disk.first()) {
+    if hardware.devices.contains(&Device::Network) {
+        add("netdev", line.network.backend());
+    }
+    for device in devices(hardware, line) {
         add("device", device.to_string());
     }
     match &line.start {
@@ -318,8 +346,8 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
 }
 
 /// The machine's devices, in order: their places on a PCI bus follow from it, as those in a `microvm`'s slots do.
-fn devices(hardware: &Hardware, disk: Option<&DiskNode>) -> Vec<Value> {
-    let mut devices = Vec::new();
+fn devices(hardware: &Hardware, line: &CommandLine<'_>) -> Vec<Value> {
+    let (disk, mut devices) = (line.disk.first(), Vec::new());
     let virtio = |kind: &str, id: &str| {
         let mut device =
             json!({"driver": format!("virtio-{kind}-{}", hardware.machine.virtio_bus()), "id": id});
@@ -359,6 +387,16 @@ fn devices(hardware: &Hardware, disk: Option<&DiskNode>) -> Vec<Value> {
             (Device::Port, _) => {
                 devices.push(virtio("serial", "serial"));
                 devices.push(json!({"driver": "virtserialport", "name": PORT, "chardev": "port"}));
+            }
+            (Device::Network, _) => {
+                let mut card = virtio("net", "nic");
+                card["netdev"] = json!("net");
+                card["mac"] = json!(line.network.mac());
+                if hardware.machine == MachineType::Q35 {
+                    // Nothing is started over the network, and each would carry a copy of it.
+                    card["romfile"] = json!("");
+                }
+                devices.push(card);
             }
             // A property of the machine.
             (Device::Pit, _) => {}
@@ -464,6 +502,10 @@ mod tests {
             memory: Memory::Anonymous,
             start: Start::Incoming,
             disk: &[],
+            network: NetworkLine {
+                mac: [2, 0, 0, 0, 0, 0x1f],
+                egress: true,
+            },
             fds: Descriptors {
                 qmp: 3,
                 console: 4,
@@ -571,6 +613,26 @@ mod tests {
                 "\"virtio-rng-pci\""
             ]
         );
+    }
+
+    #[test]
+    fn a_guest_reaches_out_where_it_may() {
+        let mut hardware = hardware();
+        let without = arguments(&line(&hardware));
+        assert!(value_after(&without, "-netdev").is_empty());
+        hardware.devices.push(Device::Network);
+        let mut closed = line(&hardware);
+        closed.network.egress = false;
+        for (line, restrict) in [(line(&hardware), "off"), (closed, "on")] {
+            let args = arguments(&line);
+            let backend = value_after(&args, "-netdev")[0];
+            assert!(backend.starts_with("user,id=net,"), "{backend}");
+            assert!(backend.ends_with(&format!("restrict={restrict}")));
+            let card = value_after(&args, "-device").into_iter().last().unwrap();
+            let card: Value = serde_json::from_str(card).unwrap();
+            assert_eq!(card["mac"], "02:00:00:00:00:1f");
+            assert_eq!(card["netdev"], "net");
+        }
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl Api {
             labels: request.labels,
             settings: request.settings,
             by_guest,
+            has_secrets: given.is_some(),
             expires_at: now() + OPERATION_PATIENCE.as_millis() as u64,
         };
         let id = match self.change(key, command, deadline).await? {

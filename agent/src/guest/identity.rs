@@ -3,16 +3,23 @@
 use std::collections::BTreeMap;
 
 use guest::channel::message::{Identity, Network, Origin};
-use raft::state::{Source, Vm, VmId};
+use raft::state::{self as model, Response, Source, State, Vm, VmId};
 use sha2::{Digest as _, Sha256};
+
+use crate::secrets::Given;
 
 /// Names a VM since it was booted, forked or reset last.
 pub fn incarnation(vm: VmId, boot: u64) -> String {
     format!("{vm}.{boot}")
 }
 
-/// Who the guest of a VM is in this boot of it. Secrets are not known here.
-pub fn identity(vm: &Vm, boot: u64) -> Identity {
+/// The id of a request that a guest makes of its own VM: [`guest::channel::message::Fork::request`] behind it.
+pub fn request_prefix(vm: VmId) -> String {
+    format!("guest-{vm}-")
+}
+
+/// Who the guest of a VM is in this boot of it, with the secrets of its fork as far as they are here.
+pub fn identity(state: &State, vm: &Vm, boot: u64, secrets: Option<&Given>) -> Identity {
     let origin = match vm.source {
         Source::Snapshot(_) if boot == 1 => Origin::Fork,
         Source::Snapshot(_) => Origin::Reset,
@@ -28,14 +35,34 @@ pub fn identity(vm: &Vm, boot: u64) -> Identity {
             .parent
             .as_ref()
             .map_or_else(String::new, |(_, name)| name.clone()),
-        index: 0,
-        count: 0,
-        settings: BTreeMap::new(),
-        secrets: BTreeMap::new(),
-        secrets_lost: false,
-        network: None,
-        asked_for: String::new(),
+        index: vm.place.map_or(0, |place| place.index),
+        count: vm.place.map_or(0, |place| place.count),
+        settings: vm.settings.clone(),
+        secrets: secrets.map_or_else(BTreeMap::new, |given| {
+            let secret = |(key, secret): (&String, &crate::secrets::Secret)| {
+                (key.clone(), secret.bytes().to_vec())
+            };
+            given.iter().map(secret).collect()
+        }),
+        // A guest that was told them before knows them still.
+        secrets_lost: vm.has_secrets && secrets.is_none() && origin == Origin::Fork,
+        network: (vm.spec.network != model::Network::None).then(|| network(vm.id)),
+        asked_for: asked_for(state, vm),
     }
+}
+
+/// The guest's own request that a VM came of; empty when it came of none, or of one that is forgotten.
+fn asked_for(state: &State, vm: &Vm) -> String {
+    let (true, Some((parent, _)), Some(operation)) = (vm.by_guest, &vm.parent, vm.operation) else {
+        return String::new();
+    };
+    let prefix = request_prefix(*parent);
+    let made_it = |record: &model::RequestRecord| matches!(record.outcome, Ok(Response::Operation(made)) if made == operation);
+    let found = state
+        .requests
+        .beginning_with(&prefix)
+        .find(|(_, record)| made_it(record));
+    found.map_or_else(String::new, |(id, _)| id[prefix.len()..].to_owned())
 }
 
 /// What derives from a VM's id, for one purpose.

@@ -13,7 +13,7 @@ use std::{
 
 use guest::channel::{
     link::{Link, Stream},
-    message::{Identity, Note, Request, Welcome, note, request},
+    message::{Failed, Identity, Note, Request, Welcome, note, request},
     mux::Broken,
 };
 use qemu::port::{Line, line};
@@ -46,6 +46,31 @@ pub struct Session {
     pub welcome: Welcome,
     /// Since when.
     pub since: Instant,
+}
+
+/// The most steps that failed which are told of one guest.
+const MOST_STEPS: usize = 32;
+/// The most that is told of one of them, characters.
+const LONGEST_STEP: usize = 400;
+
+impl Session {
+    /// What failed of becoming who it is, as far as it is known: by name, with the reason. It is a guest's word: cut to a measure.
+    pub fn failed_steps(&self) -> Vec<String> {
+        let one =
+            |failed: &Failed| shown(&format!("{}: {}", failed.step, failed.reason), LONGEST_STEP);
+        self.welcome
+            .failed
+            .iter()
+            .take(MOST_STEPS)
+            .map(one)
+            .collect()
+    }
+}
+
+/// What a guest says, fit to be shown and kept: without what would command a terminal, and no longer than so many characters.
+pub fn shown(text: &str, most: usize) -> String {
+    let fit = text.chars().filter(|c| !c.is_control());
+    fit.take(most).collect()
 }
 
 /// How it is with a guest's agent.

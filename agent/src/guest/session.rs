@@ -17,12 +17,16 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Asked, Contact, Ends, Session, keys, now_ns};
+use super::{Asked, Contact, Ends, Session, keys, now_ns, shown};
 
 /// How long a greeting waits for its answer before it is sent again; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
 /// And at most so long.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+/// The most that is shown of a version, characters.
+const LONGEST_VERSION: usize = 100;
+/// A greeting that was answered later than this told a time that is past.
+const STALE_CLOCK: Duration = Duration::from_millis(5);
 /// How long a guest is left alone that does not do as it should.
 const REST: Duration = Duration::from_secs(5);
 /// Random bytes for each guest.
@@ -147,6 +151,7 @@ async fn session(
     wire: &mut Wire<UnixStream>,
     greeting: Greeting,
 ) -> End {
+    let begun = Instant::now();
     let greeted = tokio::select! {
         greeted = greet(wire, &greeting) => greeted,
         _changed = identities.changed() => return End::NewIdentity,
@@ -156,17 +161,22 @@ async fn session(
         Err(end) => return end,
     };
     let link = Link::new(Side::Host, greeting.session);
+    if begun.elapsed() > STALE_CLOCK {
+        link.note(&Note {
+            what: Some(note::What::ClockNs(now_ns())),
+        });
+    }
     if welcome.wants_host_keys {
         send_keys(&link);
     }
     let settled = welcome.settled;
     tracing::debug!(vm = greeting.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
-    let begun = Session {
+    let session = Session {
         link: link.clone(),
         welcome,
         since: Instant::now(),
     };
-    contact.send_replace(Contact::Speaking(Arc::new(begun)));
+    contact.send_replace(Contact::Speaking(Arc::new(session)));
     let end = tokio::select! {
         end = serve(wire, &link, contact, asked, &greeting.identity) => end,
         _changed = identities.changed() => End::NewIdentity,
@@ -224,19 +234,13 @@ fn check(greeting: &Greeting, frame: Frame) -> Result<Welcome, End> {
     if !(OLDEST..=NEWEST).contains(&welcome.version) {
         return Err(End::Unsound(format!(
             "it speaks no form of the protocol that this agent knows ({OLDEST} to {NEWEST}); it is version {:?}",
-            shown(&welcome.agent_version)
+            shown(&welcome.agent_version, LONGEST_VERSION)
         )));
     }
     if welcome.incarnation != greeting.identity.incarnation {
         return Err(End::Unsound("it says that it is another VM".to_owned()));
     }
     Ok(welcome)
-}
-
-/// What a guest says, fit to be shown.
-fn shown(text: &str) -> String {
-    let fit = text.chars().filter(|c| !c.is_control());
-    fit.take(200).collect()
 }
 
 fn send_keys(link: &Link) {

@@ -52,7 +52,7 @@ fn introduce(node: &Node, state: &State, observed: &plan::Observed) {
         };
         let guest = handle.guest();
         if !guest.is_known_as(&identity::incarnation(*id, boot)) {
-            guest.introduce(identity::identity(vm, boot));
+            node.introduce(state, vm, boot);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::blobs::hex;
+use crate::{blobs::hex, guest::identity};
 use qemu::{
     console::Wire,
     groups::Limits,
@@ -11,10 +11,11 @@ use qemu::{
     past::Past,
     port::Line,
     record::{BaseName, LayerName, StreamName, StreamRef},
-    spec::{self, Device, Hardware, MachineType, Start},
+    spec::{self, Device, Hardware, MachineType, NetworkLine, Start},
 };
 use raft::state::{
-    Accelerator, Content, FileId, Image, ImageId, Machine, SnapshotId, State, Vm, VmId, VmSpec,
+    Accelerator, Content, FileId, Image, ImageId, Machine, Network, SnapshotId, State, Vm, VmId,
+    VmSpec,
 };
 
 /// What of a host decides how machines are started on it.
@@ -99,6 +100,9 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
         devices.push(Device::Disk);
     }
     devices.extend([Device::Rng, Device::Port]);
+    if spec.network != Network::None {
+        devices.push(Device::Network);
+    }
     let machine = match spec.machine {
         Machine::Microvm => MachineType::Microvm,
         Machine::Q35 => MachineType::Q35,
@@ -148,7 +152,13 @@ pub fn snapshot_hardware(
         Accelerator::Auto => return Err(Unfit::Unknown("auto".to_owned())),
     };
     let machine = machine_type(&content.machine)?;
-    let known = [Device::Disk, Device::Rng, Device::Port, Device::Pit];
+    let known = [
+        Device::Disk,
+        Device::Rng,
+        Device::Port,
+        Device::Network,
+        Device::Pit,
+    ];
     let devices = content
         .devices
         .iter()
@@ -290,6 +300,8 @@ pub struct Kind {
     pub hardware: Hardware,
     /// What it may take at most.
     pub limits: Limits,
+    /// Whether its guest may reach out.
+    pub egress: bool,
     /// The image that its own disk will lie on.
     pub image: ImageId,
     /// That image's disk.
@@ -302,6 +314,7 @@ impl Kind {
         Ok(Self {
             hardware,
             limits: limits(spec),
+            egress: egress(spec),
             image: spec.image,
             image_disk: image_disk(image(state, spec)?),
         })
@@ -319,7 +332,7 @@ pub fn shapeless(id: VmId, kind: Kind, place: Place) -> Launch {
         layers,
         new_layer: false,
         image_disk: kind.image_disk,
-        ..skeleton(id, 1, kind.hardware, kind.limits, place)
+        ..skeleton(id, 1, kind.hardware, (kind.limits, kind.egress), place)
     }
 }
 
@@ -332,11 +345,24 @@ fn of_image(vm: &Child, hardware: Hardware, image: &Image, place: Place) -> Laun
     Launch {
         disk_bytes: vm.spec.disk_bytes,
         image_disk: image_disk(image),
-        ..skeleton(vm.id, vm.boot, hardware, limits(&vm.spec), place)
+        ..skeleton(
+            vm.id,
+            vm.boot,
+            hardware,
+            (limits(&vm.spec), egress(&vm.spec)),
+            place,
+        )
     }
 }
 
-fn skeleton(id: VmId, boot: u64, hardware: Hardware, limits: Limits, place: Place) -> Launch {
+/// Whether a VM's guest may reach out.
+fn egress(spec: &VmSpec) -> bool {
+    spec.network == (Network::User { egress: true })
+}
+
+/// `may` is what the process may take, and whether its guest may reach out.
+fn skeleton(id: VmId, boot: u64, hardware: Hardware, may: (Limits, bool), place: Place) -> Launch {
+    let (limits, egress) = may;
     Launch {
         vm: super::vm_name(id),
         boot,
@@ -353,6 +379,10 @@ fn skeleton(id: VmId, boot: u64, hardware: Hardware, limits: Limits, place: Plac
         image_disk: None,
         ready_line: None,
         console: place.console,
+        network: NetworkLine {
+            mac: identity::mac(id),
+            egress,
+        },
         port: Some(place.port),
     }
 }

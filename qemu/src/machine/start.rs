@@ -18,7 +18,7 @@ use crate::{
     process::Process,
     qmp::{Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, Stage, VmName, VmRecord},
-    spec::{self, CommandLine, Descriptors, Device, Hardware, Start},
+    spec::{self, CommandLine, Descriptors, Device, Hardware, NetworkLine, Start},
     sys::spawn::{FIRST_FD, GUEST_NICE, Spawn},
 };
 
@@ -64,6 +64,8 @@ pub struct Launch {
     pub ready_line: Option<String>,
     /// What leads from its console to those who read and write it.
     pub console: Wire,
+    /// How its network is, where it has one.
+    pub network: NetworkLine,
     /// Where the connection to its guest's agent goes. Without one, nobody is connected to its port.
     pub port: Option<Line>,
 }
@@ -299,6 +301,7 @@ fn start_process(
         memory,
         start: launch.start.clone(),
         disk: &chain,
+        network: launch.network,
         fds: Descriptors {
             qmp: FIRST_FD,
             console: FIRST_FD + 1,

@@ -29,7 +29,7 @@ use qemu::{
     merge::Happened,
     past::Past,
     record::{HOST_BOOT, LayerName, StreamName, StreamRef, VmName, VmRecord, host_boot},
-    spec::{Accelerator, Device, Hardware, MachineType, Start, counter_words},
+    spec::{Accelerator, Device, Hardware, MachineType, NetworkLine, Start, counter_words},
     stream::Block,
 };
 use tokio::time::{Instant, timeout_at};
@@ -166,6 +166,10 @@ impl Host {
             image_disk: Some("disk.qcow2".into()),
             ready_line: None,
             console: Wire::default(),
+            network: NetworkLine {
+                mac: [2, 0, 0, 0, 0, 1],
+                egress: false,
+            },
             port: None,
         }
     }

@@ -169,6 +169,8 @@ pub enum Command {
         labels: Labels,
         settings: Labels,
         by_guest: bool,
+        /// Whether secrets were given with the request, which are not here.
+        has_secrets: bool,
         expires_at: Millis,
     },
     /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.

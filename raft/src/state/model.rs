@@ -384,6 +384,8 @@ pub struct Vm {
     pub family: Option<VmId>,
     /// Whether a guest asked for it, not a user.
     pub by_guest: bool,
+    /// Whether its guest is to be told secrets, which its node has and the state has not.
+    pub has_secrets: bool,
     /// Steps of becoming itself that failed in this boot, with the reasons.
     pub failed_steps: Vec<String>,
 }
@@ -430,6 +432,7 @@ impl Vm {
             place: None,
             family: None,
             by_guest: false,
+            has_secrets: false,
             failed_steps: Vec::new(),
         }
     }

@@ -1,6 +1,6 @@
 //! What became of requests. Called by `apply` only.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use super::{KEPT_REQUESTS, response::Outcome};
 
@@ -28,6 +28,18 @@ impl Requests {
     /// The record of a request, unless it never came or is gone.
     pub fn get(&self, id: &str) -> Option<&RequestRecord> {
         self.chunks.iter().rev().find_map(|chunk| chunk.get(id))
+    }
+
+    /// Those whose ids begin so.
+    pub fn beginning_with<'a>(
+        &'a self,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = (&'a str, &'a RequestRecord)> {
+        self.chunks.iter().flat_map(move |chunk| {
+            let from = chunk.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+            from.take_while(move |(id, _)| id.starts_with(prefix))
+                .map(|(id, record)| (id.as_str(), record))
+        })
     }
 
     /// How many are kept.

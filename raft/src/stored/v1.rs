@@ -91,6 +91,7 @@ mirrors! {
             labels: Labels,
             settings: Labels,
             by_guest: bool,
+            has_secrets: bool,
             expires_at: Millis,
         },
         SnapshotReady { operation: Id, content: Content },
@@ -236,6 +237,7 @@ mirrors! {
         place: Option<Place>,
         family: Option<Id>,
         by_guest: bool,
+            has_secrets: bool,
         failed_steps: Vec<String>,
     }
     struct Place { index: u32, count: u32 }

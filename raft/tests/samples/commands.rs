@@ -384,6 +384,7 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         labels: labels(),
         settings: settings(),
         by_guest,
+        has_secrets: by_guest,
         expires_at: 9_000,
     };
     let snapshot = |vm: Option<&str>| ForkSource::Snapshot {

@@ -110,6 +110,7 @@ fn add_vms(state: &mut State) {
         }),
         family: Some(VmId(0x41)),
         by_guest: source != Source::Image,
+        has_secrets: source != Source::Image,
         failed_steps: vec!["hook 10-keys: it ended with 1".into()],
     };
     let fork = Source::Snapshot(snapshot);

@@ -11,7 +11,7 @@ use raft::state::{ChildResult, Operation, Snapshot, State, Vm, VmId};
 
 use super::{
     Parts,
-    run::{Run, check, destroy, failed, go_on, load_child, running},
+    run::{Became, Run, became, check, destroy, failed, go_on, load_child, running},
 };
 use crate::{
     admission::{CHILD_BYTES, Need},
@@ -50,7 +50,9 @@ impl Run {
         };
         self.note("loaded");
         failpoint::reached("reset.loaded");
-        let result = self.take_place(vm, operation, &handle, boot).await;
+        let result = self
+            .take_place(vm, operation, snapshot, &handle, boot)
+            .await;
         self.report(vec![(0, result)]).await;
         // What it was before.
         self.node.left_over.notify_one();
@@ -113,6 +115,7 @@ impl Run {
         &self,
         vm: &Vm,
         operation: &Operation,
+        snapshot: &Snapshot,
         handle: &VmHandle,
         boot: u64,
     ) -> ChildResult {
@@ -136,7 +139,20 @@ impl Run {
         match go_on(handle, vm.id, boot, operation.paused).await {
             Ok(at) => {
                 failpoint::reached("reset.went-on");
-                running(at - self.begun)
+                if operation.paused {
+                    return running(at - self.begun);
+                }
+                // It is the same VM, at another moment: its clock and its random numbers must not be.
+                self.node.introduce(&self.node.state(), vm, boot);
+                let became = match snapshot
+                    .content
+                    .as_ref()
+                    .is_some_and(|content| content.agent)
+                {
+                    true => became(handle, vm.id, boot).await,
+                    false => Became::default(),
+                };
+                self.went_on(at, became)
             }
             Err(problem) => {
                 destroy(handle).await;

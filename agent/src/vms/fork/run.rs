@@ -21,6 +21,7 @@ use crate::{
     admission::{CHILD_BYTES, Need},
     convert::capture_report,
     errors::chain,
+    guest::identity,
     node::Node,
     reconcile::plan::Is,
     store::Way,
@@ -209,7 +210,8 @@ impl Run {
                     chain(&error)
                 }
             })?;
-        content_of(&captured, &stream)
+        let agent = handle.guest().session().is_ok();
+        content_of(&captured, &stream, agent)
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
 
@@ -269,20 +271,42 @@ impl Run {
         self.note("loaded");
         failpoint::reached("operation.children-loaded");
         self.check_cancelled()?;
-        let begun = self.begun;
+        let run = &*self;
         let going_on = loaded
             .into_iter()
             .map(|(number, id, paused, handle)| async move {
-                match go_on(&handle, id, 1, paused).await {
-                    Ok(at) => (number, running(at - begun)),
+                let child = state.vms.get(&id);
+                let result = match go_on(&handle, id, 1, paused).await {
+                    Ok(at) => {
+                        let became = match child {
+                            Some(child) if content.agent && !paused => {
+                                run.node.introduce(state, child, 1);
+                                became(&handle, id, 1).await
+                            }
+                            _ => Became::default(),
+                        };
+                        run.went_on(at, became)
+                    }
                     Err(problem) => {
                         destroy(&handle).await;
-                        (number, failed(problem))
+                        failed(problem)
                     }
-                }
+                };
+                (number, result)
             });
         results.extend(join_all(going_on).await);
         Ok(results)
+    }
+
+    /// The result of one that runs since `at`.
+    pub(super) fn went_on(&self, at: Instant, became: Became) -> ChildResult {
+        ChildResult {
+            ready_us: became
+                .at
+                .map_or(0, |at| (at - self.begun).as_micros() as u64),
+            failed_steps: became.failed_steps,
+            ..running(at - self.begun)
+        }
     }
 
     /// One of the children that are ready, under the id of a child that has nothing here yet.
@@ -296,6 +320,35 @@ impl Run {
         // An agent that was lost had come further with this child.
         self.node.pool.give_back(*snapshot, vec![member]);
         None
+    }
+}
+
+/// How long a child is waited for that went on, until it has become itself. It goes on with that also when nobody waits any more.
+const BECOMES_WITHIN: Duration = Duration::from_secs(10);
+
+/// Whether and when a child has become itself.
+#[derive(Debug, Default)]
+pub(super) struct Became {
+    at: Option<Instant>,
+    failed_steps: Vec<String>,
+}
+
+/// Waits until a child that was told who it is has become that.
+pub(super) async fn became(handle: &VmHandle, id: VmId, boot: u64) -> Became {
+    let incarnation = identity::incarnation(id, boot);
+    let deadline = Instant::now() + BECOMES_WITHIN;
+    match handle.guest().became(&incarnation, deadline).await {
+        Some(session) => Became {
+            at: Some(session.since),
+            failed_steps: session.failed_steps(),
+        },
+        None => Became {
+            at: None,
+            failed_steps: vec![format!(
+                "agent: the guest's agent did not answer within {} s after it went on",
+                BECOMES_WITHIN.as_secs()
+            )],
+        },
     }
 }
 
@@ -421,7 +474,7 @@ pub(super) fn failed(error: String) -> ChildResult {
     }
 }
 
-fn content_of(captured: &Captured, stream: &StreamName) -> Option<Content> {
+fn content_of(captured: &Captured, stream: &StreamName, agent: bool) -> Option<Content> {
     let hardware = &captured.hardware;
     let file = |name: &str| name.parse::<VmId>().ok().map(|id| id.0);
     Some(Content {
@@ -444,7 +497,7 @@ fn content_of(captured: &Captured, stream: &StreamName) -> Option<Content> {
             .iter()
             .map(|device| device.name().to_owned())
             .collect(),
-        agent: false,
+        agent,
         base_bytes: captured.base_bytes,
         stream_bytes: captured.stream_bytes,
         stream_checksum: captured.stream_checksum,

@@ -56,6 +56,7 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
         labels,
         settings,
         by_guest,
+        has_secrets,
         expires_at,
     } = command
     else {
@@ -98,6 +99,7 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
             }),
             family: origin.family,
             by_guest: *by_guest,
+            has_secrets: *has_secrets,
             ..Vm::new(id, name, origin.node, origin.spec.clone(), source, now)
         };
         state.vms.insert(id, Arc::new(child));

@@ -8,7 +8,7 @@ use crate::state::{
     ids::OperationId,
     model::{
         ChildResult, Content, Millis, Operation, OperationKind, OperationState, Phase, Power,
-        State, Vm,
+        State, Unready, Vm,
     },
     names,
     response::{Kind, Outcome, Rejection, Response},
@@ -97,6 +97,16 @@ fn note_result(child: &mut Arc<Vm>, result: &ChildResult) {
     };
     child.reason.clone_from(&result.error);
     child.failed_steps.clone_from(&result.failed_steps);
+    hold_if_unready(child);
+}
+
+/// Has a VM stand still that has not wholly become itself, where that is wanted.
+pub(super) fn hold_if_unready(vm: &mut Vm) {
+    let holds = vm.spec.unready == Unready::Hold && !vm.failed_steps.is_empty();
+    if holds && vm.power == Power::Running {
+        vm.power = Power::Paused;
+        vm.generation += 1;
+    }
 }
 
 /// Completes an operation when its snapshot is ready and all its children are known.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{check_labels, check_line, invalid, placement, removal, reset};
+use super::{check_labels, check_line, invalid, operation, placement, removal, reset};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
@@ -365,7 +365,9 @@ pub(super) fn report_steps(state: &mut State, vm: VmId, boot: u64, failed: &[Str
     if let Some(vm) = state.vms.get_mut(&vm).filter(|vm| vm.boot == boot)
         && vm.failed_steps != failed
     {
-        Arc::make_mut(vm).failed_steps = failed.to_vec();
+        let vm = Arc::make_mut(vm);
+        vm.failed_steps = failed.to_vec();
+        operation::hold_if_unready(vm);
     }
     Ok(Response::Done)
 }

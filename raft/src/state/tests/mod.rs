@@ -166,6 +166,7 @@ impl World {
             labels: Labels::new(),
             settings: Labels::new(),
             by_guest: false,
+            has_secrets: false,
             expires_at: self.now + 60_000,
         }
     }

@@ -185,6 +185,7 @@ fn fork() -> impl Strategy<Value = Command> {
                 labels: Labels::new(),
                 settings: Labels::from([("k".into(), String::new())]),
                 by_guest,
+                has_secrets: paused,
                 expires_at: 9,
             },
         )

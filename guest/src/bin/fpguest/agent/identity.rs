@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{self, Write as _},
     net::Ipv4Addr,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -42,7 +42,7 @@ pub fn become_it(root: &Root, hello: &Hello, identity: &Identity) -> Vec<Failed>
     let steps: [(&str, &dyn Fn() -> io::Result<()>); 6] = [
         ("entropy", &|| kernel::add_entropy(&hello.entropy)),
         ("clock", &|| set_clock(hello.clock_ns)),
-        ("hostname", &|| set_hostname(root, &identity.name)),
+        ("hostname", &|| set_hostname(&identity.name)),
         ("machine-id", &|| set_machine_id(root, &identity.machine_id)),
         ("network", &|| match &identity.network {
             Some(network) => set_network(root, Path::new(CARDS), network),
@@ -84,19 +84,34 @@ pub fn set_clock(host_ns: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-fn set_hostname(root: &Root, name: &str) -> io::Result<()> {
-    let before = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    if before != name {
+fn set_hostname(name: &str) -> io::Result<()> {
+    if rustix::system::uname().nodename().to_bytes() != name.as_bytes() {
         rustix::system::sethostname(name.as_bytes())?;
     }
-    write_if_other(&root.file("etc/hostname"), &format!("{name}\n"))?;
+    Ok(())
+}
+
+/// Has the guest know its name after a boot, too. Not a step that anybody waits for: it writes to the disk.
+///
+/// # Errors
+/// The file system's.
+pub fn keep_hostname(root: &Root, name: &str) -> io::Result<()> {
+    let path = root.file("etc/hostname");
+    let before = read_if_there(&path)?;
+    write_if_other(&path, &format!("{name}\n"))?;
     let hosts = root.file("etc/hosts");
-    match fs::read_to_string(&hosts) {
-        Ok(text) => write_if_other(&hosts, &renamed_hosts(&text, &before, name)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+    match (read_if_there(&hosts)?, before) {
+        (Some(text), Some(before)) => {
+            write_if_other(&hosts, &renamed_hosts(&text, before.trim(), name))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn read_if_there(path: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -120,11 +135,19 @@ fn renamed_hosts(text: &str, before: &str, name: &str) -> String {
     lines.join("\n")
 }
 
+/// The machine's id is kept in memory, and shows in the place of the disk's: a fork then changes nothing on its disk, which would take
+/// longer and be the first of its pages there. The next boot is told its id anew.
 fn set_machine_id(root: &Root, id: &str) -> io::Result<()> {
     let path = root.file("etc/machine-id");
     // An image without one does not want one.
-    if path.exists() {
-        write_if_other(&path, &format!("{id}\n"))?;
+    if !path.exists() {
+        return Ok(());
+    }
+    let own = state_folder(root)?.join("machine-id");
+    write_if_other(&own, &format!("{id}\n"))?;
+    let place = |path: &Path| fs::metadata(path).map(|at| (at.dev(), at.ino()));
+    if place(&own)? != place(&path)? {
+        rustix::mount::mount_bind(&own, &path)?;
     }
     Ok(())
 }
@@ -273,16 +296,21 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_id_is_written_where_there_is_one() {
+    fn an_image_without_a_machine_id_gets_none() {
         let (_folder, root) = root();
         set_machine_id(&root, "aa").unwrap();
         assert!(!root.file("etc/machine-id").exists());
-        fs::write(root.file("etc/machine-id"), "").unwrap();
-        set_machine_id(&root, "aa").unwrap();
-        assert_eq!(
-            fs::read_to_string(root.file("/etc/machine-id")).unwrap(),
-            "aa\n"
-        );
+    }
+
+    #[test]
+    fn a_name_is_kept_with_the_hosts_own_line() {
+        let (_folder, root) = root();
+        fs::write(root.file("etc/hostname"), "web\n").unwrap();
+        fs::write(root.file("etc/hosts"), "127.0.1.1 web\n").unwrap();
+        keep_hostname(&root, "web-1").unwrap();
+        let read = |file: &str| fs::read_to_string(root.file(file)).unwrap();
+        assert_eq!(read("etc/hostname"), "web-1\n");
+        assert_eq!(read("etc/hosts"), "127.0.1.1\tweb-1\n");
     }
 
     #[test]

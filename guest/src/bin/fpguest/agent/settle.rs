@@ -1,4 +1,4 @@
-//! What follows on becoming somebody and nobody waits for: SSH host keys, and the hooks of the image.
+//! What follows on becoming somebody and nobody waits for: its name on disk, SSH host keys, and the hooks of the image.
 
 use std::{
     ffi::OsString,
@@ -33,6 +33,11 @@ pub async fn settle(
     let mut note = |step: String, result: Result<(), String>| {
         failed.extend(result.err().map(|reason| Failed { step, reason }));
     };
+    let kept = identity::keep_hostname(root, &identity.name);
+    note(
+        "hostname".to_owned(),
+        kept.map_err(|error| error.to_string()),
+    );
     if let Some(keys) = keys {
         note("ssh-host-keys".to_owned(), take_keys(root, keys).await);
     }
