@@ -392,6 +392,8 @@ fn devices(hardware: &Hardware, line: &CommandLine<'_>) -> Vec<Value> {
                 let mut card = virtio("net", "nic");
                 card["netdev"] = json!("net");
                 card["mac"] = json!(line.network.mac());
+                // A fork is told to make itself known otherwise, before anything else: to nobody, and with its parent's address.
+                card["guest_announce"] = json!(false);
                 if hardware.machine == MachineType::Q35 {
                     // Nothing is started over the network, and each would carry a copy of it.
                     card["romfile"] = json!("");

@@ -2,10 +2,10 @@
 //! a few system calls and small files, done at once, in this order: nobody waits longer than they take.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Write as _},
     net::Ipv4Addr,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,6 +17,10 @@ use super::kernel::{self, Card};
 
 /// How far the clock may be off before it is set.
 const CLOCK_OFF: Duration = Duration::from_millis(1);
+/// Where the agent keeps what it must know when it was started anew.
+const STATE: &str = "run/forkypig";
+/// The file there that says who this guest has become.
+const INCARNATION: &str = "incarnation";
 /// Where the kernel lists network cards.
 const CARDS: &str = "/sys/class/net";
 
@@ -37,34 +41,129 @@ impl Root {
     }
 }
 
-/// Does all steps, whatever becomes of the ones before, and gives those that failed.
-pub fn become_it(root: &Root, hello: &Hello, identity: &Identity) -> Vec<Failed> {
-    let steps: [(&str, &dyn Fn() -> io::Result<()>); 6] = [
-        ("entropy", &|| kernel::add_entropy(&hello.entropy)),
-        ("clock", &|| set_clock(hello.clock_ns)),
-        ("hostname", &|| set_hostname(&identity.name)),
-        ("machine-id", &|| set_machine_id(root, &identity.machine_id)),
-        ("network", &|| match &identity.network {
-            Some(network) => set_network(root, Path::new(CARDS), network),
-            None => Ok(()),
-        }),
-        ("incarnation", &|| remember(root, &identity.incarnation)),
-    ];
-    let failed = |(step, run): (&str, &dyn Fn() -> io::Result<()>)| {
-        let error = run().err()?;
-        Some(Failed {
-            step: step.to_owned(),
-            reason: error.to_string(),
-        })
-    };
-    let mut all: Vec<Failed> = steps.into_iter().filter_map(failed).collect();
-    if identity.secrets_lost {
-        all.push(Failed {
-            step: "secrets".to_owned(),
-            reason: "the host's agent was started anew before they were handed over".to_owned(),
-        });
+/// What becoming somebody works with. It is opened once, and forked with the guest: under emulation a fork's first steps take most of
+/// their time for code that its process has not run before, and finding files by their names is a lot of it.
+#[derive(Debug, Default)]
+pub struct Tools {
+    root: Root,
+    random: Option<File>,
+    machine_id: Option<File>,
+    incarnation: Option<File>,
+    card: Option<Card>,
+    /// What the card was given last.
+    network: Option<Network>,
+}
+
+impl Tools {
+    /// Does all steps, whatever becomes of the ones before, and gives those that failed.
+    pub fn become_it(&mut self, hello: &Hello, identity: &Identity) -> Vec<Failed> {
+        let mut all = Vec::new();
+        let mut step = |step: &str, result: io::Result<()>| {
+            all.extend(result.err().map(|error| Failed {
+                step: step.to_owned(),
+                reason: error.to_string(),
+            }));
+        };
+        step("entropy", self.add_entropy(&hello.entropy));
+        step("clock", set_clock(hello.clock_ns));
+        let named = rustix::system::sethostname(identity.name.as_bytes());
+        step("hostname", named.map_err(io::Error::from));
+        step("machine-id", self.set_machine_id(&identity.machine_id));
+        if let Some(network) = &identity.network {
+            step("network", self.set_network(Path::new(CARDS), network));
+        }
+        step("incarnation", self.remember(&identity.incarnation));
+        if identity.secrets_lost {
+            let lost = "the host's agent was started anew before they were handed over";
+            step("secrets", Err(io::Error::other(lost)));
+        }
+        all
     }
-    all
+
+    fn add_entropy(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let random = match &self.random {
+            Some(random) => random,
+            None => {
+                let random = File::options().write(true).open("/dev/urandom")?;
+                self.random.insert(random)
+            }
+        };
+        kernel::add_entropy(random, bytes)
+    }
+
+    /// The machine's id is kept in memory, and shows in the place of the disk's: a fork then changes nothing on its disk. The next boot
+    /// is told its id anew.
+    fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
+        let file = match &self.machine_id {
+            Some(file) => file,
+            None => {
+                let path = self.root.file("etc/machine-id");
+                // An image without one does not want one.
+                if !path.exists() {
+                    return Ok(());
+                }
+                let own = state_folder(&self.root)?.join("machine-id");
+                let file = write_only(&own)?;
+                let place = |path: &Path| fs::metadata(path).map(|at| (at.dev(), at.ino()));
+                if place(&own)? != place(&path)? {
+                    rustix::mount::mount_bind(&own, &path)?;
+                }
+                self.machine_id.insert(file)
+            }
+        };
+        // Always as long: nothing of another is left.
+        file.write_all_at(format!("{id}\n").as_bytes(), 0)
+    }
+
+    fn set_network(&mut self, cards: &Path, network: &Network) -> io::Result<()> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
+        let mac: [u8; 6] = network
+            .mac
+            .as_slice()
+            .try_into()
+            .map_err(|_| invalid("a hardware address has six bytes"))?;
+        let card = match &self.card {
+            Some(card) => card,
+            None => {
+                let name = first_card(cards)?;
+                let name = name.ok_or_else(|| invalid("there is no network card"))?;
+                self.card.insert(Card::named(&name)?)
+            }
+        };
+        if card.mac()? != mac {
+            card.set_mac(mac)?;
+        }
+        let rest = |of: &Network| Network {
+            mac: Vec::new(),
+            ..of.clone()
+        };
+        if self.network.as_ref().map(rest) != Some(rest(network)) {
+            configure(&self.root, card, network)?;
+        }
+        self.network = Some(network.clone());
+        Ok(())
+    }
+
+    fn remember(&mut self, incarnation: &str) -> io::Result<()> {
+        let file = match &self.incarnation {
+            Some(file) => file,
+            None => {
+                let file = write_only(&state_folder(&self.root)?.join(INCARNATION))?;
+                self.incarnation.insert(file)
+            }
+        };
+        // Another one may be shorter.
+        file.write_all_at(format!("{incarnation}\n").as_bytes(), 0)
+    }
+}
+
+/// Opens a small file to be written anew, again and again.
+fn write_only(path: &Path) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
 }
 
 /// Sets the clock, unless it is right.
@@ -82,13 +181,6 @@ pub fn set_clock(host_ns: u64) -> io::Result<()> {
         tv_nsec: (host_ns % 1_000_000_000) as i64,
     };
     Ok(clock_settime(ClockId::Realtime, time)?)
-}
-
-fn set_hostname(name: &str) -> io::Result<()> {
-    if rustix::system::uname().nodename().to_bytes() != name.as_bytes() {
-        rustix::system::sethostname(name.as_bytes())?;
-    }
-    Ok(())
 }
 
 /// Has the guest know its name after a boot, too. Not a step that anybody waits for: it writes to the disk.
@@ -135,23 +227,6 @@ fn renamed_hosts(text: &str, before: &str, name: &str) -> String {
     lines.join("\n")
 }
 
-/// The machine's id is kept in memory, and shows in the place of the disk's: a fork then changes nothing on its disk, which would take
-/// longer and be the first of its pages there. The next boot is told its id anew.
-fn set_machine_id(root: &Root, id: &str) -> io::Result<()> {
-    let path = root.file("etc/machine-id");
-    // An image without one does not want one.
-    if !path.exists() {
-        return Ok(());
-    }
-    let own = state_folder(root)?.join("machine-id");
-    write_if_other(&own, &format!("{id}\n"))?;
-    let place = |path: &Path| fs::metadata(path).map(|at| (at.dev(), at.ino()));
-    if place(&own)? != place(&path)? {
-        rustix::mount::mount_bind(&own, &path)?;
-    }
-    Ok(())
-}
-
 /// Writes a small file in place, which costs nothing when it is right already.
 fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
     match fs::read_to_string(path) {
@@ -166,18 +241,9 @@ fn write_if_other(path: &Path, content: &str) -> io::Result<()> {
     }
 }
 
-fn set_network(root: &Root, cards: &Path, network: &Network) -> io::Result<()> {
+/// All of a card but its hardware address.
+fn configure(root: &Root, card: &Card, network: &Network) -> io::Result<()> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let name = first_card(cards)?.ok_or_else(|| invalid("there is no network card"))?;
-    let card = Card::named(&name)?;
-    let mac: [u8; 6] = network
-        .mac
-        .as_slice()
-        .try_into()
-        .map_err(|_| invalid("a hardware address has six bytes"))?;
-    if card.mac()? != mac {
-        card.set_mac(mac)?;
-    }
     let address: Ipv4Addr = network
         .address
         .parse()
@@ -195,10 +261,7 @@ fn set_network(root: &Root, cards: &Path, network: &Network) -> io::Result<()> {
     }
     let resolver = root.file("etc/resolv.conf");
     // Whoever has said something there knows better.
-    let unsaid = fs::read_to_string(&resolver).map_or_else(
-        |error| error.kind() == io::ErrorKind::NotFound,
-        |text| text.trim().is_empty(),
-    );
+    let unsaid = read_if_there(&resolver)?.is_none_or(|text| text.trim().is_empty());
     if unsaid && !network.dns.is_empty() {
         fs::write(&resolver, format!("nameserver {}\n", network.dns))?;
     }
@@ -220,19 +283,16 @@ fn first_card(cards: &Path) -> io::Result<Option<String>> {
 
 /// Where the agent keeps what it must still know when it was started anew; it is gone with the boot, and forked with the guest.
 fn state_folder(root: &Root) -> io::Result<PathBuf> {
-    let folder = root.file("run/forkypig");
+    let folder = root.file(STATE);
     fs::create_dir_all(&folder)?;
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
     Ok(folder)
 }
 
-fn remember(root: &Root, incarnation: &str) -> io::Result<()> {
-    fs::write(state_folder(root)?.join("incarnation"), incarnation)
-}
-
 /// Who this guest has become, if it has.
 pub fn remembered(root: &Root) -> Option<String> {
-    fs::read_to_string(root.file("run/forkypig/incarnation")).ok()
+    let text = fs::read_to_string(root.file(STATE).join(INCARNATION)).ok()?;
+    text.lines().next().map(str::to_owned)
 }
 
 /// Takes note that all that follows on becoming somebody is done.
@@ -245,8 +305,7 @@ pub fn remember_settled(root: &Root, incarnation: &str) -> io::Result<()> {
 
 /// Whether all that follows on becoming somebody was done.
 pub fn was_settled(root: &Root, incarnation: &str) -> bool {
-    fs::read_to_string(root.file("run/forkypig/settled"))
-        .is_ok_and(|settled| settled == incarnation)
+    fs::read_to_string(root.file(STATE).join("settled")).is_ok_and(|settled| settled == incarnation)
 }
 
 /// Whether the image wants SSH host keys of its own for each fork.
@@ -263,7 +322,7 @@ pub fn set_host_keys(root: &Root, private: &str, public: &str) -> io::Result<()>
     fs::create_dir_all(&folder)?;
     let private_path = folder.join("ssh_host_ed25519_key");
     let new = folder.join("ssh_host_ed25519_key.new");
-    let mut file = fs::File::options()
+    let mut file = File::options()
         .write(true)
         .create(true)
         .truncate(true)
@@ -298,7 +357,11 @@ mod tests {
     #[test]
     fn an_image_without_a_machine_id_gets_none() {
         let (_folder, root) = root();
-        set_machine_id(&root, "aa").unwrap();
+        let mut tools = Tools {
+            root: root.clone(),
+            ..Tools::default()
+        };
+        tools.set_machine_id("aa").unwrap();
         assert!(!root.file("etc/machine-id").exists());
     }
 
@@ -326,7 +389,12 @@ mod tests {
     fn who_it_is_survives_the_agent() {
         let (_folder, root) = root();
         assert_eq!(remembered(&root), None);
-        remember(&root, "01A.1").unwrap();
+        let mut tools = Tools {
+            root: root.clone(),
+            ..Tools::default()
+        };
+        tools.remember("01A.10").unwrap();
+        tools.remember("01A.1").unwrap();
         assert_eq!(remembered(&root).as_deref(), Some("01A.1"));
         assert!(!was_settled(&root, "01A.1"));
         remember_settled(&root, "01A.1").unwrap();

@@ -27,12 +27,11 @@ struct PoolInfo {
     bytes: [u8; MOST_ENTROPY],
 }
 
-/// Mixes random bytes into the kernel's pool, counts them as such, and has the kernel's generator begin anew with them.
+/// Mixes random bytes into the kernel's pool through its device, counts them as such, and has the kernel's generator begin anew with them.
 ///
 /// # Errors
 /// The kernel's; there are more than [`MOST_ENTROPY`] bytes.
-pub fn add_entropy(bytes: &[u8]) -> io::Result<()> {
-    let random = File::options().write(true).open("/dev/urandom")?;
+pub fn add_entropy(random: &File, bytes: &[u8]) -> io::Result<()> {
     let mut info = PoolInfo {
         entropy_count: 8 * bytes.len() as libc::c_int,
         size: bytes.len() as libc::c_int,

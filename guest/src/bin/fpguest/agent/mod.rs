@@ -36,7 +36,10 @@ use tokio::{
     time::sleep,
 };
 
-use self::{identity::Root, port::Port};
+use self::{
+    identity::{Root, Tools},
+    port::Port,
+};
 
 /// How long until the port is looked for again: its driver may come later than this program.
 const PORT_PAUSE: Duration = Duration::from_millis(200);
@@ -55,6 +58,8 @@ struct Agent {
 /// Who this guest is.
 #[derive(Debug, Default)]
 struct Me {
+    /// What it becomes somebody with.
+    tools: Tools,
     /// What it has become, and what of that failed.
     became: Option<(String, Vec<Failed>)>,
     /// Whether all that follows on that is done.
@@ -215,7 +220,7 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
     {
         let mut me = agent.me();
         if is_news {
-            let failed = identity::become_it(&agent.root, hello, &identity);
+            let failed = me.tools.become_it(hello, &identity);
             me.became = Some((identity.incarnation.clone(), failed));
             me.settled = false;
         } else if me.became.is_none() {
