@@ -45,14 +45,36 @@ use self::{
 const PORT_PAUSE: Duration = Duration::from_millis(200);
 
 /// What the parts of the agent have in common.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Agent {
     root: Root,
+    image: Image,
     me: Mutex<Me>,
     /// The session that goes on.
     link: watch::Sender<Option<Link>>,
     /// Who this guest is, for those who want to know when it becomes somebody else.
     identity: watch::Sender<Option<Arc<Identity>>>,
+}
+
+/// What is the same in all forks, looked up once: a greeting is answered without a file being opened.
+#[derive(Debug)]
+struct Image {
+    os: String,
+    kernel: String,
+    wants_host_keys: bool,
+}
+
+impl Image {
+    fn of(root: &Root) -> Self {
+        Self {
+            os: os_name(root),
+            kernel: rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned(),
+            wants_host_keys: identity::wants_host_keys(root),
+        }
+    }
 }
 
 /// Who this guest is.
@@ -71,6 +93,16 @@ struct Me {
 }
 
 impl Agent {
+    fn new(root: Root) -> Self {
+        Self {
+            image: Image::of(&root),
+            root,
+            me: Mutex::default(),
+            link: watch::Sender::new(None),
+            identity: watch::Sender::new(None),
+        }
+    }
+
     fn me(&self) -> MutexGuard<'_, Me> {
         self.me.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -85,7 +117,7 @@ pub fn run() -> io::Result<()> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let agent = Arc::new(Agent::default());
+        let agent = Arc::new(Agent::new(Root::default()));
         local::listen(&agent)?;
         let port = find_port().await?;
         serve(&agent, Wire::new(port)).await
@@ -179,11 +211,8 @@ fn greet(agent: &Arc<Agent>, wire: &mut Wire<Port>, link: &mut Option<Link>, fra
         incarnation,
         failed,
         took_us: begun.elapsed().as_micros() as u64,
-        os: os_name(&agent.root),
-        kernel: rustix::system::uname()
-            .release()
-            .to_string_lossy()
-            .into_owned(),
+        os: agent.image.os.clone(),
+        kernel: agent.image.kernel.clone(),
         wants_host_keys: me.keys.is_some(),
         settled: me.settled,
     };
@@ -240,12 +269,11 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
         agent.identity.send_replace(Some(Arc::clone(&identity)));
     }
     if !agent.me().settled && (is_news || known.is_none()) {
-        let keys =
-            (is_news && before.is_some() && identity::wants_host_keys(&agent.root)).then(|| {
-                let (sender, keys) = oneshot::channel();
-                agent.me().keys = Some(sender);
-                keys
-            });
+        let keys = (is_news && before.is_some() && agent.image.wants_host_keys).then(|| {
+            let (sender, keys) = oneshot::channel();
+            agent.me().keys = Some(sender);
+            keys
+        });
         tokio::spawn(settle(Arc::clone(agent), identity, keys));
     }
     is_news && before.is_some()
