@@ -73,7 +73,7 @@ fpguest=$(build_fpguest)
 deb=$(kernel_deb)
 stamp=$({
     basename "$deb"
-    cat "$0" "$repo"/deploy/image/{common,$kind}.sh "$fpguest" "$busybox" "$deb"
+    cat "$0" "$repo"/deploy/image/{common,"$kind"}.sh "$fpguest" "$busybox" "$deb"
     tar -c -C "$sources" --sort=name --mtime=@0 --owner=0 --group=0 initrd "$kind"
 } | sha256sum | cut -d ' ' -f 1)
 if [ "$(cat "$out/.stamp" 2>/dev/null)" = "$stamp" ] &&

@@ -24,6 +24,9 @@ use crate::record::{RECORD_SIZE, Record, seed, u32_at, u64_at};
 
 /// The bytes that a page begins with.
 pub const MAGIC: [u8; 16] = *b"FPPULSEMEMPAGE01";
+/// The magic as the program that writes it has it: that lies in guests' memory too, where the linker may put a constant at
+/// a page's start, and would be taken for records.
+const MAGIC_INVERTED: [u8; 16] = (!u128::from_le_bytes(MAGIC)).to_le_bytes();
 /// The size of a page in bytes.
 pub const PAGE_SIZE: usize = 4096;
 /// The size of a page's header in bytes: that of a record.
@@ -38,7 +41,9 @@ pub const RING_RECORDS: u64 = (RING_PAGES as u64 - 1) * PAGE_RECORDS;
 /// The header of page `number` of `run`; `before` is the checksum of the record before its first.
 pub fn header(run: u64, number: u32, before: u32) -> [u8; HEADER_SIZE] {
     let mut bytes = [0; HEADER_SIZE];
-    bytes[..16].copy_from_slice(&MAGIC);
+    // Not for the compiler to work out ahead.
+    let magic = !u128::from_le_bytes(std::hint::black_box(MAGIC_INVERTED));
+    bytes[..16].copy_from_slice(&magic.to_le_bytes());
     bytes[16..20].copy_from_slice(&number.to_le_bytes());
     bytes[20..24].copy_from_slice(&before.to_le_bytes());
     bytes[24..32].copy_from_slice(&run.to_le_bytes());

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use fp_guest::history::{common_prefix, parse_console, parse_disk, verify};
-use fp_guest::pages::Scan;
+use fp_guest::pages::{MAGIC, Scan};
 use fp_guest::record::Record;
 
 const READY: &str = "forkypig-guest ready";
@@ -232,6 +232,15 @@ fn records_are_the_same_in_all_three_places_with_one_processor() {
 #[test]
 fn records_are_the_same_in_all_three_places_beside_churn_on_four_processors() {
     records_are_the_same_in_all_three_places(4, "fp.pulse fp.churn=32 fp.churn-disk");
+}
+
+#[test]
+fn the_program_itself_is_not_taken_for_records() {
+    // Not compressed: the program is in it as it is in memory.
+    let initrd = std::fs::read(image().join("initrd")).unwrap();
+    let has = |bytes: &[u8]| initrd.windows(bytes.len()).any(|there| there == bytes);
+    assert!(has(b"usage: fpguest pulse"));
+    assert!(!has(&MAGIC));
 }
 
 #[test]
