@@ -205,6 +205,10 @@ pub struct Fresh {
     pub warnings: Vec<String>,
     /// What its process takes of memory.
     pub memory: Option<v1::MemoryUse>,
+    /// What its guest says about itself.
+    pub guest: Option<v1::GuestInfo>,
+    /// Where its published ports are reached.
+    pub ports: Vec<v1::PublishedPort>,
 }
 
 /// A VM, with what its node said about it just now. `online`: whether its node is there.
@@ -288,8 +292,8 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         index: vm.place.map_or(0, |place| place.index),
         count: vm.place.map_or(0, |place| place.count),
         failed_steps: vm.failed_steps.clone(),
-        guest: None,
-        ports: Vec::new(),
+        guest: fresh.and_then(|fresh| fresh.guest.clone()),
+        ports: fresh.map_or_else(Vec::new, |fresh| fresh.ports.clone()),
         family: vm.family.map_or_else(String::new, |id| id.to_string()),
         by_guest: vm.by_guest,
     }

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admission::Reserves,
     density::Density,
-    guest::identity,
+    guest::{identity, ports::Ports},
     leases::Leases,
     peers::Peers,
     secrets::Secrets,
@@ -51,6 +51,8 @@ pub struct Node {
     pub raft: Handle,
     /// Its VMs.
     pub vms: Arc<Vms>,
+    /// Its VMs' published ports.
+    pub ports: Ports,
     /// How its host's memory is.
     pub density: Density,
     /// What is kept back of the host for itself.

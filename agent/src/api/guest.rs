@@ -1,7 +1,10 @@
 //! Working inside VMs: `GuestService`, and the same calls as nodes make them of each other.
 
+mod asked;
 mod exec;
 mod forward;
+
+pub use asked::run as answer_guests;
 
 use std::sync::Arc;
 

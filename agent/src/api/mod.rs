@@ -15,6 +15,7 @@ mod snapshot;
 mod vm;
 mod wait;
 
+pub use guest::answer_guests;
 pub use peer::renew_leases;
 
 use std::sync::Arc;

@@ -3,18 +3,21 @@
 use std::{fs::File, io::Read as _, io::Seek as _, pin::Pin, time::Duration};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, future::join_all, stream};
 use proto::peer::{
     FetchFileRequest, FetchFileResponse, HandSecretsRequest, HandSecretsResponse, NodeAge,
     ObserveRequest, ObserveResponse, ObservedPool, ObservedVm, PrepareForkRequest,
     PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse, RenewLeaseRequest,
-    RenewLeaseResponse, peer_service_server::PeerService,
+    RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
 };
 use proto::v1::{
     ConsoleRequest, ConsoleResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
 };
 use raft::state::VmId;
-use tokio::sync::{broadcast, mpsc};
+use tokio::{
+    sync::{broadcast, mpsc},
+    time::Instant,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -25,6 +28,7 @@ use super::{
 use crate::{
     convert, density,
     errors::ApiError,
+    guest::{self, Contact, wait::Waited},
     node::Node,
     secrets,
     vms::{fork::Source, launch, vm_name},
@@ -63,7 +67,7 @@ impl PeerService for Api {
         request: Request<ObserveRequest>,
     ) -> Result<Response<ObserveResponse>, Status> {
         let wanted = request.into_inner().vms;
-        Ok(Response::new(observed(&self.node, &wanted)))
+        Ok(Response::new(observed_closely(&self.node, &wanted).await))
     }
 
     async fn prepare_fork(
@@ -116,6 +120,27 @@ impl PeerService for Api {
             self.node.secrets.put(operation, given);
         }
         Ok(Response::new(HandSecretsResponse {}))
+    }
+
+    async fn wait_guest(
+        &self,
+        request: Request<WaitGuestRequest>,
+    ) -> Result<Response<WaitGuestResponse>, Status> {
+        let request = request.into_inner();
+        let vm = request
+            .vm
+            .parse()
+            .map_err(|_| Status::invalid_argument("not a VM's id"))?;
+        let deadline = Instant::now() + super::wait::TURN;
+        let waited = super::wait::in_guest(&self.node, vm, request.port, deadline).await;
+        Ok(Response::new(match waited {
+            Waited::Met => WaitGuestResponse {
+                met: true,
+                never: String::new(),
+            },
+            Waited::Never(never) => WaitGuestResponse { met: false, never },
+            Waited::Open => WaitGuestResponse::default(),
+        }))
     }
 
     type FetchFileStream = ReceiverStream<Result<FetchFileResponse, Status>>;
@@ -192,8 +217,24 @@ impl PeerService for Api {
     }
 }
 
+/// The same, with what the guests of VMs that are named say about themselves.
+pub async fn observed_closely(node: &Node, wanted: &[String]) -> ObserveResponse {
+    let mut response = observed(node, wanted);
+    if wanted.is_empty() {
+        return response;
+    }
+    let looks = response.vms.iter_mut().map(|seen| async {
+        let handle = seen.id.parse().ok().and_then(|vm| node.vms.get(vm));
+        if let Some(handle) = handle.filter(|_| seen.pid != 0) {
+            seen.guest = guest::look(handle.guest()).await;
+        }
+    });
+    join_all(looks).await;
+    response
+}
+
 /// What this node sees of its VMs.
-pub fn observed(node: &Node, wanted: &[String]) -> ObserveResponse {
+fn observed(node: &Node, wanted: &[String]) -> ObserveResponse {
     let state = node.state();
     let one = |(id, handle): (VmId, crate::vms::VmHandle)| {
         let name = id.to_string();
@@ -206,10 +247,17 @@ pub fn observed(node: &Node, wanted: &[String]) -> ObserveResponse {
             warnings: match state.vms.get(&id) {
                 Some(vm) if pid != 0 => {
                     let limits = launch::limits(&vm.spec);
-                    node.vms.engine().groups.not_enforced(pid, &limits)
+                    let mut all = node.vms.engine().groups.not_enforced(pid, &limits);
+                    all.extend(node.ports.problems(id));
+                    if let Contact::Unsound(why) = handle.guest().contact() {
+                        all.push(format!("its guest's agent is not spoken to: {why}"));
+                    }
+                    all
                 }
                 _ => Vec::new(),
             },
+            guest: None,
+            ports: node.ports.of(id),
             memory_use: (named && pid != 0)
                 .then(|| density::memory_of(pid))
                 .flatten(),

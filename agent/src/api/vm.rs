@@ -361,6 +361,8 @@ impl Api {
                 state: Some(seen.state()),
                 warnings: seen.warnings,
                 memory: seen.memory_use,
+                guest: seen.guest,
+                ports: seen.ports,
             };
             Some((seen.id.parse().ok()?, fresh))
         })
@@ -382,7 +384,7 @@ impl Api {
             let vms = vms.clone();
             async move {
                 if node == self.node.id() {
-                    return Some(super::peer::observed(&self.node, &vms));
+                    return Some(super::peer::observed_closely(&self.node, &vms).await);
                 }
                 let mut client = self.node.peers.client(node).await.ok()?;
                 let answer = timeout(OBSERVE_PATIENCE, client.observe(ObserveRequest { vms }));

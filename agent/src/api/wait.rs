@@ -3,15 +3,30 @@
 
 use std::{sync::Arc, time::Duration};
 
-use proto::v1::{Vm, WaitFor, WaitVmRequest};
-use raft::state::{self as model, Kind, Phase, Rejection, names};
-use tokio::time::Instant;
+use proto::{
+    peer::{WaitGuestRequest, WaitGuestResponse},
+    v1::{Vm, WaitFor, WaitVmRequest},
+};
+use raft::state::{self as model, Kind, Phase, Rejection, VmId, names};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Api;
-use crate::errors::ApiError;
+use crate::{
+    errors::ApiError,
+    guest::{
+        Unheard,
+        wait::{self, Waited},
+    },
+    node::Node,
+};
 
 /// The longest that somebody may wait: guests may work for days.
 pub const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long a guest is waited for before it is looked at again whether its VM still runs.
+pub const TURN: Duration = Duration::from_secs(2);
+/// Before a node that could not wait is asked again.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Whether a VM is as is wanted, or will never be; `None` while that is open.
 type Met = fn(&model::Vm) -> Option<Result<(), ApiError>>;
@@ -22,21 +37,41 @@ impl Api {
         request: WaitVmRequest,
         deadline: Instant,
     ) -> Result<Vm, ApiError> {
-        let met: Met = match request.until() {
-            WaitFor::Running => runs,
-            WaitFor::Exit => has_ended,
-            WaitFor::Ready | WaitFor::Port => {
-                let problem = "this agent cannot wait for what happens inside a guest";
-                return Err(ApiError::Unsupported(problem.to_owned()));
-            }
+        let invalid = |field, problem: &str| ApiError::InvalidField {
+            field,
+            problem: problem.to_owned(),
+        };
+        let ports = 1..=u32::from(u16::MAX);
+        let (met, inside): (Met, _) = match request.until() {
+            WaitFor::Running => (runs, None),
+            WaitFor::Exit => (has_ended, None),
+            WaitFor::Ready => (runs, Some(0)),
+            WaitFor::Port if ports.contains(&request.port) => (runs, Some(request.port)),
+            WaitFor::Port => return Err(invalid("port", "must be 1 to 65535")),
             WaitFor::Unspecified => {
-                return Err(ApiError::InvalidField {
-                    field: "until",
-                    problem: "say what to wait for: running, ready, exit or port".to_owned(),
-                });
+                let problem = "say what to wait for: running, ready, exit or port";
+                return Err(invalid("until", problem));
             }
         };
         let id = names::vm(&*self.read(deadline).await?, &request.vm)?.id;
+        loop {
+            let vm = self.waited_outside(&request, id, met, deadline).await?;
+            let Some(port) = inside else { return Ok(vm) };
+            // A VM that ends meanwhile, or whose node's agent does, is looked at again from outside.
+            if self.turn_inside(id, &vm.name, port, deadline).await? {
+                return self.message_of(&*self.node.state(), id).await;
+            }
+        }
+    }
+
+    /// Waits for what the state tells.
+    async fn waited_outside(
+        &self,
+        request: &WaitVmRequest,
+        id: VmId,
+        met: Met,
+        deadline: Instant,
+    ) -> Result<Vm, ApiError> {
         let waited = self.node.wait_for(deadline, |state| {
             let Some(vm) = state.vms.get(&id) else {
                 return Some(Err(ApiError::from(Rejection::NotFound {
@@ -54,6 +89,67 @@ impl Api {
                 operation: None,
             }),
         }
+    }
+
+    /// Waits for what happens inside a VM that runs, for a turn: then whether it still runs is to be looked at.
+    async fn turn_inside(
+        &self,
+        id: VmId,
+        name: &str,
+        port: u32,
+        deadline: Instant,
+    ) -> Result<bool, ApiError> {
+        if Instant::now() >= deadline {
+            return Err(ApiError::Pending {
+                what: format!("the wait for VM {name:?}"),
+                operation: None,
+            });
+        }
+        let state = self.node.state();
+        let Some(vm) = state.vms.get(&id) else {
+            return Ok(false);
+        };
+        let never = |why| ApiError::Guest {
+            vm: name.to_owned(),
+            problem: Unheard::Unsound(why),
+        };
+        if vm.node == self.node.id() {
+            let turn = deadline.min(Instant::now() + TURN);
+            return match in_guest(&self.node, id, port, turn).await {
+                Waited::Met => Ok(true),
+                Waited::Never(why) => Err(never(why)),
+                Waited::Open => Ok(false),
+            };
+        }
+        let asked = WaitGuestRequest {
+            vm: id.to_string(),
+            port,
+        };
+        let mut client = self.client(&state, vm.node).await?;
+        match timeout_at(deadline, client.wait_guest(asked)).await {
+            Ok(Ok(answer)) => match answer.into_inner() {
+                WaitGuestResponse { met, never: why } if why.is_empty() => Ok(met),
+                WaitGuestResponse { never: why, .. } => Err(never(why)),
+            },
+            Ok(Err(status)) => {
+                tracing::debug!(%status, "a node did not wait for a guest; asking again");
+                sleep(PAUSE).await;
+                Ok(false)
+            }
+            Err(_) => Ok(false),
+        }
+    }
+}
+
+/// Waits for what happens inside a VM of this node: see `WaitGuestRequest`.
+pub(super) async fn in_guest(node: &Node, vm: VmId, port: u32, deadline: Instant) -> Waited {
+    let Some(handle) = node.vms.get(vm).filter(|handle| handle.pid() != 0) else {
+        sleep(PAUSE).await;
+        return Waited::Open;
+    };
+    match port {
+        0 => wait::settled(handle.guest(), deadline).await,
+        port => wait::listens(handle.guest(), port, deadline).await,
     }
 }
 

@@ -4,6 +4,7 @@ pub mod options;
 
 use std::{
     collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex, RwLock},
     time::{Duration, SystemTime},
@@ -34,7 +35,7 @@ use crate::{
     admission::Reserves,
     api,
     density::{self, Density},
-    guest,
+    guest::{self, ports::Ports},
     leases::Leases,
     node::{Node, now},
     peers::Peers,
@@ -179,6 +180,12 @@ impl Agent {
             options.vm_uid_base + crate::vms::USERS + 1,
             options.vm_uid_base,
         );
+        let tasks = TaskTracker::new();
+        let ports = Ports::new(
+            listen_address(&local.identity.listen),
+            engine.layout.clone(),
+            tasks.clone(),
+        );
         let node = Arc::new(Node {
             identity: local.identity,
             authority: local.authority,
@@ -215,7 +222,8 @@ impl Agent {
             left_over: Notify::new(),
             importing: std::sync::atomic::AtomicUsize::new(0),
             cancel: CancellationToken::new(),
-            tasks: TaskTracker::new(),
+            ports,
+            tasks,
             started_at: SystemTime::now(),
         });
         // Before anything else is done to them, guests that an earlier agent left are found.
@@ -255,7 +263,7 @@ impl Agent {
         node.tasks.spawn(secrets::forget_in_time(Arc::clone(&node)));
         node.tasks.spawn(density::run(Arc::clone(&node)));
         node.tasks
-            .spawn(guest::requests::run(Arc::clone(&node), requests));
+            .spawn(api::answer_guests(Arc::clone(&node), requests));
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
         Ok(Self {
             node,
@@ -278,6 +286,7 @@ impl Agent {
 
     async fn stop(self) {
         self.node.cancel.cancel();
+        self.node.ports.close();
         self.node.tasks.close();
         let parts = async {
             self.node.tasks.wait().await;
@@ -304,6 +313,12 @@ impl Agent {
             tracing::debug!(%error, "the socket could not be removed");
         }
     }
+}
+
+/// The address that a node listens on: its published ports are there, too. One that is a name's is not known here; then they are on all.
+fn listen_address(listen: &str) -> IpAddr {
+    let address = listen.parse::<SocketAddr>();
+    address.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip())
 }
 
 /// A server whose calls do not hold each other up: each may have so much on its way, and there is room for a thousand of them.

@@ -3,8 +3,10 @@
 
 pub mod identity;
 mod keys;
-pub mod requests;
+mod look;
+pub mod ports;
 mod session;
+pub mod wait;
 
 use std::{
     sync::Arc,
@@ -13,7 +15,7 @@ use std::{
 
 use guest::channel::{
     link::{Link, Stream},
-    message::{Failed, Identity, Note, Request, Welcome, note, request},
+    message::{Answer, Failed, Forward, Identity, Note, Request, Welcome, note, request},
     mux::Broken,
 };
 use qemu::port::{Line, line};
@@ -207,6 +209,23 @@ impl Guest {
     }
 }
 
+/// Connects to a port of a guest. Returns once the connection is made.
+pub async fn connect(guest: &Guest, host: &str, port: u32) -> Result<Stream, Unheard> {
+    let forward = Forward {
+        host: host.to_owned(),
+        port,
+    };
+    let stream = guest.open(request::What::Forward(forward))?;
+    match stream.hear::<Answer>().await? {
+        Some(answer) if answer.error.is_empty() => Ok(stream),
+        Some(answer) => {
+            let why = shown(&answer.error, LONGEST_STEP);
+            Err(Broken::Failed(format!("port {port} of the guest: {why}")).into())
+        }
+        None => Err(Broken::Closed.into()),
+    }
+}
+
 /// The host's clock: nanoseconds since the epoch.
 fn now_ns() -> u64 {
     // A clock before 1970 counts as 1970.
@@ -216,4 +235,4 @@ fn now_ns() -> u64 {
     now.as_nanos() as u64
 }
 
-pub use session::run;
+pub use self::{look::look, session::run};

@@ -99,7 +99,7 @@ fn act(node: &Node, vm: VmId, command: Command) {
 }
 
 /// Reports are idempotent, and the next plan repeats one that did not get through: it is tried once.
-fn report(node: &Arc<Node>, change: Change) {
+pub(super) fn report(node: &Arc<Node>, change: Change) {
     let context = Arc::clone(node);
     if !node.begin_report() {
         return;

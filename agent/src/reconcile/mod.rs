@@ -9,11 +9,11 @@ mod restart;
 
 use std::{sync::Arc, time::Duration};
 
-use raft::state::State;
+use raft::state::{Command as Change, State};
 
 use self::plan::Is;
 use crate::{
-    guest::identity,
+    guest::{Contact, identity},
     node::{Node, now},
 };
 
@@ -57,6 +57,29 @@ fn introduce(node: &Node, state: &State, observed: &plan::Observed) {
     }
 }
 
+/// Tells the cluster what failed of guests' becoming who they are, where that is not known: what follows on that, such as hooks, is done
+/// after their fork was answered.
+fn report_steps(node: &Arc<Node>, state: &State, observed: &plan::Observed) {
+    for (id, seen) in &observed.vms {
+        let (Is::Running { boot } | Is::Paused { boot }) = seen.is else {
+            continue;
+        };
+        let (Some(vm), Some(handle)) = (state.vms.get(id), node.vms.get(*id)) else {
+            continue;
+        };
+        let Contact::Speaking(session) = handle.guest().contact() else {
+            continue;
+        };
+        let is_about_this = boot == vm.boot && vm.reported_boot == boot && session.welcome.settled;
+        let failed = session.failed_steps();
+        if is_about_this && failed != vm.failed_steps {
+            // One at a time: the next follows with the change that this makes.
+            let vm = *id;
+            return execute::report(node, Change::ReportSteps { vm, boot, failed });
+        }
+    }
+}
+
 /// Reconciles until the node ends.
 pub async fn run(node: Arc<Node>) {
     let mut published = node.raft.published();
@@ -67,6 +90,10 @@ pub async fn run(node: Arc<Node>) {
             execute::execute(&node, &state, action);
         }
         introduce(&node, &state, &observed);
+        report_steps(&node, &state, &observed);
+        if !node.cancel.is_cancelled() {
+            node.ports.compare(&state, &node.vms);
+        }
         node.forks.forget_stale(&node, &state).await;
         tokio::select! {
             () = node.cancel.cancelled() => return,

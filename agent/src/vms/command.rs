@@ -44,6 +44,13 @@ pub enum Command {
     Stop,
     /// End it at once.
     Kill,
+    /// End it as its guest asks.
+    Exit {
+        /// The guest's code.
+        code: i32,
+        /// Answered when it has ended.
+        done: oneshot::Sender<()>,
+    },
     /// End it, and the task with it. What is left of it are files.
     Destroy,
     /// The same, for another process that takes the VM's place: it is answered as soon as nothing of this one can run any more and

@@ -286,6 +286,7 @@ impl Vms {
         let (adopted, done) = oneshot::channel();
         let vms = Arc::clone(self);
         let mut watcher = handle.seen.subscribe();
+        let mut contact = handle.guest.watch();
         let changed = Arc::clone(&self.changed);
         self.tasks.spawn(async move {
             let work = async {
@@ -301,7 +302,11 @@ impl Vms {
                 }
             };
             let ring = async {
-                while watcher.changed().await.is_ok() {
+                loop {
+                    tokio::select! {
+                        seen = watcher.changed() => if seen.is_err() { return },
+                        heard = contact.changed() => if heard.is_err() { return },
+                    }
                     changed.notify_one();
                 }
             };

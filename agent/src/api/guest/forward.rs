@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use futures::StreamExt as _;
-use guest::channel::{
-    link::Stream,
-    message::{self, request},
-    mux::Broken,
-};
+use guest::channel::{link::Stream, mux::Broken};
 use proto::v1::{
     ForwardRequest, ForwardResponse, ForwardStart, forward_request::Part as In,
     forward_response::Part as Out,
@@ -19,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::super::carry::{Answers, Found};
 use crate::{
     errors::ApiError,
-    guest::{Guest, Unheard},
+    guest::{Unheard, connect},
     node::Node,
 };
 
@@ -47,24 +43,6 @@ pub(super) fn start(first: ForwardRequest) -> Result<ForwardStart, ApiError> {
         ));
     }
     Ok(start)
-}
-
-/// Connects to a port of a guest of this node. Returns once the connection is made.
-pub(crate) async fn connect(guest: &Guest, host: &str, port: u32) -> Result<Stream, Unheard> {
-    let forward = message::Forward {
-        host: host.to_owned(),
-        port,
-    };
-    let stream = guest.open(request::What::Forward(forward))?;
-    let answer = stream.hear::<message::Answer>().await?;
-    match answer {
-        Some(answer) if answer.error.is_empty() => Ok(stream),
-        Some(answer) => {
-            let why = format!("port {port} of the guest: {}", answer.error);
-            Err(Broken::Failed(why).into())
-        }
-        None => Err(Broken::Closed.into()),
-    }
 }
 
 /// Connects to a port of a VM of this node, for a call.

@@ -69,6 +69,23 @@ impl VmTask {
         self.has_ended(boot, Cause::Stopped, reason.to_owned());
     }
 
+    /// Its guest has done what it was for.
+    pub(super) async fn exit(&mut self, code: i32) {
+        let Some(machine) = &self.machine else { return };
+        let boot = machine.record().boot;
+        self.boot = None;
+        self.end_process().await;
+        self.has_ended_with(
+            boot,
+            End {
+                cause: Cause::Exited,
+                detail: format!("its guest ended it with the code {code}"),
+                at: now(),
+                exit_code: Some(code),
+            },
+        );
+    }
+
     pub(super) async fn destroy(&mut self) -> Next {
         self.boot = None;
         let scrap = self.unused_layer();
@@ -143,6 +160,10 @@ impl VmTask {
             at: now(),
             exit_code: None,
         };
+        self.has_ended_with(boot, end);
+    }
+
+    fn has_ended_with(&self, boot: u64, end: End) {
         let mut past = self.seen.borrow().past.clone();
         past.end(boot, end.clone());
         self.keep(|record| {

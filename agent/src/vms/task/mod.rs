@@ -151,6 +151,11 @@ impl VmTask {
                 self.kill("it was stopped").await;
                 Ok(())
             }
+            Command::Exit { code, done } => {
+                self.exit(code).await;
+                answer(done, ());
+                return Next::Stay;
+            }
             Command::Destroy => return self.destroy().await,
             Command::MakeWay { done } => return self.make_way(done).await,
             Command::PutAway { done } => {

@@ -3,6 +3,7 @@
 //! It is linked statically and takes no crates for its command line: it lies in every initrd.
 
 mod agent;
+mod ask;
 mod churn;
 mod echo;
 mod fill;
@@ -16,6 +17,11 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: fpguest agent
+       fpguest fork [-n 1] [--name NAME]
+       fpguest exit CODE
+       fpguest wait [CHILD...]
+       fpguest get KEY
+       fpguest identity | watch | up
        fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
@@ -24,6 +30,14 @@ usage: fpguest agent
 
 agent  serves the host's agent through the virtio serial port org.forkypig.agent, and programs of this
        guest through /run/forkypig/agent.sock
+fork   forks this machine, where that is allowed: prints the children's names in the parent, and 0 and
+       its number in each child
+exit   ends this machine and leaves CODE in its status
+wait   prints how children end that this machine forked, as they do: name and code; fails unless all
+       end with 0
+get    prints what was given as KEY with the request for this fork (fork --set, --secret)
+identity, watch   print who this machine is, watch again whenever it becomes another
+up     waits until the host has said who this machine is
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output; with --raw also, past all caches, to 2.3 MiB of a block device
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
@@ -48,6 +62,8 @@ fn main() -> ExitCode {
     }
     let outcome = options::parse(command, rest).map(|command| match command {
         options::Command::Agent => agent::run(),
+        options::Command::Ask(ask) => ask::run(&ask),
+        options::Command::Up => ask::wait_until_known(),
         options::Command::Pulse(pulse) => pulse::run(&pulse),
         options::Command::Churn(churn) => churn::run(&churn),
         options::Command::Fill(fill) => fill::run(&fill),

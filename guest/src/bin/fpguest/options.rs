@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fp_guest::pages::PAGE_SIZE;
 
+use crate::agent::local::Ask;
 use crate::churn::Churn;
 use crate::fill::Fill;
 use crate::pulse::{Pulse, Raw};
@@ -14,6 +15,10 @@ use crate::pulse::{Pulse, Raw};
 pub enum Command {
     /// `fpguest agent`
     Agent,
+    /// `fpguest fork`, `exit`, `wait`, `get`, `identity`, `watch`
+    Ask(Ask),
+    /// `fpguest up`
+    Up,
     /// `fpguest pulse`
     Pulse(Pulse),
     /// `fpguest churn`
@@ -32,6 +37,9 @@ pub enum Command {
 /// # Errors
 /// What is wrong with them, for the user.
 pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
+    if let Some(asked) = parse_asked(command, words)? {
+        return Ok(asked);
+    }
     let (mut disk, mut interval, mut mib, mut rate) = (None, 100, 64, 0);
     let (mut raw, mut raw_offset, mut port) = (None, 0, None);
     let mut words = words.iter();
@@ -71,6 +79,52 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
         }),
         _ => Err(format!("there is no command {command}")),
     }
+}
+
+/// The commands that ask something of the agent, and have words besides options; `None` for the others.
+fn parse_asked(command: &str, words: &[String]) -> Result<Option<Command>, String> {
+    let one = |what: &str| match words {
+        [word] => Ok(word.clone()),
+        _ => Err(format!("{command} needs {what}")),
+    };
+    let ask = match command {
+        "fork" => parse_fork(words)?,
+        "exit" => {
+            let code = one("CODE")?;
+            let parsed = code.parse();
+            let code = parsed.map_err(|_| format!("CODE is a number, not {code:?}"))?;
+            Ask::Exit { code }
+        }
+        "wait" => Ask::Wait {
+            children: words.to_vec(),
+        },
+        "get" => Ask::Get { key: one("KEY")? },
+        "identity" | "watch" | "up" if !words.is_empty() => {
+            return Err(format!("{command} takes nothing"));
+        }
+        "identity" => Ask::Identity,
+        "watch" => Ask::Watch,
+        "up" => return Ok(Some(Command::Up)),
+        _ => return Ok(None),
+    };
+    Ok(Some(Command::Ask(ask)))
+}
+
+fn parse_fork(words: &[String]) -> Result<Ask, String> {
+    let (mut count, mut fork_name) = (1, String::new());
+    let mut words = words.iter();
+    while let Some(name) = words.next() {
+        let value = words.next().ok_or(format!("{name} needs a value"))?;
+        match name.as_str() {
+            "-n" | "--count" => count = number(name, value)?,
+            "--name" => fork_name.clone_from(value),
+            _ => return Err(format!("fork has no option {name}")),
+        }
+    }
+    Ok(Ask::Fork {
+        count,
+        name: fork_name,
+    })
 }
 
 fn number(name: &str, value: &str) -> Result<u32, String> {
@@ -129,6 +183,38 @@ mod tests {
         );
         let fill = Command::Fill(Fill { mib: 3, rate: 2 });
         assert_eq!(parse_text("fill --mib 3 --rate 2"), Ok(fill));
+    }
+
+    #[test]
+    fn what_the_agent_is_asked_for() {
+        let fork = |count, name: &str| {
+            Ok(Command::Ask(Ask::Fork {
+                count,
+                name: name.into(),
+            }))
+        };
+        assert_eq!(parse_text("fork"), fork(1, ""));
+        assert_eq!(parse_text("fork -n 3 --name job"), fork(3, "job"));
+        assert_eq!(
+            parse_text("exit 3"),
+            Ok(Command::Ask(Ask::Exit { code: 3 }))
+        );
+        let children = vec!["a".to_owned(), "b".to_owned()];
+        assert_eq!(
+            parse_text("wait a b"),
+            Ok(Command::Ask(Ask::Wait { children }))
+        );
+        for text in [
+            "fork -n 0",
+            "fork -n",
+            "exit",
+            "exit x",
+            "get",
+            "get a b",
+            "up x",
+        ] {
+            assert!(parse_text(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -255,7 +255,7 @@ async fn wait(agent: &Agent, children: Vec<String>, writer: &mut OwnedWriteHalf)
 
 /// What is waited for goes on in parent and children: each finds out which it is.
 async fn fork(agent: &Agent, count: u32, name: String) -> Value {
-    let mut bytes = [0; 16];
+    let mut bytes = [0; 14];
     if let Err(error) = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()) {
         return json!({ "error": error.to_string() });
     }

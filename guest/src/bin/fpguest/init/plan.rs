@@ -54,7 +54,7 @@ pub fn ending(signal: i32) -> Option<Ending> {
 /// What runs and what is to run. Times are since the plan was made.
 #[derive(Debug)]
 pub struct Plan {
-    /// The script that comes before everything, until it has ended.
+    /// The script that comes before the shell, until it has ended.
     rc: Option<Process>,
     agent: Respawn,
     shell: Respawn,
@@ -72,11 +72,12 @@ impl Plan {
 
     /// What is to be done now.
     pub fn next(&self, now: Duration) -> Next {
-        if self.rc.is_some() {
-            return Next::Wait(None);
-        }
         let mut pause: Option<Duration> = None;
-        for (service, respawn) in [(Service::Agent, &self.agent), (Service::Shell, &self.shell)] {
+        // The agent waits for its port by itself, and the script for the agent.
+        let agent = (Service::Agent, &self.agent);
+        let shell = (Service::Shell, &self.shell);
+        let all = [Some(agent), Some(shell).filter(|_| self.rc.is_none())];
+        for (service, respawn) in all.into_iter().flatten() {
             match respawn.due(now) {
                 Some(Duration::ZERO) => return Next::Start(service),
                 Some(left) => pause = Some(pause.map_or(left, |other| other.min(left))),
@@ -194,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_started_before_the_script_has_ended() {
+    fn the_shell_is_not_started_before_the_script_has_ended() {
         let mut plan = Plan::new(Some(process(5)));
+        assert_eq!(plan.next(ms(1)), Next::Start(Service::Agent));
+        plan.started(Service::Agent, Some(process(7)), ms(1));
         assert_eq!(plan.next(ms(1)), Next::Wait(None));
         plan.ended(process(6), ms(2));
         assert_eq!(plan.next(ms(2)), Next::Wait(None));
         plan.ended(process(5), ms(3));
-        assert_eq!(plan.next(ms(3)), Next::Start(Service::Agent));
-        plan.started(Service::Agent, Some(process(7)), ms(4));
         assert_eq!(plan.next(ms(4)), Next::Start(Service::Shell));
         assert_eq!(plan.shell(), None);
         plan.started(Service::Shell, Some(process(8)), ms(5));
