@@ -21,7 +21,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Guest, connect};
-use crate::vms::{Vms, vm_name};
+use crate::{
+    reconcile::plan::Is,
+    vms::{Vms, vm_name},
+};
 
 /// Where it is kept which ports of the node a VM's are, in its folder.
 const FILE: &str = "ports.json";
@@ -94,7 +97,12 @@ impl Ports {
                 continue;
             };
             let process = handle.pid();
-            if vm.spec.publish.is_empty() || process == 0 || open.contains_key(&id) {
+            // One that waits for a fork is that VM's only once it runs, and its folder has another name until then.
+            let runs = matches!(
+                handle.seen().is,
+                Is::Booting { .. } | Is::Running { .. } | Is::Paused { .. }
+            );
+            if vm.spec.publish.is_empty() || process == 0 || !runs || open.contains_key(&id) {
                 continue;
             }
             let end = CancellationToken::new();
