@@ -59,7 +59,7 @@ impl Api {
             let Some(port) = inside else { return Ok(vm) };
             // A VM that ends meanwhile, or whose node's agent does, is looked at again from outside.
             if self.turn_inside(id, &vm.name, port, deadline).await? {
-                return self.message_of(&*self.node.state(), id).await;
+                return self.message_of(&self.node.state(), id).await;
             }
         }
     }

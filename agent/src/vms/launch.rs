@@ -446,7 +446,7 @@ mod tests {
                 cmdline: String::new(),
                 limits: raft::state::Limits::default(),
                 restart: raft::state::RestartPolicy::Never,
-                network: raft::state::Network::default(),
+                network: Network::default(),
                 publish: vec![],
                 self_fork: 0,
                 unready: raft::state::Unready::default(),
