@@ -11,6 +11,7 @@ pub mod lineage;
 pub mod pulse;
 pub mod session;
 pub mod soundness;
+pub mod work;
 
 use std::{
     path::{Path, PathBuf},
