@@ -14,7 +14,7 @@ apt-daily.service apt-daily.timer apt-daily-upgrade.service apt-daily-upgrade.ti
 dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
 systemd-tmpfiles-clean.timer systemd-random-seed.service systemd-update-utmp.service
 systemd-update-utmp-runlevel.service systemd-pstore.service systemd-journal-flush.service
-systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service
+systemd-machine-id-commit.service systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service
 systemd-logind.service systemd-firstboot.service systemd-hwdb-update.service
 getty-static.service getty@tty1.service modprobe@.service
 proc-sys-fs-binfmt_misc.automount systemd-binfmt.service

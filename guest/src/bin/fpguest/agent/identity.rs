@@ -2,7 +2,7 @@
 //! a few system calls and small files, done at once, in this order: nobody waits longer than they take.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io::{self, Write as _},
     net::Ipv4Addr,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
@@ -94,25 +94,25 @@ impl Tools {
     /// The machine's id is kept in memory, and shows in the place of the disk's: a fork then changes nothing on its disk. The next boot
     /// is told its id anew.
     fn set_machine_id(&mut self, id: &str) -> io::Result<()> {
+        let path = self.root.file("etc/machine-id");
+        let shown = match fs::metadata(&path) {
+            // An image without one does not want one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        let own = || Ok::<_, io::Error>(state_folder(&self.root)?.join("machine-id"));
         let file = match &self.machine_id {
             Some(file) => file,
-            None => {
-                let path = self.root.file("etc/machine-id");
-                // An image without one does not want one.
-                if !path.exists() {
-                    return Ok(());
-                }
-                let own = state_folder(&self.root)?.join("machine-id");
-                let file = write_only(&own)?;
-                let place = |path: &Path| fs::metadata(path).map(|at| (at.dev(), at.ino()));
-                if place(&own)? != place(&path)? {
-                    rustix::mount::mount_bind(&own, &path)?;
-                }
-                self.machine_id.insert(file)
-            }
+            None => self.machine_id.insert(write_only(&own()?)?),
         };
         // Always as long: nothing of another is left.
-        file.write_all_at(format!("{id}\n").as_bytes(), 0)
+        file.write_all_at(format!("{id}\n").as_bytes(), 0)?;
+        let place = |at: &Metadata| (at.dev(), at.ino());
+        if place(&file.metadata()?) != place(&shown) {
+            // Not yet, or not any more: systemd takes away what it finds there in the course of a boot.
+            rustix::mount::mount_bind(&own()?, &path)?;
+        }
+        Ok(())
     }
 
     fn set_network(&mut self, cards: &Path, network: &Network) -> io::Result<()> {
