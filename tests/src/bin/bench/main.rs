@@ -6,6 +6,7 @@
 
 mod draw;
 mod host;
+mod inside;
 mod many;
 mod qmp;
 mod report;

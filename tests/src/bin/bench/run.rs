@@ -51,6 +51,7 @@ pub fn run(report: &mut Report, only: &str, prototypes: Option<&Path>) -> anyhow
                 rounds,
             } => bench.deep(*guest, depths, *rounds),
             Scenario::Ready { rounds } => bench.ready(*rounds),
+            Scenario::Inside { rounds, mib } => bench.inside(*rounds, *mib),
             Scenario::Burst {
                 forks,
                 warm,

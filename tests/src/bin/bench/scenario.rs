@@ -30,6 +30,8 @@ pub enum Scenario {
     },
     /// A snapshot forked once in a request, so many times: without anything ready, from processes in waiting, preloaded.
     Ready { rounds: u32 },
+    /// What working inside a fork costs; so many MiB go through a program.
+    Inside { rounds: u32, mib: u32 },
     /// A snapshot forked many at once, so many times: with nothing ready, or preloaded.
     Burst { forks: u32, warm: bool, rounds: u32 },
     /// More forks at once than there are processors for.
@@ -45,6 +47,7 @@ impl Scenario {
             Self::Repeated { .. } => "repeated",
             Self::Deep { .. } => "deep",
             Self::Ready { .. } => "ready",
+            Self::Inside { .. } => "inside",
             Self::Burst { .. } => "burst",
             Self::Many { .. } => "many",
             Self::Yardsticks { .. } => "yardstick",
@@ -95,6 +98,7 @@ pub fn all(quick: bool) -> Vec<Scenario> {
                 rounds: 5,
             },
             Scenario::Ready { rounds: 10 },
+            Scenario::Inside { rounds: 5, mib: 64 },
             Scenario::Burst {
                 forks: 10,
                 warm: false,
@@ -166,6 +170,10 @@ pub fn all(quick: bool) -> Vec<Scenario> {
             rounds: 20,
         },
         Scenario::Ready { rounds: 30 },
+        Scenario::Inside {
+            rounds: 20,
+            mib: 1024,
+        },
         Scenario::Burst {
             forks: 10,
             warm: false,
