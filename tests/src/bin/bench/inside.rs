@@ -35,7 +35,7 @@ impl Bench {
         self.boot("p", IDLE)?;
         self.fp(&["vm", "wait", "p", "--for", "ready"])?;
         self.fp(&["snapshot", "create", "p", "warm"])?;
-        let (mut running, mut becoming) = (Vec::new(), Vec::new());
+        let (mut running, mut becoming, mut last) = (Vec::new(), Vec::new(), None);
         for round in 1..=rounds {
             let (fork, names) = self.fork(self.other, &["@warm"])?;
             let child = &fork["children"][0];
@@ -43,18 +43,12 @@ impl Bench {
             anyhow::ensure!(child["failedSteps"] == Value::Array(vec![]), "{child}");
             running.push(ms("runningMs")?);
             becoming.push(ms("readyMs")? - ms("runningMs")?);
-            if round < rounds {
-                self.remove(&names)?;
+            match round {
+                _ if round < rounds => self.remove(&names)?,
+                _ => last = names.into_iter().next(),
             }
         }
-        let vm = format!("p-{rounds}");
-        let last = self.json(&["vm", "ls"])?;
-        let last = last["items"].as_array().context("no items")?;
-        let last = last.iter().filter_map(|vm| vm["name"].as_str());
-        let vm = last
-            .filter(|name| name.starts_with("p-"))
-            .next_back()
-            .map_or(vm, str::to_owned);
+        let vm = last.context("no round was asked for")?;
         self.fp(&["vm", "wait", &vm, "--for", "ready"])?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
