@@ -196,6 +196,11 @@ impl ApiError {
                     Reason::GuestUnheard,
                     "is it running, and does its image have fpguest? See `fpagent vm show` and `fpagent logs`",
                 ),
+                Unheard::Unable(_) => Answer::new(
+                    Unimplemented,
+                    Reason::NotSupported,
+                    "use an image with fpguest",
+                ),
                 Unheard::Unsound(_) => Answer::new(
                     FailedPrecondition,
                     Reason::GuestUnheard,

@@ -13,8 +13,8 @@ use std::{
 use raft::{
     node::{Handle, ProposeError},
     state::{
-        ClusterId, Command, ImageId, Millis, NodeId, Outcome, Proposal, Rejection, RequestKey,
-        State, Vm, VmId,
+        ClusterId, Command, GuestAgent, ImageId, Millis, NodeId, Outcome, Proposal, Rejection,
+        RequestKey, State, Vm, VmId,
     },
 };
 use tokio::{
@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     admission::Reserves,
     density::Density,
-    guest::{identity, ports::Ports},
+    guest::{Introduction, identity, ports::Ports},
     leases::Leases,
     peers::Peers,
     secrets::Secrets,
@@ -199,7 +199,14 @@ impl Node {
             .filter(|_| vm.has_secrets)
             .and_then(|operation| self.secrets.get(operation));
         let identity = identity::identity(state, vm, boot, secrets.as_deref());
-        handle.guest().introduce(identity);
+        let agent = state
+            .images
+            .get(&vm.spec.image)
+            .map(|image| image.guest_agent);
+        handle.guest().introduce(Introduction {
+            identity,
+            is_qemu: agent == Some(GuestAgent::Qemu),
+        });
     }
 
     /// The nodes that can be given work, as far as this node knows: those that renewed their leases.

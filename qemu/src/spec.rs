@@ -110,8 +110,10 @@ pub enum Device {
     Disk,
     /// A source of entropy.
     Rng,
-    /// A serial port to a program in the guest, named [`PORT`].
+    /// A serial port to our agent in the guest, named [`PORT`].
     Port,
+    /// A serial port to QEMU's own agent in the guest, named [`QEMU_PORT`].
+    QemuPort,
     /// A network card, on a network of its own that ends in the process.
     Network,
     /// The programmable interval timer of a `microvm`; a `q35` has it in any case. A kernel that knows the rates of its processor's
@@ -119,8 +121,10 @@ pub enum Device {
     Pit,
 }
 
-/// The port's name in the guest.
+/// The name in the guest of the port to our agent.
 pub const PORT: &str = "org.forkypig.agent";
+/// The name of the port to QEMU's, as that program expects it.
+pub const QEMU_PORT: &str = "org.qemu.guest_agent.0";
 
 impl Device {
     /// Its name in a snapshot's record.
@@ -129,6 +133,7 @@ impl Device {
             Self::Disk => "virtio-blk",
             Self::Rng => "virtio-rng",
             Self::Port => "virtio-serial",
+            Self::QemuPort => "virtio-serial-qemu",
             Self::Network => "virtio-net",
             Self::Pit => "isa-pit",
         }
@@ -171,6 +176,14 @@ pub struct Hardware {
     pub memory_bytes: u64,
     /// Its devices, in order.
     pub devices: Vec<Device>,
+}
+
+impl Hardware {
+    /// Whether it has a serial port to an agent in the guest.
+    pub fn has_port(&self) -> bool {
+        let is_port = |device: &Device| matches!(device, Device::Port | Device::QemuPort);
+        self.devices.iter().any(is_port)
+    }
 }
 
 /// What main memory is made of when the process starts.
@@ -384,9 +397,13 @@ fn devices(hardware: &Hardware, line: &CommandLine<'_>) -> Vec<Value> {
             }
             (Device::Disk, None) => {}
             (Device::Rng, _) => devices.push(virtio("rng", "rng")),
-            (Device::Port, _) => {
+            (Device::Port | Device::QemuPort, _) => {
+                let name = match device {
+                    Device::QemuPort => QEMU_PORT,
+                    _ => PORT,
+                };
                 devices.push(virtio("serial", "serial"));
-                devices.push(json!({"driver": "virtserialport", "name": PORT, "chardev": "port"}));
+                devices.push(json!({"driver": "virtserialport", "name": name, "chardev": "port"}));
             }
             (Device::Network, _) => {
                 let mut card = virtio("net", "nic");

@@ -147,6 +147,8 @@ async fn guest(node: &Arc<Node>, found: &Found, deadline: Instant) -> Result<Gue
     let heard = contact.wait_for(|contact| !matches!(contact, Contact::Silent));
     // What became of it is asked below.
     let _in_time = tokio::time::timeout_at(deadline, heard).await.is_ok();
-    guest.session().map_err(unheard)?;
+    if !guest.answers() {
+        guest.session().map_err(unheard)?;
+    }
     Ok(guest)
 }

@@ -6,7 +6,7 @@ use guest::channel::message::{Look, Looks, request};
 use proto::v1::{GuestAgent, GuestInfo};
 use tokio::time::timeout;
 
-use super::{Guest, shown};
+use super::{Contact, Guest, shown};
 
 /// How long a guest may take to say how it is.
 const PATIENCE: Duration = Duration::from_millis(400);
@@ -17,6 +17,13 @@ const MOST_ADDRESSES: usize = 16;
 
 /// Asks a guest. `None` when its agent does not answer; with less in it when it does not say how it is in time.
 pub async fn look(guest: &Guest) -> Option<GuestInfo> {
+    if let Contact::Qemu(qemu) = guest.contact() {
+        return Some(GuestInfo {
+            agent: GuestAgent::Qemu.into(),
+            agent_version: qemu.version.clone(),
+            ..GuestInfo::default()
+        });
+    }
     let session = guest.session().ok()?;
     let looks = timeout(PATIENCE, ask(guest)).await.ok().flatten();
     let looks = looks.unwrap_or_default();

@@ -5,6 +5,7 @@ pub mod identity;
 mod keys;
 mod look;
 pub mod ports;
+mod qemu;
 mod session;
 pub mod wait;
 
@@ -13,12 +14,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use ::qemu::port::{Line, line};
 use guest::channel::{
     link::{Link, Stream},
     message::{Answer, Failed, Forward, Identity, Note, Request, Welcome, note, request},
     mux::Broken,
 };
-use qemu::port::{Line, line};
 use tokio::{
     net::UnixStream,
     sync::{mpsc, watch},
@@ -83,6 +84,8 @@ pub enum Contact {
     Silent,
     /// It answers.
     Speaking(Arc<Session>),
+    /// It is QEMU's, and answers.
+    Qemu(Arc<Qemu>),
     /// It does not do as the protocol says: why.
     Unsound(String),
 }
@@ -91,8 +94,17 @@ pub enum Contact {
 #[derive(Debug, Clone)]
 pub struct Guest {
     line: Line,
-    identity: watch::Sender<Option<Arc<Identity>>>,
+    identity: watch::Sender<Option<Arc<Introduction>>>,
     contact: watch::Sender<Contact>,
+}
+
+/// Who a guest is, and which agent it has.
+#[derive(Debug, Clone)]
+pub struct Introduction {
+    /// Who.
+    pub identity: Identity,
+    /// Whether its agent is QEMU's, which becomes nobody.
+    pub is_qemu: bool,
 }
 
 /// A guest's agent cannot be asked.
@@ -104,6 +116,9 @@ pub enum Unheard {
     /// It does not do as the protocol says.
     #[error("the guest's agent is not sound: {0}")]
     Unsound(String),
+    /// It is QEMU's, which cannot do that.
+    #[error("the guest's agent is QEMU's, which cannot do that: {0}")]
+    Unable(&'static str),
     /// The request could not be begun, or was broken off.
     #[error(transparent)]
     Broken(#[from] Broken),
@@ -113,7 +128,7 @@ pub enum Unheard {
 #[derive(Debug)]
 pub struct Ends {
     connections: mpsc::Receiver<UnixStream>,
-    identity: watch::Receiver<Option<Arc<Identity>>>,
+    identity: watch::Receiver<Option<Arc<Introduction>>>,
     contact: watch::Sender<Contact>,
 }
 
@@ -140,16 +155,11 @@ impl Guest {
     }
 
     /// Says who the guest is: it is greeted with that from now on. Said again, it does nothing.
-    pub fn introduce(&self, identity: Identity) {
-        self.identity.send_if_modified(|known| {
-            let same = known
-                .as_ref()
-                .is_some_and(|known| known.incarnation == identity.incarnation);
-            if !same {
-                *known = Some(Arc::new(identity));
-            }
-            !same
-        });
+    pub fn introduce(&self, introduction: Introduction) {
+        let same = self.is_known_as(&introduction.identity.incarnation);
+        if !same {
+            self.identity.send_replace(Some(Arc::new(introduction)));
+        }
     }
 
     /// Whether it has been said that it is this incarnation.
@@ -157,7 +167,7 @@ impl Guest {
         let known = self.identity.borrow();
         known
             .as_ref()
-            .is_some_and(|known| known.incarnation == incarnation)
+            .is_some_and(|known| known.identity.incarnation == incarnation)
     }
 
     /// How it is with it.
@@ -170,17 +180,26 @@ impl Guest {
         self.contact.subscribe()
     }
 
-    /// Waits until it answers as this incarnation: what the guest said then. `None` when the deadline passes first.
-    pub async fn became(&self, incarnation: &str, deadline: Instant) -> Option<Arc<Session>> {
+    /// Waits until it answers as this incarnation: since when it does, and what failed of becoming it. `None` when the deadline passes
+    /// first.
+    pub async fn became(
+        &self,
+        incarnation: &str,
+        deadline: Instant,
+    ) -> Option<(Instant, Vec<String>)> {
         let mut contact = self.contact.subscribe();
-        let became = contact.wait_for(|contact| {
-            matches!(contact, Contact::Speaking(session) if session.welcome.incarnation == incarnation)
-        });
+        let is_it = |contact: &Contact| match contact {
+            Contact::Speaking(session) if session.welcome.incarnation == incarnation => {
+                Some((session.since, session.failed_steps()))
+            }
+            Contact::Qemu(qemu) if qemu.incarnation == incarnation => {
+                Some((qemu.since, qemu.failed.clone()))
+            }
+            _ => None,
+        };
+        let became = contact.wait_for(|contact| is_it(contact).is_some());
         match timeout_at(deadline, became).await {
-            Ok(Ok(contact)) => match &*contact {
-                Contact::Speaking(session) => Some(Arc::clone(session)),
-                Contact::Silent | Contact::Unsound(_) => None,
-            },
+            Ok(Ok(contact)) => is_it(&contact),
             Ok(Err(_)) | Err(_) => None,
         }
     }
@@ -190,6 +209,7 @@ impl Guest {
         match &*self.contact.borrow() {
             Contact::Speaking(session) => Ok(Arc::clone(session)),
             Contact::Silent => Err(Unheard::Silent),
+            Contact::Qemu(_) => Err(Unheard::Unable("it has no streams")),
             Contact::Unsound(why) => Err(Unheard::Unsound(why.clone())),
         }
     }
@@ -201,11 +221,21 @@ impl Guest {
 
     /// Tells it what time it is: it stood still. Nothing when it does not answer: it is told when it does.
     pub fn tell_time(&self) {
-        if let Contact::Speaking(session) = &*self.contact.borrow() {
-            session.link.note(&Note {
+        match &*self.contact.borrow() {
+            Contact::Speaking(session) => session.link.note(&Note {
                 what: Some(note::What::ClockNs(now_ns())),
-            });
+            }),
+            Contact::Qemu(qemu) => qemu.tell_time(),
+            Contact::Silent | Contact::Unsound(_) => {}
         }
+    }
+
+    /// Whether its agent answers, whichever it is.
+    pub fn answers(&self) -> bool {
+        matches!(
+            &*self.contact.borrow(),
+            Contact::Speaking(_) | Contact::Qemu(_)
+        )
     }
 }
 
@@ -235,4 +265,8 @@ fn now_ns() -> u64 {
     now.as_nanos() as u64
 }
 
-pub use self::{look::look, session::run};
+pub use self::{
+    look::look,
+    qemu::{MOST_INPUT, Qemu, Ran},
+    session::run,
+};

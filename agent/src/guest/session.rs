@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Asked, Contact, Ends, Session, keys, now_ns, shown};
+use super::{Asked, Contact, Ends, Introduction, Session, keys, now_ns, qemu, shown};
 
 /// How long a greeting waits for its answer before it is sent again; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
@@ -65,7 +65,7 @@ enum End {
     Unsound(String),
 }
 
-type Identities = tokio::sync::watch::Receiver<Option<Arc<Identity>>>;
+pub(super) type Identities = tokio::sync::watch::Receiver<Option<Arc<Introduction>>>;
 
 /// Sessions over one connection, until that ends.
 async fn speak(
@@ -78,11 +78,15 @@ async fn speak(
     loop {
         // A process that waits for a fork is nobody yet, and its guest does not run.
         let known = identities.wait_for(Option::is_some).await;
-        let Some(identity) = known.ok().and_then(|identity| identity.clone()) else {
+        let Some(known) = known.ok().and_then(|known| known.clone()) else {
             return;
         };
         identities.mark_unchanged();
-        let end = match Greeting::new(identity) {
+        if known.is_qemu {
+            // Its form of speech is another, and knows of nobody that the guest could become.
+            return qemu::speak(identities, contact, wire.into_inner(), known).await;
+        }
+        let end = match Greeting::new(known) {
             Ok(greeting) => session(identities, contact, asked, &mut wire, greeting).await,
             Err(problem) => End::Unsound(problem),
         };
@@ -103,13 +107,13 @@ async fn speak(
 
 /// What a guest is greeted with.
 struct Greeting {
-    identity: Arc<Identity>,
+    known: Arc<Introduction>,
     session: u64,
     entropy: Vec<u8>,
 }
 
 impl Greeting {
-    fn new(identity: Arc<Identity>) -> Result<Self, String> {
+    fn new(known: Arc<Introduction>) -> Result<Self, String> {
         let (mut session, mut entropy) = ([0; 8], vec![0; ENTROPY]);
         let random = SystemRandom::new();
         for bytes in [&mut session[..], &mut entropy[..]] {
@@ -118,7 +122,7 @@ impl Greeting {
                 .map_err(|_| "the host has no random numbers".to_owned())?;
         }
         Ok(Self {
-            identity,
+            known,
             session: u64::from_le_bytes(session),
             entropy,
         })
@@ -130,7 +134,7 @@ impl Greeting {
             oldest: OLDEST,
             newest: NEWEST,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-            identity: Some(Identity::clone(&self.identity)),
+            identity: Some(self.known.identity.clone()),
             clock_ns: now_ns(),
             entropy: self.entropy.clone(),
         };
@@ -170,7 +174,7 @@ async fn session(
         send_keys(&link);
     }
     let settled = welcome.settled;
-    tracing::debug!(vm = greeting.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
+    tracing::debug!(vm = greeting.known.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
     let session = Session {
         link: link.clone(),
         welcome,
@@ -178,7 +182,7 @@ async fn session(
     };
     contact.send_replace(Contact::Speaking(Arc::new(session)));
     let end = tokio::select! {
-        end = serve(wire, &link, contact, asked, &greeting.identity) => end,
+        end = serve(wire, &link, contact, asked, &greeting.known.identity) => end,
         _changed = identities.changed() => End::NewIdentity,
     };
     link.lose(&Broken::Lost(match &end {
@@ -237,7 +241,7 @@ fn check(greeting: &Greeting, frame: Frame) -> Result<Welcome, End> {
             shown(&welcome.agent_version, LONGEST_VERSION)
         )));
     }
-    if welcome.incarnation != greeting.identity.incarnation {
+    if welcome.incarnation != greeting.known.identity.incarnation {
         return Err(End::Unsound("it says that it is another VM".to_owned()));
     }
     Ok(welcome)

@@ -29,12 +29,12 @@ pub async fn settled(guest: &Guest, deadline: Instant) -> Waited {
     let settled = contact.wait_for(|contact| match contact {
         Contact::Speaking(session) => session.welcome.settled,
         Contact::Silent => false,
-        Contact::Unsound(_) => true,
+        Contact::Qemu(_) | Contact::Unsound(_) => true,
     });
     match timeout_at(deadline, settled).await {
         Ok(Ok(contact)) => match &*contact {
             Contact::Unsound(why) => Waited::Never(why.clone()),
-            Contact::Speaking(_) | Contact::Silent => Waited::Met,
+            Contact::Speaking(_) | Contact::Qemu(_) | Contact::Silent => Waited::Met,
         },
         Ok(Err(_)) | Err(_) => Waited::Open,
     }
@@ -48,6 +48,7 @@ pub async fn listens(guest: &Guest, port: u32, deadline: Instant) -> Waited {
             // Given up at once: it was there to be taken.
             Ok(Ok(_)) => return Waited::Met,
             Ok(Err(Unheard::Unsound(why))) => return Waited::Never(why),
+            Ok(Err(error @ Unheard::Unable(_))) => return Waited::Never(error.to_string()),
             Ok(Err(Unheard::Silent | Unheard::Broken(Broken::Failed(_) | Broken::Lost(_)))) => {}
             Ok(Err(Unheard::Broken(other))) => return Waited::Never(other.to_string()),
             Err(_) => return Waited::Open,

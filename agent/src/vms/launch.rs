@@ -14,8 +14,8 @@ use qemu::{
     spec::{self, Device, Hardware, MachineType, NetworkLine, Start},
 };
 use raft::state::{
-    Accelerator, Content, FileId, Image, ImageId, Machine, Network, SnapshotId, State, Vm, VmId,
-    VmSpec,
+    Accelerator, Content, FileId, GuestAgent, Image, ImageId, Machine, Network, SnapshotId, State,
+    Vm, VmId, VmSpec,
 };
 
 /// What of a host decides how machines are started on it.
@@ -85,7 +85,12 @@ pub fn image<'a>(state: &'a State, spec: &VmSpec) -> Result<&'a Image, Unfit> {
 }
 
 /// The machine that a spec means on this host.
-pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
+pub fn hardware(state: &State, spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
+    hardware_with(spec, image(state, spec)?.guest_agent, fitness)
+}
+
+/// The same, where it is known which agent its guest has.
+fn hardware_with(spec: &VmSpec, agent: GuestAgent, fitness: &Fitness) -> Result<Hardware, Unfit> {
     fitness
         .qemu
         .as_ref()
@@ -99,7 +104,12 @@ pub fn hardware(spec: &VmSpec, fitness: &Fitness) -> Result<Hardware, Unfit> {
     if spec.disk_bytes > 0 {
         devices.push(Device::Disk);
     }
-    devices.extend([Device::Rng, Device::Port]);
+    devices.push(Device::Rng);
+    devices.extend(match agent {
+        GuestAgent::ForkyPig => Some(Device::Port),
+        GuestAgent::Qemu => Some(Device::QemuPort),
+        GuestAgent::None => None,
+    });
     if spec.network != Network::None {
         devices.push(Device::Network);
     }
@@ -156,6 +166,7 @@ pub fn snapshot_hardware(
         Device::Disk,
         Device::Rng,
         Device::Port,
+        Device::QemuPort,
         Device::Network,
         Device::Pit,
     ];
@@ -235,7 +246,7 @@ pub fn boot(
         .kernel
         .as_ref()
         .ok_or_else(|| Unfit::NoKernel(image.name.clone()))?;
-    let hardware = hardware(&vm.spec, fitness)?;
+    let hardware = hardware(state, &vm.spec, fitness)?;
     let mut cmdline = [image.cmdline.as_str(), vm.spec.cmdline.as_str()]
         .join(" ")
         .trim()
@@ -456,7 +467,9 @@ mod tests {
                 kvm: Ok(()),
                 tsc_khz,
             };
-            let devices = hardware(&spec, &fitness).unwrap().devices;
+            let devices = hardware_with(&spec, GuestAgent::ForkyPig, &fitness)
+                .unwrap()
+                .devices;
             devices.contains(&Device::Pit)
         };
         let known = Some(2_000_000);

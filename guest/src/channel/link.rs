@@ -200,6 +200,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         wire
     }
 
+    /// The connection. What had been read of it and not taken is lost.
+    pub fn into_inner(self) -> T {
+        self.io
+    }
+
     /// Forgets what was to be sent. The next frame is found by the other side, whatever it got of the last.
     pub fn begin_anew(&mut self) {
         self.out.clear();

@@ -18,7 +18,7 @@ use crate::{
     process::Process,
     qmp::{Qmp, QmpError},
     record::{BaseName, LayerName, RECORD_VERSION, Stage, VmName, VmRecord},
-    spec::{self, CommandLine, Descriptors, Device, Hardware, NetworkLine, Start},
+    spec::{self, CommandLine, Descriptors, Hardware, NetworkLine, Start},
     sys::spawn::{FIRST_FD, GUEST_NICE, Spawn},
 };
 
@@ -266,7 +266,7 @@ async fn connect_port(
     hardware: &Hardware,
     line: Option<&Line>,
 ) -> Result<(), MachineError> {
-    let (true, Some(line)) = (hardware.devices.contains(&Device::Port), line) else {
+    let (true, Some(line)) = (hardware.has_port(), line) else {
         return Ok(());
     };
     let cannot = "cannot open the port to the guest's agent";
@@ -288,7 +288,7 @@ fn start_process(
         },
     };
     let chain = disk::chain(&launch.layers, launch.image_disk.as_deref());
-    let port = match launch.hardware.devices.contains(&Device::Port) {
+    let port = match launch.hardware.has_port() {
         true => Some(
             dir.socket(PORT_SOCKET)
                 .map_err(system("cannot make the VM's sockets"))?,

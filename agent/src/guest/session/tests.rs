@@ -61,11 +61,15 @@ impl Fake {
     }
 }
 
-fn identity(incarnation: &str) -> Identity {
-    Identity {
+fn identity(incarnation: &str) -> Introduction {
+    let identity = Identity {
         incarnation: incarnation.to_owned(),
         fork_id: "vm".to_owned(),
         ..Identity::default()
+    };
+    Introduction {
+        identity,
+        is_qemu: false,
     }
 }
 
@@ -112,7 +116,8 @@ async fn unsound(guest: &Guest) -> String {
 
 async fn speaking(guest: &Guest, incarnation: &str) -> Arc<Session> {
     let became = guest.became(incarnation, Instant::now() + PATIENCE);
-    became.await.expect("it answers")
+    became.await.expect("it answers");
+    guest.session().unwrap()
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ pub(super) async fn prepare(
                 .await
                 .map_err(|error| error.to_string())?
                 .map_err(|error| chain(&error))?;
-            let hardware = launch::hardware(&vm.spec, &node.fitness);
+            let hardware = launch::hardware(state, &vm.spec, &node.fitness);
             // Beside the starting of processes; the capture comes after it in the VM's queue, and meets whatever it met.
             handle
                 .tell(Command::Prepare {

@@ -210,7 +210,7 @@ impl Run {
                     chain(&error)
                 }
             })?;
-        let agent = handle.guest().session().is_ok();
+        let agent = handle.guest().answers();
         content_of(&captured, &stream, agent)
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
@@ -338,9 +338,9 @@ pub(super) async fn became(handle: &VmHandle, id: VmId, boot: u64) -> Became {
     let incarnation = identity::incarnation(id, boot);
     let deadline = Instant::now() + BECOMES_WITHIN;
     match handle.guest().became(&incarnation, deadline).await {
-        Some(session) => Became {
-            at: Some(session.since),
-            failed_steps: session.failed_steps(),
+        Some((at, failed_steps)) => Became {
+            at: Some(at),
+            failed_steps,
         },
         None => Became {
             at: None,

@@ -68,7 +68,7 @@ impl Blanks {
         }
         let here = state.vms.values().filter(|vm| vm.node == node);
         let newest = here.max_by_key(|vm| (vm.created_at, vm.id))?;
-        let hardware = launch::hardware(&newest.spec, fitness).ok()?;
+        let hardware = launch::hardware(state, &newest.spec, fitness).ok()?;
         Kind::of(state, &newest.spec, hardware).ok()
     }
 

@@ -1,0 +1,397 @@
+//! QEMU's own guest agent, where an image has no other: a JSON object in a line each way, one question at a time (QEMU's
+//! documentation, `interop/qemu-ga-ref`). It runs programs and tells of them when they have ended, and sets the clock.
+
+use std::{io, sync::Arc, time::Duration};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::UnixStream,
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+use ulid::Ulid;
+
+use super::{Contact, Introduction, Unheard, now_ns, session::Identities, shown};
+use guest::channel::mux::Broken;
+
+/// Questions that wait for their turn.
+const WAITING: usize = 64;
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long the first may take, before it is asked for again; twice as long each time.
+const FIRST_PATIENCE: Duration = Duration::from_millis(200);
+/// And at most so long.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// The longest answer: what the agent keeps of a program's output, encoded, twice, and more.
+const LONGEST_ANSWER: u64 = 48 << 20;
+/// The most input that a program is given at its start.
+pub const MOST_INPUT: usize = 1 << 20;
+/// Between two looks whether a program has ended; twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// And at most so long.
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// What comes before the answer that is waited for, as the agent's documentation has it.
+const DELIMITER: u8 = 0xff;
+/// The most that is shown of what it says, characters.
+const LONGEST_SHOWN: usize = 300;
+
+/// An agent that answers.
+#[derive(Debug)]
+pub struct Qemu {
+    /// Which incarnation of the VM it is in.
+    pub incarnation: String,
+    /// Since when it answers.
+    pub since: Instant,
+    /// Its version.
+    pub version: String,
+    /// What failed that was asked of it at once.
+    pub failed: Vec<String>,
+    questions: mpsc::Sender<Question>,
+}
+
+#[derive(Debug)]
+struct Question {
+    command: &'static str,
+    arguments: Value,
+    answer: oneshot::Sender<Result<Value, Unheard>>,
+}
+
+/// What became of a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    /// Its exit code, where it has one.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// What it printed.
+    pub out: Vec<u8>,
+    /// What it complained of.
+    pub err: Vec<u8>,
+}
+
+impl Qemu {
+    async fn ask(&self, command: &'static str, arguments: Value) -> Result<Value, Unheard> {
+        let (answer, answered) = oneshot::channel();
+        let question = Question {
+            command,
+            arguments,
+            answer,
+        };
+        self.questions
+            .send(question)
+            .await
+            .map_err(|_| Unheard::Silent)?;
+        answered.await.map_err(|_| Unheard::Silent)?
+    }
+
+    /// Sets the clock, when its turn comes.
+    pub fn tell_time(&self) {
+        let (answer, _nobody_waits) = oneshot::channel();
+        let question = Question {
+            command: "guest-set-time",
+            arguments: json!({ "time": now_ns() }),
+            answer,
+        };
+        if self.questions.try_send(question).is_err() {
+            tracing::debug!("a guest was not told the time: too much is asked of its agent");
+        }
+    }
+
+    /// Runs a program with this input, and waits for its end. It goes on when nobody waits any more: the agent cannot end it.
+    pub async fn exec(
+        &self,
+        argv: &[String],
+        env: &[String],
+        input: &[u8],
+    ) -> Result<Ran, Unheard> {
+        let (path, arguments) = argv
+            .split_first()
+            .ok_or(Unheard::Unable("there is no command"))?;
+        let started = self
+            .ask(
+                "guest-exec",
+                json!({
+                    "path": path,
+                    "arg": arguments,
+                    "env": env,
+                    "input-data": STANDARD.encode(input),
+                    "capture-output": true,
+                }),
+            )
+            .await?;
+        let pid = &started["pid"];
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let status = self.ask("guest-exec-status", json!({ "pid": pid })).await?;
+            if status["exited"] == true {
+                return ran(&status);
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+fn ran(status: &Value) -> Result<Ran, Unheard> {
+    let number = |field: &str| {
+        status[field]
+            .as_i64()
+            .and_then(|number| i32::try_from(number).ok())
+    };
+    let bytes = |field: &str| {
+        let text = status[field].as_str().unwrap_or_default();
+        STANDARD
+            .decode(text)
+            .map_err(|_| Unheard::Unsound(format!("{field} of a program is not base64")))
+    };
+    if status["out-truncated"] == true || status["err-truncated"] == true {
+        return Err(Unheard::Unable(
+            "it keeps no more than 16 MiB of a program's output",
+        ));
+    }
+    Ok(Ran {
+        code: number("exitcode"),
+        signal: number("signal"),
+        out: bytes("out-data")?,
+        err: bytes("err-data")?,
+    })
+}
+
+/// Speaks to it until the connection ends, or the VM is another.
+pub(super) async fn speak(
+    identities: &mut Identities,
+    contact: &watch::Sender<Contact>,
+    connection: UnixStream,
+    mut known: Arc<Introduction>,
+) {
+    let mut wire = BufReader::new(connection);
+    loop {
+        let speaking = serve(&mut wire, contact, &known);
+        let ended = tokio::select! {
+            ended = speaking => Some(ended),
+            _changed = identities.changed() => None,
+        };
+        contact.send_replace(Contact::Silent);
+        match (ended, identities.borrow_and_update().clone()) {
+            (Some(Err(error)), _) => {
+                tracing::debug!(%error, "the connection to a guest's agent ended");
+                return;
+            }
+            (_, Some(another)) => known = another,
+            (_, None) => return,
+        }
+    }
+}
+
+type Wire = BufReader<UnixStream>;
+
+/// Until the connection ends.
+async fn serve(
+    wire: &mut Wire,
+    contact: &watch::Sender<Contact>,
+    known: &Introduction,
+) -> io::Result<()> {
+    synchronize(wire).await?;
+    let mut failed = Vec::new();
+    let clock = json!({ "time": now_ns() });
+    if let Err(problem) = question(wire, "guest-set-time", &clock).await? {
+        failed.push(shown(&format!("clock: {problem}"), LONGEST_SHOWN));
+    }
+    let info = question(wire, "guest-info", &json!({})).await?;
+    let version = info
+        .ok()
+        .and_then(|info| Some(info["version"].as_str()?.to_owned()));
+    let (questions, mut asked) = mpsc::channel::<Question>(WAITING);
+    contact.send_replace(Contact::Qemu(Arc::new(Qemu {
+        incarnation: known.identity.incarnation.clone(),
+        since: Instant::now(),
+        version: shown(&version.unwrap_or_default(), LONGEST_SHOWN),
+        failed,
+        questions,
+    })));
+    while let Some(Question {
+        command,
+        arguments,
+        answer,
+    }) = asked.recv().await
+    {
+        let answered = match timeout(PATIENCE, question(wire, command, &arguments)).await {
+            Ok(answered) => answered?
+                .map_err(|problem| Unheard::Broken(Broken::Failed(shown(&problem, LONGEST_SHOWN)))),
+            Err(_) => {
+                synchronize(wire).await?;
+                Err(Unheard::Broken(Broken::Failed(format!(
+                    "the guest's agent did not answer within {} s",
+                    PATIENCE.as_secs()
+                ))))
+            }
+        };
+        // Whoever asked may be gone.
+        let _gone = answer.send(answered);
+    }
+    Ok(())
+}
+
+/// Asks until the agent answers that, and nothing that was owed to somebody before is left.
+async fn synchronize(wire: &mut Wire) -> io::Result<()> {
+    let mut patience = FIRST_PATIENCE;
+    loop {
+        let id = (Ulid::new().0 as u32) >> 1;
+        let ask = json!({"execute": "guest-sync-delimited", "arguments": {"id": id}});
+        wire.write_all(&[DELIMITER]).await?;
+        wire.write_all(format!("{ask}\n").as_bytes()).await?;
+        let answered = async {
+            loop {
+                pass_delimiter(wire).await?;
+                let line = line(wire).await?;
+                let answer: Value = serde_json::from_slice(&line).unwrap_or_default();
+                if answer["return"] == id {
+                    return io::Result::Ok(());
+                }
+            }
+        };
+        match timeout(patience, answered).await {
+            Ok(answered) => return answered,
+            Err(_) => patience = (patience * 2).min(LONGEST_PATIENCE),
+        }
+    }
+}
+
+/// Reads on to what follows a delimiter.
+async fn pass_delimiter(wire: &mut Wire) -> io::Result<()> {
+    loop {
+        let bytes = wire.fill_buf().await?;
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let found = bytes.iter().position(|byte| *byte == DELIMITER);
+        let passed = found.map_or(bytes.len(), |at| at + 1);
+        wire.consume(passed);
+        if found.is_some() {
+            return Ok(());
+        }
+    }
+}
+
+async fn line(wire: &mut Wire) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    let count = wire
+        .take(LONGEST_ANSWER)
+        .read_until(b'\n', &mut line)
+        .await?;
+    if count == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    if count as u64 == LONGEST_ANSWER {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "an answer of the guest's agent has no end",
+        ));
+    }
+    Ok(line)
+}
+
+/// Asks, and gives the answer, or what the agent has against the question.
+async fn question(
+    wire: &mut Wire,
+    command: &str,
+    arguments: &Value,
+) -> io::Result<Result<Value, String>> {
+    let ask = json!({"execute": command, "arguments": arguments});
+    wire.write_all(format!("{ask}\n").as_bytes()).await?;
+    let line = line(wire).await?;
+    let mut answer: Value = serde_json::from_slice(&line)?;
+    Ok(match answer.get_mut("return") {
+        Some(value) => Ok(value.take()),
+        None => Err(answer["error"]["desc"]
+            .as_str()
+            .unwrap_or("it gave no reason")
+            .to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent that answers what it is asked for, one line after the other.
+    async fn agent(mut socket: UnixStream, answers: Vec<(&'static str, Value)>) {
+        // What a parent's agent was owed.
+        socket.write_all(b"{\"return\": 7}\n{\"ret").await.unwrap();
+        let mut wire = BufReader::new(socket);
+        let mut answers = answers.into_iter();
+        loop {
+            let mut text = Vec::new();
+            if wire.read_until(b'\n', &mut text).await.unwrap() == 0 {
+                return;
+            }
+            let text: Vec<u8> = text.into_iter().filter(|byte| *byte != DELIMITER).collect();
+            let ask: Value = serde_json::from_slice(&text).unwrap();
+            let answer = match ask["execute"].as_str().unwrap() {
+                "guest-sync-delimited" => {
+                    wire.write_all(&[DELIMITER]).await.unwrap();
+                    json!({"return": ask["arguments"]["id"]})
+                }
+                command => {
+                    let (expected, answer) = answers.next().unwrap();
+                    assert_eq!(command, expected);
+                    answer
+                }
+            };
+            wire.write_all(format!("{answer}\n").as_bytes())
+                .await
+                .unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_is_run_and_its_end_is_told() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let done = json!({"return": {"exited": true, "exitcode": 3, "out-data": STANDARD.encode("out"), "err-data": STANDARD.encode("err")}});
+        let fake = tokio::spawn(agent(
+            far,
+            vec![
+                ("guest-set-time", json!({"error": {"desc": "no clock"}})),
+                ("guest-info", json!({"return": {"version": "7.2"}})),
+                ("guest-exec", json!({"return": {"pid": 5}})),
+                ("guest-exec-status", json!({"return": {"exited": false}})),
+                ("guest-exec-status", done),
+            ],
+        ));
+        let known = Arc::new(Introduction {
+            identity: guest::channel::message::Identity {
+                incarnation: "vm.1".to_owned(),
+                ..Default::default()
+            },
+            is_qemu: true,
+        });
+        let (identity, mut identities) = watch::channel(None);
+        let contact = watch::Sender::new(Contact::Silent);
+        let mut seen = contact.subscribe();
+        let speaking = tokio::spawn(async move {
+            speak(&mut identities, &contact, near, known).await;
+        });
+        let heard = seen.wait_for(|contact| matches!(contact, Contact::Qemu(_)));
+        let heard = timeout(PATIENCE, heard).await.unwrap().unwrap().clone();
+        let Contact::Qemu(qemu) = heard else {
+            panic!("it is {heard:?}");
+        };
+        assert_eq!(
+            (qemu.version.as_str(), &qemu.failed[..]),
+            ("7.2", &["clock: no clock".to_owned()][..])
+        );
+        let ran = qemu.exec(&["sh".to_owned()], &[], b"in").await.unwrap();
+        let expected = Ran {
+            code: Some(3),
+            signal: None,
+            out: b"out".to_vec(),
+            err: b"err".to_vec(),
+        };
+        assert_eq!(ran, expected);
+        drop((identity, qemu));
+        speaking.abort();
+        fake.abort();
+    }
+}
