@@ -161,3 +161,50 @@ fn done_message(done: Done) -> v1::FilesDone {
         links_left_out: done.links_left_out,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use guest::files::check;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_the_same_on_the_other_side() {
+        let said = [
+            Said::Piece(Piece {
+                path: vec![b"a".to_vec(), b"\xff".to_vec()],
+                kind: PieceKind::Link.into(),
+                mode: 0o777,
+                modified_ns: -1,
+                bytes: None,
+                target: b"../b".to_vec(),
+            }),
+            Said::Content(Content {
+                offset: 7,
+                bytes: "x".into(),
+                last: true,
+                gone: false,
+            }),
+            Said::End(TreeEnd { left_out: 3 }),
+        ];
+        for one in said {
+            assert_eq!(super::said(copy_out(one.clone())), one);
+        }
+        let have = Some(Have { bytes: 1, crc32: 2 });
+        for one in [
+            Reply::Wanted(Wanted { same: false, have }),
+            Reply::Done(Done { links_left_out: 4 }),
+        ] {
+            assert_eq!(reply(copy_in_reply(one.clone())), one);
+        }
+    }
+
+    #[test]
+    fn a_piece_of_no_kind_that_is_known_is_refused() {
+        let message = v1::FilePiece {
+            kind: 99,
+            ..v1::FilePiece::default()
+        };
+        assert_eq!(check::piece(&piece(message)), Err(check::Malformed::Kind));
+    }
+}

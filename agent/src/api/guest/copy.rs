@@ -282,3 +282,38 @@ async fn copy_out(
     stream.close();
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_are_none_are_refused_before_a_guest_hears_of_them() {
+        let start = |path: &'static [u8], name: &'static [u8]| {
+            start_in(CopyInRequest {
+                part: Some(In::Start(CopyInStart {
+                    vm: "v".to_owned(),
+                    path: path.into(),
+                    name: name.into(),
+                })),
+            })
+        };
+        assert!(start(b"/a", b"b").is_ok() && start(b"", b"").is_ok());
+        for (path, name) in [
+            (&b"a\0b"[..], &b"b"[..]),
+            (&[b'x'; 5000], b"b"),
+            (b"/a", b".."),
+            (b"/a", b"b/c"),
+        ] {
+            assert!(start(path, name).is_err(), "{path:?} {name:?}");
+        }
+        assert!(start_in(CopyInRequest { part: None }).is_err());
+        let out = CopyOutRequest {
+            part: Some(Back::Start(CopyOutStart {
+                vm: "v".to_owned(),
+                path: vec![0].into(),
+            })),
+        };
+        assert!(start_out(out).is_err());
+    }
+}

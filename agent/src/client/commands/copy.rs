@@ -261,12 +261,12 @@ async fn converse<Q, A, Out, In>(
     let mut inward = pin!(async move {
         loop {
             match answers.message().await {
-                // A thread that has ended hears nothing more.
-                Ok(Some(answer)) => match from_answer(answer) {
-                    Some(next) => drop(heard.send(Ok(next)).await),
-                    // Of a newer agent.
-                    None => {}
-                },
+                // Where it says nothing it is of a newer agent; and a thread that has ended hears nothing more.
+                Ok(Some(answer)) => {
+                    if let Some(next) = from_answer(answer) {
+                        drop(heard.send(Ok(next)).await);
+                    }
+                }
                 Ok(None) => return None,
                 Err(status) => return Some(status),
             }
@@ -279,20 +279,22 @@ async fn converse<Q, A, Out, In>(
             outcome = &mut work.outcome => break outcome,
             () = &mut outward, if !all_said => all_said = true,
             ended = &mut inward => {
+                // A sender that is told of a failure has nothing to put in order, and may be waiting for its input.
+                let waits = ended.is_none() || call.failed.is_none();
                 let (reason, failure) = ending(ended);
-                // It keeps what there is of a file, or does not, by the reason.
+                // It may have heard that all is well. Or it keeps what there is of a file, or does not, by the reason.
                 let told = async {
-                    let both = async {
-                        drop(last_heard.send(Err(reason)).await);
-                    };
+                    let telling = last_heard.send(Err(reason));
                     if all_said {
-                        both.await;
+                        drop(telling.await);
                     } else {
-                        tokio::join!(both, outward);
+                        drop(tokio::join!(telling, outward));
                     }
-                    drop((&mut work.outcome).await);
+                    (&mut work.outcome).await
                 };
-                let _in_time = timeout(LAST_WORD, told).await;
+                if waits && let Ok(Ok(Ok(()))) = timeout(LAST_WORD, told).await {
+                    return Ok(CopyView::from(&*work.meter));
+                }
                 return Err(failure);
             }
             interrupted = ctrl_c() => {
@@ -306,6 +308,11 @@ async fn converse<Q, A, Out, In>(
         Ok(outcome) => outcome,
         Err(_) => return Err(Failure::refused("the copy failed without a reason", "")),
     };
+    if let Err(CopyError::Broken(_)) = &outcome {
+        // Not of itself, but with the call: that says why.
+        let ended = timeout(LAST_WORD, inward).await.unwrap_or(None);
+        return Err(ending(ended).1);
+    }
     if let (Err(error), Some(failed)) = (&outcome, call.failed) {
         // Where the call has ended nobody needs to know.
         drop(last_word.send(failed(error.to_string())).await);
