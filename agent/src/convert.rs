@@ -26,6 +26,7 @@ use self::spec::{
 };
 use crate::{blobs::hex, reconcile::plan::Is};
 
+pub mod files;
 pub mod spec;
 
 /// Milliseconds since the epoch as a timestamp.

@@ -1,5 +1,5 @@
-//! What the program inside a guest and the host agree on: the [`channel`] between their agents, and what the guests of tests
-//! write for the host's tests to read back.
+//! What the program inside a guest and the host agree on: the [`channel`] between their agents, copying [`files`] over it, and what
+//! the guests of tests write for the host's tests to read back.
 //!
 //! `fpguest pulse` writes one record after another, each to these places in this order:
 //!
@@ -15,6 +15,7 @@
 
 pub mod channel;
 pub mod crc;
+pub mod files;
 pub mod history;
 pub mod pages;
 pub mod record;

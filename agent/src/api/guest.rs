@@ -1,6 +1,7 @@
 //! Working inside VMs: `GuestService`, and the same calls as nodes make them of each other.
 
 mod asked;
+mod copy;
 mod exec;
 mod forward;
 
@@ -9,8 +10,9 @@ pub use asked::run as answer_guests;
 use std::sync::Arc;
 
 use proto::v1::{
-    ExecRequest, ExecResponse, ForwardRequest, ForwardResponse, exec_request, forward_request,
-    guest_service_server::GuestService,
+    CopyInRequest, CopyInResponse, CopyOutRequest, CopyOutResponse, ExecRequest, ExecResponse,
+    ForwardRequest, ForwardResponse, copy_in_request, copy_out_request, exec_request,
+    forward_request, guest_service_server::GuestService,
 };
 use raft::state::VmId;
 use tokio::time::{Duration, Instant};
@@ -82,6 +84,56 @@ impl GuestService for Api {
         });
         carried.await.map(Response::new)
     }
+
+    type CopyInStream = Answers<CopyInResponse>;
+
+    async fn copy_in(
+        &self,
+        request: Request<Streaming<CopyInRequest>>,
+    ) -> Result<Response<Self::CopyInStream>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let mut start = copy::start_in(first(&mut inputs).await?)?;
+        let found = self.find_vm(&start.vm, deadline).await?;
+        if found.node == self.node.id() {
+            let answers = copy::open_in(&self.node, &found, start, inputs, deadline).await?;
+            return Ok(Response::new(answers));
+        }
+        start.vm = found.vm.to_string();
+        let mut client = self.stream_client(&found)?;
+        let first = CopyInRequest {
+            part: Some(copy_in_request::Part::Start(start)),
+        };
+        let carried = carry(first, inputs, move |inputs| {
+            Box::pin(async move { client.copy_in(inputs).await })
+        });
+        carried.await.map(Response::new)
+    }
+
+    type CopyOutStream = Answers<CopyOutResponse>;
+
+    async fn copy_out(
+        &self,
+        request: Request<Streaming<CopyOutRequest>>,
+    ) -> Result<Response<Self::CopyOutStream>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let mut start = copy::start_out(first(&mut inputs).await?)?;
+        let found = self.find_vm(&start.vm, deadline).await?;
+        if found.node == self.node.id() {
+            let answers = copy::open_out(&self.node, &found, start, inputs, deadline).await?;
+            return Ok(Response::new(answers));
+        }
+        start.vm = found.vm.to_string();
+        let mut client = self.stream_client(&found)?;
+        let first = CopyOutRequest {
+            part: Some(copy_out_request::Part::Start(start)),
+        };
+        let carried = carry(first, inputs, move |inputs| {
+            Box::pin(async move { client.copy_out(inputs).await })
+        });
+        carried.await.map(Response::new)
+    }
 }
 
 impl Api {
@@ -108,6 +160,32 @@ impl Api {
         let start = forward::start(first(&mut inputs).await?)?;
         let found = self.own_vm(&start.vm)?;
         let answers = forward::open(&self.node, &found, start, inputs, deadline).await?;
+        Ok(Response::new(answers))
+    }
+
+    /// `PeerService.CopyIn`.
+    pub(super) async fn copy_in_here(
+        &self,
+        request: Request<Streaming<CopyInRequest>>,
+    ) -> Result<Response<Answers<CopyInResponse>>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let start = copy::start_in(first(&mut inputs).await?)?;
+        let found = self.own_vm(&start.vm)?;
+        let answers = copy::open_in(&self.node, &found, start, inputs, deadline).await?;
+        Ok(Response::new(answers))
+    }
+
+    /// `PeerService.CopyOut`.
+    pub(super) async fn copy_out_here(
+        &self,
+        request: Request<Streaming<CopyOutRequest>>,
+    ) -> Result<Response<Answers<CopyOutResponse>>, Status> {
+        let deadline = deadline(&request);
+        let mut inputs = request.into_inner();
+        let start = copy::start_out(first(&mut inputs).await?)?;
+        let found = self.own_vm(&start.vm)?;
+        let answers = copy::open_out(&self.node, &found, start, inputs, deadline).await?;
         Ok(Response::new(answers))
     }
 

@@ -11,7 +11,8 @@ use proto::peer::{
     RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
 };
 use proto::v1::{
-    ConsoleRequest, ConsoleResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
+    ConsoleRequest, ConsoleResponse, CopyInRequest, CopyInResponse, CopyOutRequest,
+    CopyOutResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
 };
 use raft::state::VmId;
 use tokio::{
@@ -105,6 +106,24 @@ impl PeerService for Api {
         request: Request<Streaming<ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
         self.forward_here(request).await
+    }
+
+    type CopyInStream = Answers<CopyInResponse>;
+
+    async fn copy_in(
+        &self,
+        request: Request<Streaming<CopyInRequest>>,
+    ) -> Result<Response<Self::CopyInStream>, Status> {
+        self.copy_in_here(request).await
+    }
+
+    type CopyOutStream = Answers<CopyOutResponse>;
+
+    async fn copy_out(
+        &self,
+        request: Request<Streaming<CopyOutRequest>>,
+    ) -> Result<Response<Self::CopyOutStream>, Status> {
+        self.copy_out_here(request).await
     }
 
     async fn hand_secrets(

@@ -102,6 +102,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Image(command) => commands::image::run(&context, command).await,
         Command::Vm(command) => commands::vm::run(&context, command).await,
         Command::Exec(args) => commands::exec::run(&context, args).await,
+        Command::Cp(args) => commands::copy::run(&context, args).await,
         Command::Forward(args) => commands::forward::run(&context, args).await,
         Command::Fork(args) => commands::fork::run(&context, args).await,
         Command::Snapshot(command) => commands::snapshot::run(&context, command).await,

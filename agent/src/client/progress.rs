@@ -39,6 +39,25 @@ impl Progress {
         Self(bar)
     }
 
+    /// Bytes of which it becomes known as they go how many there are.
+    pub fn flow(text: impl Into<String>) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), target()).with_prefix(text.into());
+        if let Ok(style) = ProgressStyle::with_template(
+            "{spinner} {prefix} {msg} {bytes} of {total_bytes} {bytes_per_sec}",
+        ) {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// So many of so many bytes are there by now; and more about it.
+    pub fn at_of(&self, bytes: u64, total: u64, more: String) {
+        self.0.set_length(total.max(bytes));
+        self.0.set_position(bytes);
+        self.0.set_message(more);
+        self.0.tick();
+    }
+
     /// One more is done.
     pub fn another(&self) {
         self.0.inc(1);

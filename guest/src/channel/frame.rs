@@ -13,6 +13,8 @@
 //! | 1 | lane of the stream, 0 where that says nothing |
 //! | | payload |
 
+mod stuffing;
+
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
 /// What ends a frame, and is in none.
@@ -21,7 +23,12 @@ pub const DELIMITER: u8 = 0;
 pub const MAX_PAYLOAD: usize = 64 << 10;
 const HEAD: usize = 18;
 /// The longest frame as it is sent, without what ends it.
-const MAX_ENCODED: usize = cobs::max_encoding_length(HEAD + MAX_PAYLOAD);
+const MAX_ENCODED: usize = most_stuffed(HEAD + MAX_PAYLOAD);
+
+/// How long so many bytes can get by their encoding.
+const fn most_stuffed(bytes: usize) -> usize {
+    bytes + bytes / stuffing::RUN + 1
+}
 
 /// What a frame means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,25 +102,15 @@ impl Frame {
         head.put_u32_le(self.payload.len() as u32);
         head.put_u8(self.kind as u8);
         head.put_u8(self.lane);
-        let begin = out.len();
-        let most = cobs::max_encoding_length(HEAD + self.payload.len());
-        out.resize(begin + most, 0);
-        let mut encoder = cobs::CobsEncoder::new(&mut out[begin..]);
-        for part in [&head[..], &self.payload[..]] {
-            // There is room for the longest encoding.
-            encoder.push(part).map_err(|_| Malformed::TooLong)?;
-        }
-        let length = encoder.finalize();
-        out.truncate(begin + length);
+        out.reserve(most_stuffed(HEAD + self.payload.len()) + 1);
+        stuffing::stuff(&[&head, &self.payload], out);
         out.put_u8(DELIMITER);
         Ok(())
     }
 
-    /// Reads a frame without what ended it. `scratch` is where its bytes are put together.
-    fn decode(encoded: &[u8], scratch: &mut Vec<u8>) -> Result<Self, Malformed> {
-        scratch.resize(encoded.len(), 0);
-        let report = cobs::decode(encoded, scratch).map_err(|_| Malformed::Stuffing)?;
-        let mut body = scratch.get(..report.frame_size()).unwrap_or_default();
+    /// Reads a frame without what ended it.
+    fn decode(encoded: &[u8]) -> Result<Self, Malformed> {
+        let mut body = stuffing::unstuff(encoded).ok_or(Malformed::Stuffing)?;
         if body.len() < HEAD {
             return Err(Malformed::Short);
         }
@@ -128,7 +125,7 @@ impl Frame {
             stream,
             kind: Kind::of(kind).ok_or(Malformed::Kind(kind))?,
             lane,
-            payload: Bytes::copy_from_slice(body),
+            payload: body,
         })
     }
 }
@@ -161,7 +158,6 @@ pub struct Decoder {
     searched: usize,
     /// What is left of a frame that was too long.
     skipping: bool,
-    scratch: Vec<u8>,
 }
 
 impl Decoder {
@@ -187,7 +183,7 @@ impl Decoder {
             if encoded.len() > MAX_ENCODED {
                 return Some(Err(Malformed::TooLong));
             }
-            return Some(Frame::decode(&encoded, &mut self.scratch));
+            return Some(Frame::decode(&encoded));
         }
     }
 
@@ -202,7 +198,6 @@ impl Decoder {
         if self.pending.is_empty() {
             // What is idle keeps nothing.
             self.pending = BytesMut::new();
-            self.scratch = Vec::new();
         }
         None
     }

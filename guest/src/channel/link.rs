@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io,
+    mem::MaybeUninit,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -264,8 +265,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
             // What is idle keeps nothing.
             self.out = BytesMut::new();
         }
-        let mut buffer = [0; READ];
-        let mut read = ReadBuf::new(&mut buffer);
+        let mut buffer = [MaybeUninit::uninit(); READ];
+        let mut read = ReadBuf::uninit(&mut buffer);
         match Pin::new(&mut self.io).poll_read(context, &mut read) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),

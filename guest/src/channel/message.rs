@@ -1,9 +1,13 @@
 //! What is said over the channel, as Protocol Buffers: fields that an older side does not know are passed over, those that it does not
 //! send are empty. A guest lives longer than its host's agent, and is newer in the next image.
 
+mod files;
+
 use std::{collections::BTreeMap, fmt};
 
 use prost::{Message, Oneof};
+
+pub use files::*;
 
 /// The oldest form of the protocol that this version speaks.
 pub const OLDEST: u32 = 1;
@@ -242,10 +246,10 @@ pub mod request {
         /// Run a program. Lane 0 is its input, 1 its output, 2 its errors; messages are [`super::ToProgram`] and [`super::FromProgram`].
         #[prost(message, tag = "1")]
         Exec(Exec),
-        /// Send a tree of files. Lane 0 is their content, one after the other; messages are [`super::Piece`] and [`super::Answer`].
+        /// Send files. Lane 0 is their content; messages are [`super::FromReceiver`] and [`super::FromSender`]. See [`crate::files`].
         #[prost(message, tag = "2")]
         Send(Send),
-        /// Receive a tree of files. The same.
+        /// Receive files. The same, the other way.
         #[prost(message, tag = "3")]
         Receive(Receive),
         /// Connect to a port of the guest. Lane 0 are the connection's bytes; the first message is an [`super::Answer`].
@@ -347,92 +351,12 @@ pub mod program {
     }
 }
 
-/// Asks for files.
-#[derive(Clone, PartialEq, Message)]
-pub struct Send {
-    /// What to send: a file, or a folder with all that is in it.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// What the receiver has of it, when that is one file: so many bytes, with this CRC-32. Left out when it is the same.
-    #[prost(message, optional, tag = "2")]
-    pub have: Option<Have>,
-}
-
-/// Brings files.
-#[derive(Clone, PartialEq, Message)]
-pub struct Receive {
-    /// Where to: a folder that is there, into which it is put under its own name, or the name that it gets.
-    #[prost(bytes = "vec", tag = "1")]
-    pub path: Vec<u8>,
-    /// The name it has at its source.
-    #[prost(bytes = "vec", tag = "2")]
-    pub name: Vec<u8>,
-    /// Whether it is one file: then the first answer says what is there of it from an attempt before.
-    #[prost(bool, tag = "3")]
-    pub single: bool,
-}
-
-/// The beginning of a file that is there already.
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-pub struct Have {
-    /// So many bytes.
-    #[prost(uint64, tag = "1")]
-    pub bytes: u64,
-    /// Their CRC-32 (ISO-HDLC).
-    #[prost(uint32, tag = "2")]
-    pub crc32: u32,
-}
-
-/// What a piece of a tree is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
-#[repr(i32)]
-pub enum PieceKind {
-    /// A file, whose content follows.
-    File = 0,
-    /// A folder.
-    Folder = 1,
-    /// A symbolic link.
-    Link = 2,
-}
-
-/// One file, folder or link of a tree. Folders come before what is in them.
-#[derive(Clone, PartialEq, Message)]
-pub struct Piece {
-    /// Its path below the tree's root, by parts; none for the root itself.
-    #[prost(bytes = "vec", repeated, tag = "1")]
-    pub path: Vec<Vec<u8>>,
-    /// What it is.
-    #[prost(enumeration = "PieceKind", tag = "2")]
-    pub kind: i32,
-    /// Its permissions.
-    #[prost(uint32, tag = "3")]
-    pub mode: u32,
-    /// When it was changed last: nanoseconds since the epoch.
-    #[prost(int64, tag = "4")]
-    pub modified_ns: i64,
-    /// How many bytes of content follow.
-    #[prost(uint64, tag = "5")]
-    pub bytes: u64,
-    /// Where they begin in the file: what is before is there already.
-    #[prost(uint64, tag = "6")]
-    pub offset: u64,
-    /// Where a link points.
-    #[prost(bytes = "vec", tag = "7")]
-    pub target: Vec<u8>,
-}
-
 /// Whether something was done.
 #[derive(Clone, PartialEq, Message)]
 pub struct Answer {
     /// Why not; empty when it was.
     #[prost(string, tag = "1")]
     pub error: String,
-    /// What is there of a file from an attempt before.
-    #[prost(message, optional, tag = "2")]
-    pub have: Option<Have>,
-    /// Things that were left out, such as devices and sockets.
-    #[prost(uint64, tag = "3")]
-    pub left_out: u64,
 }
 
 /// Connects to a port.

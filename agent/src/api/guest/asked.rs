@@ -83,12 +83,7 @@ impl Api {
                     || "its process does not end".to_owned(),
                     |gone| gone.to_string(),
                 );
-                stream
-                    .tell(&Answer {
-                        error,
-                        ..Answer::default()
-                    })
-                    .await
+                stream.tell(&Answer { error }).await
             }
             What::Wait(wait) => self.wait_for_children(vm, &wait.children, stream).await,
             What::Exec(_) | What::Send(_) | What::Receive(_) | What::Forward(_) | What::Look(_) => {

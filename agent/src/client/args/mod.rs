@@ -16,7 +16,7 @@ use self::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
     },
-    work::{ExecArgs, ForwardArgs},
+    work::{CpArgs, ExecArgs, ForwardArgs},
 };
 use super::{reach::Address, units};
 use crate::daemon::options::RunOptions;
@@ -170,6 +170,9 @@ Ends with 1 when a check failed.")]
     /// Runs a program in a VM.
     #[command(after_help = work::EXEC_EXAMPLES)]
     Exec(ExecArgs),
+    /// Copies files into a VM, or out of it.
+    #[command(after_help = work::CP_EXAMPLES)]
+    Cp(CpArgs),
     /// Makes TCP ports of a VM ports here, until it is ended.
     #[command(after_help = work::FORWARD_EXAMPLES)]
     Forward(ForwardArgs),

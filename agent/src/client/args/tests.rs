@@ -67,6 +67,8 @@ fn the_contract() {
         "op cancel O",
         "logs V -f",
         "console V --linger 3s",
+        "cp a V:/b",
+        "cp V:b -",
         "completion bash",
         "--timeout 5m -o wide vm ls",
     ] {
@@ -102,7 +104,9 @@ fn wrong_usage_ends_with_2() {
         "image import I --disk D --initrd R",
         "node label N",
         "node label N x",
-        "exec V -- true",
+        "exec V true",
+        "cp a",
+        "cp a b c",
     ] {
         let error = parse(line).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");

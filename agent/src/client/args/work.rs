@@ -1,6 +1,10 @@
 //! Arguments of the commands that work inside VMs.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt as _,
+    path::PathBuf,
+};
 
 use clap::Args;
 
@@ -25,6 +29,22 @@ Examples:
 
 Listens on 127.0.0.1 unless another address is given; 0 chooses a free port. Works without a network in the VM.";
 
+/// Help of `cp`.
+pub const CP_EXAMPLES: &str = "\
+Examples:
+  fpagent cp ./site demo:/srv/www
+  fpagent cp demo:/var/log/app.log .
+  tar c src | fpagent cp - demo:/tmp/src.tar
+  fpagent cp demo:/etc/os-release - | grep NAME
+
+Copies a file, or a folder with all that is in it: permissions, modification times and symbolic links are kept, owners are not. A
+folder that is there gets SRC in it, under its own name; SRC/. is only what is in it. Files that are there are replaced, those with the
+same size and time are left alone. A path in a VM is below root's home unless it begins with /. A file here whose name has a colon
+is written ./a:b.
+
+A copy that was interrupted goes on where it was when it is run again. Out of a VM come neither set-user-id bits nor links that
+point out of the tree.";
+
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
@@ -48,6 +68,62 @@ pub struct ExecArgs {
     /// The program and its arguments.
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// Arguments of `cp`.
+#[derive(Debug, Args)]
+pub struct CpArgs {
+    /// What is copied: a path, VM:PATH, or - for this command's input.
+    #[arg(value_name = "SRC")]
+    pub source: OsString,
+    /// Where to: a path, VM:PATH, or - for this command's output. One of the two is in a VM.
+    #[arg(value_name = "DST")]
+    pub destination: OsString,
+}
+
+/// A side of a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopySide {
+    /// This command's input or output.
+    Standard,
+    /// Here.
+    Here(PathBuf),
+    /// In a VM.
+    In {
+        /// Its name or id.
+        vm: String,
+        /// Where.
+        path: Vec<u8>,
+    },
+}
+
+impl CopySide {
+    /// Reads one as it is typed: what has a colon before any slash is in a VM.
+    pub fn of(text: &OsStr) -> Self {
+        let bytes = text.as_bytes();
+        if bytes == b"-" {
+            return Self::Standard;
+        }
+        let first = bytes.iter().position(|byte| matches!(byte, b':' | b'/'));
+        match first {
+            Some(colon @ 1..) if bytes[colon] == b':' => Self::In {
+                vm: String::from_utf8_lossy(&bytes[..colon]).into_owned(),
+                path: bytes[colon + 1..].to_vec(),
+            },
+            _ => Self::Here(text.into()),
+        }
+    }
+}
+
+/// The name that what is at a path has there; empty for what `.` and `..` and the root are, of which only what is in them is meant.
+pub fn name_at(path: &[u8]) -> Vec<u8> {
+    let end = path.iter().rposition(|byte| *byte != b'/');
+    let path = &path[..end.map_or(0, |end| end + 1)];
+    let name = path.rsplit(|byte| *byte == b'/').next();
+    match name.unwrap_or_default() {
+        b"." | b".." => Vec::new(),
+        name => name.to_vec(),
+    }
 }
 
 /// Arguments of `forward`.
@@ -90,6 +166,37 @@ fn port_pair(text: &str) -> Result<PortPair, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sides_of_a_copy_are_read() {
+        let here = |path: &str| CopySide::Here(path.into());
+        let vm = |vm: &str, path: &str| CopySide::In {
+            vm: vm.to_owned(),
+            path: path.into(),
+        };
+        for (text, side) in [
+            ("-", CopySide::Standard),
+            ("a", here("a")),
+            ("./a:b", here("./a:b")),
+            ("/a:b", here("/a:b")),
+            (":a", here(":a")),
+            ("v:", vm("v", "")),
+            ("v:/a:b", vm("v", "/a:b")),
+        ] {
+            assert_eq!(CopySide::of(text.as_ref()), side, "{text}");
+        }
+        for (path, name) in [
+            ("/a/b", "b"),
+            ("b//", "b"),
+            ("/", ""),
+            ("", ""),
+            ("a/.", ""),
+            ("a/..", ""),
+            ("..a", "..a"),
+        ] {
+            assert_eq!(name_at(path.as_bytes()), name.as_bytes(), "{path}");
+        }
+    }
 
     #[test]
     fn pairs_of_ports_are_read() {

@@ -1,6 +1,7 @@
 //! What each command does: a file for each of them, or for those about one kind of object.
 
 pub mod console;
+pub mod copy;
 pub mod exec;
 pub mod fork;
 pub mod forward;

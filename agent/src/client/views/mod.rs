@@ -1,6 +1,7 @@
 //! What is printed of the API's messages. Field names and words are the contract of the command line.
 
 pub mod cluster;
+pub mod copy;
 pub mod fork;
 pub mod guest;
 pub mod image;

@@ -22,10 +22,7 @@ const READ: usize = 32 << 10;
 
 /// Connects, and carries bytes both ways until both have ended.
 pub async fn run(stream: Stream, request: Forward) {
-    let answer = |error: String| Answer {
-        error,
-        ..Answer::default()
-    };
+    let answer = |error: String| Answer { error };
     let connection = match connect(&request).await {
         Ok(connection) => connection,
         Err(error) => {

@@ -1,7 +1,8 @@
 //! `fpguest agent`: the guest's end of the channel. It becomes who the host says it is, and does what is asked through it: by the host
-//! ([`exec`], [`forward`], [`look`]) and by programs of the guest ([`local`]).
+//! ([`exec`], [`files`], [`forward`], [`look`]) and by programs of the guest ([`local`]).
 
 mod exec;
+mod files;
 mod forward;
 mod identity;
 mod kernel;
@@ -341,6 +342,8 @@ async fn answer(agent: Arc<Agent>, stream: Stream, request: Bytes) {
     };
     match what {
         Some(request::What::Exec(exec)) => exec::run(stream, exec).await,
+        Some(request::What::Send(send)) => files::send(stream, send).await,
+        Some(request::What::Receive(receive)) => files::receive(stream, receive).await,
         Some(request::What::Forward(forward)) => forward::run(stream, forward).await,
         Some(request::What::Look(_)) => match look::look() {
             Ok(looks) => {
