@@ -168,8 +168,10 @@ struct Outgoing {
 struct Incoming {
     /// What the other side may still send.
     granted: u32,
-    /// What was taken and not granted again.
+    /// What was taken and is not to be granted again yet.
     taken: u32,
+    /// What is to be granted again with the next frame.
+    owed: u32,
     bytes: BytesMut,
     messages: VecDeque<Bytes>,
     ended: bool,
@@ -244,6 +246,8 @@ pub struct Mux {
     /// The highest number that the other side has used.
     seen: u32,
     answers: VecDeque<Frame>,
+    /// The lanes that more is owed to, each once. Granted as it is said: who does not listen has its window, and no more.
+    credits: VecDeque<(u32, u8)>,
     turns: VecDeque<u32>,
     lost: Option<Broken>,
     /// Woken when there is something to send.
@@ -260,6 +264,7 @@ impl Mux {
             next: if side == Side::Host { 1 } else { 2 },
             seen: 0,
             answers: VecDeque::new(),
+            credits: VecDeque::new(),
             turns: VecDeque::new(),
             lost: None,
             output: None,
@@ -297,9 +302,23 @@ impl Mux {
         }
     }
 
-    /// Sends something about the session.
+    /// Whether the other side has not taken what it was answered for long. Then nothing is added to that.
+    fn is_deaf(&self) -> bool {
+        self.answers.len() >= ANSWERS
+    }
+
+    /// Forgets a stream, and what it waited for.
+    fn forget(&mut self, id: u32) {
+        self.streams.remove(&id);
+        self.credits.retain(|(stream, _)| *stream != id);
+        self.turns.retain(|stream| *stream != id);
+    }
+
+    /// Sends something about the session, unless the other side takes nothing.
     pub fn note(&mut self, note: Bytes) {
-        self.answer(0, Kind::Note, 0, note);
+        if !self.is_deaf() {
+            self.answer(0, Kind::Note, 0, note);
+        }
     }
 
     /// Begins a stream.
@@ -315,6 +334,11 @@ impl Mux {
             return Err(Broken::Failed(format!(
                 "the request is longer than {most} KiB"
             )));
+        }
+        if self.is_deaf() {
+            return Err(Broken::Failed(
+                "the other side does not take what it is sent".to_owned(),
+            ));
         }
         let ours = self
             .streams
@@ -378,7 +402,7 @@ impl Mux {
                     _ => Broken::decode(&frame.payload),
                 });
                 if stream.left {
-                    self.streams.remove(&id);
+                    self.forget(id);
                 }
             }
             Kind::Open | Kind::Hello | Kind::Welcome | Kind::Note => return Err(Violation::Sense),
@@ -394,6 +418,10 @@ impl Mux {
         if id == 0 || Side::of_stream(id) != theirs || id <= self.seen {
             return Err(Violation::Stream);
         }
+        // Each is answered sooner or later, and it does not take its answers.
+        if self.is_deaf() {
+            return Err(Violation::Answers);
+        }
         self.seen = id;
         let there = self
             .streams
@@ -401,9 +429,6 @@ impl Mux {
             .filter(|id| Side::of_stream(**id) == theirs)
             .count();
         if there >= theirs.most_streams() {
-            if self.answers.len() > ANSWERS {
-                return Err(Violation::Answers);
-            }
             let refused = Broken::Failed("too many requests are under way".to_owned());
             self.answer(id, Kind::Reset, 0, refused.encode());
             return Ok(Came::Handled);
@@ -420,6 +445,15 @@ impl Mux {
         if let Some(frame) = self.answers.pop_front() {
             return Some(frame);
         }
+        if let Some((id, lane)) = self.credits.pop_front()
+            && let Some(stream) = self.streams.get_mut(&id)
+        {
+            let came = &mut stream.incoming[usize::from(lane)];
+            let more = std::mem::take(&mut came.owed);
+            came.granted += more;
+            let payload = Bytes::copy_from_slice(&more.to_le_bytes());
+            return Some(self.frame(id, Kind::Credit, lane, payload));
+        }
         while let Some(id) = self.turns.pop_front() {
             let Some(stream) = self.streams.get_mut(&id) else {
                 continue;
@@ -430,7 +464,7 @@ impl Mux {
             };
             if kind == Kind::Close {
                 stream.break_off(Broken::Closed);
-                self.streams.remove(&id);
+                self.forget(id);
             } else {
                 self.take_turn(id);
             }
@@ -505,9 +539,15 @@ impl Mux {
                 return;
             }
             stream.break_off(why.clone());
-            self.answer(id, Kind::Reset, 0, why.encode());
+            // What the other side never hears of needs no end.
+            let waiting = self.answers.len();
+            self.answers
+                .retain(|frame| frame.stream != id || frame.kind != Kind::Open);
+            if self.answers.len() == waiting {
+                self.answer(id, Kind::Reset, 0, why.encode());
+            }
         }
-        self.streams.remove(&id);
+        self.forget(id);
     }
 
     /// Takes what came on a lane: bytes, all that are there, or one message. `None`: nothing yet; `waker` is woken. `Ok(None)`
@@ -548,14 +588,11 @@ impl Mux {
         came.taken += cost;
         let window = Side::of_stream(id).windows()[usize::from(lane)];
         if came.taken >= window / 4 && stream.broken.is_none() && !came.ended {
-            let more = std::mem::take(&mut came.taken);
-            came.granted += more;
-            self.answer(
-                id,
-                Kind::Credit,
-                lane,
-                Bytes::copy_from_slice(&more.to_le_bytes()),
-            );
+            if came.owed == 0 {
+                self.credits.push_back((id, lane));
+                wake(&mut self.output);
+            }
+            came.owed += std::mem::take(&mut came.taken);
         }
         Some(Ok(Some(bytes)))
     }
@@ -567,6 +604,7 @@ impl Mux {
             stream.break_off(why.clone());
         }
         self.answers.clear();
+        self.credits.clear();
         self.turns.clear();
     }
 
