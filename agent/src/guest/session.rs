@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use guest::channel::{
+    check,
     frame::{Frame, Kind, Malformed},
     link::{Link, Wire},
     message::{Hello, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome, note},
@@ -219,24 +220,8 @@ async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welco
 }
 
 fn check(greeting: &Greeting, frame: Frame) -> Result<Welcome, End> {
-    let welcome = Welcome::decode(frame.payload)
-        .map_err(|error| End::Unsound(format!("its answer cannot be read: {error}")))?;
-    if !(OLDEST..=NEWEST).contains(&welcome.version) {
-        return Err(End::Unsound(format!(
-            "it speaks no form of the protocol that this agent knows ({OLDEST} to {NEWEST}); it is version {:?}",
-            shown(&welcome.agent_version)
-        )));
-    }
-    if welcome.incarnation != greeting.identity.incarnation {
-        return Err(End::Unsound("it says that it is another VM".to_owned()));
-    }
-    Ok(welcome)
-}
-
-/// What a guest says, fit to be shown.
-fn shown(text: &str) -> String {
-    let fit = text.chars().filter(|c| !c.is_control());
-    fit.take(200).collect()
+    check::welcome(frame.payload, &greeting.identity.incarnation)
+        .map_err(|unfit| End::Unsound(unfit.to_string()))
 }
 
 fn send_keys(link: &Link) {
@@ -331,7 +316,7 @@ fn hear(
             if let Contact::Speaking(session) = contact {
                 let mut welcome = session.welcome.clone();
                 if !welcome.settled {
-                    welcome.failed.extend(failed.into_iter().take(64));
+                    welcome.failed.extend(check::failed(failed));
                     welcome.settled = true;
                 }
                 *session = Arc::new(Session {

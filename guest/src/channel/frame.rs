@@ -15,6 +15,8 @@
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
+use super::planted::planted;
+
 /// What ends a frame, and is in none.
 pub const DELIMITER: u8 = 0;
 /// The longest payload.
@@ -122,7 +124,7 @@ impl Frame {
         let (session, stream) = (body.get_u64_le(), body.get_u32_le());
         let length = body.get_u32_le() as usize;
         let (kind, lane) = (body.get_u8(), body.get_u8());
-        if body.len() != length {
+        if body.len() != length && !planted("frame.length") {
             return Err(Malformed::Length);
         }
         Ok(Self {
@@ -220,7 +222,9 @@ impl Decoder {
     fn without_end(&mut self) -> Option<Result<Frame, Malformed>> {
         if self.skipping || self.pending.len() > MAX_ENCODED {
             self.fruitless += self.pending.len();
-            self.pending.clear();
+            if !planted("frame.kept") {
+                self.pending.clear();
+            }
             self.searched = 0;
             let told = std::mem::replace(&mut self.skipping, true);
             return (!told).then_some(Err(Malformed::TooLong));
