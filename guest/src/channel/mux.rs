@@ -387,7 +387,12 @@ impl Mux {
             return Ok(Came::Handled);
         };
         match frame.kind {
-            Kind::Data => receive_data(stream, lane, frame.payload)?,
+            Kind::Data => {
+                receive_data(stream, lane, frame.payload)?;
+                if stream.left {
+                    self.pass_over(id);
+                }
+            }
             Kind::Credit => {
                 let mut payload = frame.payload;
                 let more = payload.try_get_u32_le().map_err(|_| Violation::Sense)?;
@@ -539,6 +544,7 @@ impl Mux {
         if stream.broken.is_none() {
             if stream.closing {
                 stream.left = true;
+                self.pass_over(id);
                 return;
             }
             stream.break_off(why.clone());
@@ -553,6 +559,14 @@ impl Mux {
             }
         }
         self.forget(id);
+    }
+
+    /// Takes what came on a stream that nobody looks at any more, so that the other side can finish, too: it may have more to send than
+    /// the window allows before it is done.
+    fn pass_over(&mut self, id: u32) {
+        for lane in 0..LANES as u8 {
+            while let Some(Ok(Some(_))) = self.take(id, lane, Waker::noop()) {}
+        }
     }
 
     /// Takes what came on a lane: bytes, all that are there, or one message. `None`: nothing yet; `waker` is woken. `Ok(None)`

@@ -302,6 +302,27 @@ fn a_stream_that_was_left_goes_when_the_other_side_breaks_it_off() {
 }
 
 #[test]
+fn a_stream_that_both_sides_left_with_more_to_send_than_may_be_goes() {
+    let (mut host, mut guest, id) = opened();
+    for _ in 0..100 {
+        let _full = send(&mut host, id, 0, &[1; 32 << 10]);
+        let _full = send(&mut guest, id, 1, &[1; 32 << 10]);
+        pump(&mut host, &mut guest);
+        pump(&mut guest, &mut host);
+    }
+    for mux in [&mut host, &mut guest] {
+        mux.close(id);
+        mux.abandon(id, Broken::Cancelled);
+        assert!(!mux.is_idle());
+    }
+    for _ in 0..100 {
+        pump(&mut host, &mut guest);
+        pump(&mut guest, &mut host);
+    }
+    assert!(host.is_idle() && guest.is_idle());
+}
+
+#[test]
 fn reasons_are_cut_between_letters() {
     let long = "ä".repeat(2000);
     let encoded = Broken::Failed(long).encode();

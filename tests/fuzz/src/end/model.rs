@@ -248,6 +248,7 @@ impl Model {
         if stream.broken.is_none() {
             if stream.closing {
                 stream.left = true;
+                stream.pass_over();
                 return;
             }
             let is_open = |answer: &Answer| matches!(answer, Answer::Open(of, _) if *of == id);
@@ -324,6 +325,9 @@ impl Model {
                 if lane == MESSAGES {
                     came.messages.push_back(length);
                     came.most_messages = came.most_messages.max(came.messages.len());
+                }
+                if stream.left {
+                    stream.pass_over();
                 }
             }
             Kind::Credit => {
@@ -495,6 +499,14 @@ impl Model {
 }
 
 impl Stream {
+    /// Nobody is left who takes it.
+    fn pass_over(&mut self) {
+        for came in &mut self.came {
+            came.taken = came.came;
+            came.messages.clear();
+        }
+    }
+
     fn most_memory(&self) -> usize {
         let lanes = self.came.iter().map(|came| {
             let bytes = (came.came - came.taken) as usize;
