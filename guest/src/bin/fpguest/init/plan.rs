@@ -51,21 +51,29 @@ pub fn ending(signal: i32) -> Option<Ending> {
     }
 }
 
+/// Whether the kernel's command line lets the agent run: not with `fp.agent=off`, nor where another program has its port.
+pub fn wants_agent(command_line: &str) -> bool {
+    !command_line
+        .split_whitespace()
+        .any(|word| matches!(word, "fp.agent=off" | "fp.echo") || word.starts_with("fp.hostile="))
+}
+
 /// What runs and what is to run. Times are since the plan was made.
 #[derive(Debug)]
 pub struct Plan {
     /// The script that comes before everything, until it has ended.
     rc: Option<Process>,
-    agent: Respawn,
+    /// Nothing where it is not to run.
+    agent: Option<Respawn>,
     shell: Respawn,
 }
 
 impl Plan {
-    /// With the script's process, where it could be started.
-    pub fn new(rc: Option<Process>) -> Self {
+    /// With the script's process, where it could be started, and whether the agent is to run.
+    pub fn new(rc: Option<Process>, agent: bool) -> Self {
         Self {
             rc,
-            agent: Respawn::new(),
+            agent: agent.then(Respawn::new),
             shell: Respawn::new(),
         }
     }
@@ -76,7 +84,8 @@ impl Plan {
             return Next::Wait(None);
         }
         let mut pause: Option<Duration> = None;
-        for (service, respawn) in [(Service::Agent, &self.agent), (Service::Shell, &self.shell)] {
+        let agent = self.agent.iter().map(|agent| (Service::Agent, agent));
+        for (service, respawn) in agent.chain([(Service::Shell, &self.shell)]) {
             match respawn.due(now) {
                 Some(Duration::ZERO) => return Next::Start(service),
                 Some(left) => pause = Some(pause.map_or(left, |other| other.min(left))),
@@ -88,9 +97,12 @@ impl Plan {
 
     /// A service was started, or with no process could not be.
     pub fn started(&mut self, service: Service, process: Option<Process>, now: Duration) {
-        match service {
-            Service::Agent => self.agent.started(process, now),
-            Service::Shell => self.shell.started(process, now),
+        let respawn = match service {
+            Service::Agent => self.agent.as_mut(),
+            Service::Shell => Some(&mut self.shell),
+        };
+        if let Some(respawn) = respawn {
+            respawn.started(process, now);
         }
     }
 
@@ -99,8 +111,9 @@ impl Plan {
         if self.rc == Some(process) {
             self.rc = None;
         }
-        self.agent.ended(process, now);
-        self.shell.ended(process, now);
+        for respawn in self.agent.iter_mut().chain([&mut self.shell]) {
+            respawn.ended(process, now);
+        }
     }
 
     /// The shell's process, if it runs.
@@ -187,7 +200,7 @@ mod tests {
 
     /// A plan whose script has ended and whose services run since 0, the agent as 2 and the shell as 3.
     fn running() -> Plan {
-        let mut plan = Plan::new(None);
+        let mut plan = Plan::new(None, true);
         plan.started(Service::Agent, Some(process(2)), ms(0));
         plan.started(Service::Shell, Some(process(3)), ms(0));
         plan
@@ -195,7 +208,7 @@ mod tests {
 
     #[test]
     fn nothing_is_started_before_the_script_has_ended() {
-        let mut plan = Plan::new(Some(process(5)));
+        let mut plan = Plan::new(Some(process(5)), true);
         assert_eq!(plan.next(ms(1)), Next::Wait(None));
         plan.ended(process(6), ms(2));
         assert_eq!(plan.next(ms(2)), Next::Wait(None));
@@ -212,7 +225,26 @@ mod tests {
 
     #[test]
     fn a_script_that_cannot_be_started_keeps_nothing_back() {
-        assert_eq!(Plan::new(None).next(ms(0)), Next::Start(Service::Agent));
+        let plan = Plan::new(None, true);
+        assert_eq!(plan.next(ms(0)), Next::Start(Service::Agent));
+    }
+
+    #[test]
+    fn an_agent_that_is_not_to_run_is_not_started() {
+        let mut plan = Plan::new(None, false);
+        assert_eq!(plan.next(ms(0)), Next::Start(Service::Shell));
+        plan.started(Service::Shell, Some(process(3)), ms(0));
+        assert_eq!(plan.next(ms(0)), Next::Wait(None));
+        for (line, wanted) in [
+            ("console=ttyS0 quiet", true),
+            ("quiet fp.agent=off", false),
+            ("fp.agent=off\n", false),
+            ("fp.echo fp.pulse", false),
+            ("fp.hostile=zeros quiet", false),
+            ("fp.agent=on xfp.echo fp.echoes", true),
+        ] {
+            assert_eq!(wants_agent(line), wanted, "{line}");
+        }
     }
 
     #[test]
