@@ -185,9 +185,14 @@ async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welco
     let mut patience = FIRST_PATIENCE;
     let mut stale = 0;
     wire.begin_anew();
+    let mut greeted = false;
     loop {
-        wire.send(&greeting.frame())
-            .map_err(|_| End::Unsound("what it is to be told is too long".to_owned()))?;
+        // Nobody reads the last: where none ever does, no more of them are kept.
+        if !greeted || wire.is_clear() {
+            wire.send(&greeting.frame())
+                .map_err(|_| End::Unsound("what it is to be told is too long".to_owned()))?;
+            greeted = true;
+        }
         let again = Instant::now() + patience;
         patience = (patience * 2).min(LONGEST_PATIENCE);
         loop {
@@ -207,6 +212,7 @@ async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welco
                 Ok(frame) if frame.session == greeting.session && frame.kind == Kind::Welcome => {
                     return check(greeting, frame);
                 }
+                Err(Malformed::Nothing) => return Err(unsound(Malformed::Nothing)),
                 // Of its parent's session, or the end of one that was cut off.
                 Ok(_) | Err(_) => stale += 1,
             }
@@ -311,14 +317,13 @@ fn hear(
         failed,
     })) = note.what
         && incarnation == identity.incarnation
+        && !matches!(&*contact.borrow(), Contact::Speaking(session) if session.welcome.settled)
     {
         contact.send_modify(|contact| {
             if let Contact::Speaking(session) = contact {
                 let mut welcome = session.welcome.clone();
-                if !welcome.settled {
-                    welcome.failed.extend(check::failed(failed));
-                    welcome.settled = true;
-                }
+                welcome.failed.extend(check::failed(failed));
+                welcome.settled = true;
                 *session = Arc::new(Session {
                     link: session.link.clone(),
                     welcome,

@@ -12,7 +12,10 @@ use proto::v1::{
     ExecEnd, ExecRequest, ExecResponse, ExecStart, TerminalSize, exec_end,
     exec_request::Part as In, exec_response::Part as Out,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Duration, Instant, sleep},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -23,6 +26,8 @@ use crate::{errors::ApiError, guest::Unheard, node::Node};
 const ANSWERS: usize = 4;
 /// Input that is taken at once, bytes.
 const MOST_INPUT: usize = 64 << 10;
+/// How much later than it should a guest may say that a program took too long.
+const LATE: Duration = Duration::from_secs(5);
 
 /// What the first message asks for.
 pub(super) fn start(first: ExecRequest) -> Result<ExecStart, ApiError> {
@@ -75,6 +80,7 @@ pub(super) async fn open(
         timeout_ms: start.timeout_ms,
         input: start.input,
     };
+    let limit = start.timeout_ms;
     let stream = guest.open(request::What::Exec(exec)).map_err(&unheard)?;
     let (answers, receiver) = mpsc::channel(ANSWERS);
     let ended = node.cancel.clone();
@@ -84,6 +90,7 @@ pub(super) async fn open(
             // The caller is gone: with the stream goes the program.
             () = answers.closed() => return,
             attended = attend(&stream, inputs, &answers) => attended,
+            late = overdue(limit) => Err(late),
         };
         if let Err(broken) = attended {
             let status = Status::from(unheard(Unheard::Broken(broken)));
@@ -92,6 +99,15 @@ pub(super) async fn open(
         }
     });
     Ok(ReceiverStream::new(receiver).boxed())
+}
+
+/// The time limit is the guest's to keep. Returns when it has not.
+async fn overdue(limit_ms: u64) -> Broken {
+    if limit_ms == 0 {
+        return std::future::pending().await;
+    }
+    sleep(Duration::from_millis(limit_ms).saturating_add(LATE)).await;
+    Broken::Failed("the guest's agent did not end the program in time".to_owned())
 }
 
 fn size(size: TerminalSize) -> message::Size {
