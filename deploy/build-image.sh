@@ -32,7 +32,9 @@ On the kernel command line the tiny guest understands
   fp.churn-disk         keep a file on the disk busy as well
   fp.fill=MIB           fill MIB of memory once, and say "fp.fill done"
   fp.rate=MIB           write so much of it again each second
-  fp.echo               send back what comes through the virtio serial port org.forkypig.agent
+  fp.agent=off          run no agent
+  fp.echo               send back what comes through the virtio serial port org.forkypig.agent, and run no agent
+  fp.hostile=KIND       run a program in the agent's place that lies to its host: see fpguest --help
 
 environment: FP_CACHE   where the kernel's package and what debootstrap made are kept (.local/cache in the repository)
              TMPDIR     where the image is put together (/tmp): 1 GiB, for debian 4 GiB less its holes

@@ -7,7 +7,7 @@ usage() {
 usage: deploy/test.sh [NEXTEST_ARGUMENT...]
 
 Installs what is needed (deploy/deps.sh --test), checks format and lints, builds the agent and the
-guest image, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
+guest image, fuzzes the channel to guests' agents, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
 The last line is the runner's own count. Ends with an error when anything fails, or when a process
 that a test started is left.
 
@@ -17,6 +17,7 @@ The tests get
   TMPDIR          a directory of their own, deleted at the end
 
 FP_KILLS says how often the agent is killed at random moments (30); before a release, 300.
+FP_FUZZ_SECONDS says how long the channel is fuzzed (60); before a release, 3600.
 USAGE
 }
 
@@ -41,6 +42,8 @@ else
 fi
 image=$repo/.local/image/tiny
 "$repo/deploy/build-image.sh" tiny "$image"
+"$repo/deploy/fuzz.sh" --planted
+"$repo/deploy/fuzz.sh" --time "${FP_FUZZ_SECONDS:-60}"
 say "documentation's examples"
 cargo test --quiet --workspace --doc
 

@@ -3,6 +3,7 @@
 mod asked;
 mod copy;
 mod exec;
+mod exec_qemu;
 mod forward;
 
 pub use asked::run as answer_guests;

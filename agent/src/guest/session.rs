@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use guest::channel::{
+    check,
     frame::{Frame, Kind, Malformed},
     link::{Link, Wire},
     message::{Hello, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome, note},
@@ -17,14 +18,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Asked, Contact, Ends, Introduction, Session, keys, now_ns, qemu, shown};
+use super::{Asked, Contact, Ends, Introduction, Session, keys, now_ns, qemu};
 
 /// How long a greeting waits for its answer before it is sent again; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
 /// And at most so long.
 const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
-/// The most that is shown of a version, characters.
-const LONGEST_VERSION: usize = 100;
 /// A greeting that was answered later than this told a time that is past.
 const STALE_CLOCK: Duration = Duration::from_millis(5);
 /// How long a guest is left alone that does not do as it should.
@@ -198,9 +197,14 @@ async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welco
     let mut patience = FIRST_PATIENCE;
     let mut stale = 0;
     wire.begin_anew();
+    let mut greeted = false;
     loop {
-        wire.send(&greeting.frame())
-            .map_err(|_| End::Unsound("what it is to be told is too long".to_owned()))?;
+        // Nobody reads the last: where none ever does, no more of them are kept.
+        if !greeted || wire.is_clear() {
+            wire.send(&greeting.frame())
+                .map_err(|_| End::Unsound("what it is to be told is too long".to_owned()))?;
+            greeted = true;
+        }
         let again = Instant::now() + patience;
         patience = (patience * 2).min(LONGEST_PATIENCE);
         loop {
@@ -220,6 +224,7 @@ async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welco
                 Ok(frame) if frame.session == greeting.session && frame.kind == Kind::Welcome => {
                     return check(greeting, frame);
                 }
+                Err(Malformed::Nothing) => return Err(unsound(Malformed::Nothing)),
                 // Of its parent's session, or the end of one that was cut off.
                 Ok(_) | Err(_) => stale += 1,
             }
@@ -233,18 +238,8 @@ async fn greet(wire: &mut Wire<UnixStream>, greeting: &Greeting) -> Result<Welco
 }
 
 fn check(greeting: &Greeting, frame: Frame) -> Result<Welcome, End> {
-    let welcome = Welcome::decode(frame.payload)
-        .map_err(|error| End::Unsound(format!("its answer cannot be read: {error}")))?;
-    if !(OLDEST..=NEWEST).contains(&welcome.version) {
-        return Err(End::Unsound(format!(
-            "it speaks no form of the protocol that this agent knows ({OLDEST} to {NEWEST}); it is version {:?}",
-            shown(&welcome.agent_version, LONGEST_VERSION)
-        )));
-    }
-    if welcome.incarnation != greeting.known.identity.incarnation {
-        return Err(End::Unsound("it says that it is another VM".to_owned()));
-    }
-    Ok(welcome)
+    check::welcome(frame.payload, &greeting.known.identity.incarnation)
+        .map_err(|unfit| End::Unsound(unfit.to_string()))
 }
 
 fn send_keys(link: &Link) {
@@ -334,14 +329,13 @@ fn hear(
         failed,
     })) = note.what
         && incarnation == identity.incarnation
+        && !matches!(&*contact.borrow(), Contact::Speaking(session) if session.welcome.settled)
     {
         contact.send_modify(|contact| {
             if let Contact::Speaking(session) = contact {
                 let mut welcome = session.welcome.clone();
-                if !welcome.settled {
-                    welcome.failed.extend(failed.into_iter().take(64));
-                    welcome.settled = true;
-                }
+                welcome.failed.extend(check::failed(failed));
+                welcome.settled = true;
                 *session = Arc::new(Session {
                     link: session.link.clone(),
                     welcome,

@@ -212,6 +212,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         self.out.put_u8(DELIMITER);
     }
 
+    /// Whether all that was to be sent is out.
+    pub fn is_clear(&self) -> bool {
+        self.out.is_empty()
+    }
+
     /// Has a frame sent before any that its session has.
     ///
     /// # Errors

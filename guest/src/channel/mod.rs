@@ -8,10 +8,12 @@
 //! it had not read of that is cut off, and so may be what it had not finished to write: see [`frame`]. Frames
 //! of another session than the one that is going on are passed over.
 
+pub mod check;
 pub mod frame;
 pub mod link;
 pub mod message;
 pub mod mux;
+mod planted;
 
 /// The port's name in the guest.
 pub const PORT: &str = "org.forkypig.agent";

@@ -14,15 +14,18 @@ use proto::v1::{
 };
 use tokio::{
     sync::mpsc,
-    time::{Duration, Instant, timeout},
+    time::{Duration, Instant, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::super::carry::{Answers, Found};
+use super::{
+    super::carry::{Answers, Found},
+    exec_qemu,
+};
 use crate::{
     errors::ApiError,
-    guest::{self as agents, Contact, Qemu, Ran, Unheard},
+    guest::{Contact, Unheard},
     node::Node,
 };
 
@@ -30,6 +33,8 @@ use crate::{
 const ANSWERS: usize = 4;
 /// Input that is taken at once, bytes.
 const MOST_INPUT: usize = 64 << 10;
+/// How much later than it should a guest may say that a program took too long.
+const LATE: Duration = Duration::from_secs(5);
 
 /// What the first message asks for.
 pub(super) fn start(first: ExecRequest) -> Result<ExecStart, ApiError> {
@@ -74,7 +79,7 @@ pub(super) async fn open(
         }
     };
     if let Contact::Qemu(qemu) = guest.contact() {
-        return Ok(open_in_qemu(node, unheard, qemu, start, inputs));
+        return Ok(exec_qemu::open(node, unheard, qemu, start, inputs));
     }
     let exec = message::Exec {
         argv: start.argv.iter().map(|part| part.to_vec()).collect(),
@@ -85,6 +90,7 @@ pub(super) async fn open(
         timeout_ms: start.timeout_ms,
         input: start.input,
     };
+    let limit = start.timeout_ms;
     let stream = guest.open(request::What::Exec(exec)).map_err(&unheard)?;
     let (answers, receiver) = mpsc::channel(ANSWERS);
     let ended = node.cancel.clone();
@@ -94,6 +100,7 @@ pub(super) async fn open(
             // The caller is gone: with the stream goes the program.
             () = answers.closed() => return,
             attended = attend(&stream, inputs, &answers) => attended,
+            late = overdue(limit) => Err(late),
         };
         if let Err(broken) = attended {
             let status = Status::from(unheard(Unheard::Broken(broken)));
@@ -104,113 +111,13 @@ pub(super) async fn open(
     Ok(ReceiverStream::new(receiver).boxed())
 }
 
-/// Runs a program through QEMU's agent: its input goes in first, and what it printed comes when it has ended.
-fn open_in_qemu(
-    node: &Arc<Node>,
-    unheard: impl Fn(Unheard) -> ApiError + Send + Sync + 'static,
-    qemu: Arc<Qemu>,
-    start: ExecStart,
-    inputs: Streaming<ExecRequest>,
-) -> Answers<ExecResponse> {
-    let (answers, receiver) = mpsc::channel(ANSWERS);
-    let ended = node.cancel.clone();
-    node.tasks.spawn(async move {
-        let ran = tokio::select! {
-            () = ended.cancelled() => return,
-            () = answers.closed() => return,
-            ran = run_in_qemu(&qemu, &start, inputs) => ran,
-        };
-        let parts = match ran {
-            Ok((ran, took_us)) => {
-                let how = match (ran.code, ran.signal) {
-                    (None, Some(signal)) => exec_end::How::Signal(signal),
-                    (code, _) => exec_end::How::Code(code.unwrap_or_default()),
-                };
-                let end = ExecEnd {
-                    took_us,
-                    how: Some(how),
-                };
-                let pieces = |bytes: &[u8], part: fn(bytes::Bytes) -> Out| {
-                    let piece = |piece: &[u8]| part(bytes::Bytes::copy_from_slice(piece));
-                    bytes.chunks(MOST_INPUT).map(piece).collect::<Vec<_>>()
-                };
-                let mut parts = pieces(&ran.out, Out::Output);
-                parts.extend(pieces(&ran.err, Out::Errors));
-                parts.push(Out::End(end));
-                Ok(parts)
-            }
-            Err(problem) => Err(Status::from(unheard(problem))),
-        };
-        match parts {
-            Ok(parts) => {
-                for part in parts {
-                    let answer = ExecResponse { part: Some(part) };
-                    if answers.send(Ok(answer)).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            // Whoever called may be gone.
-            Err(status) => drop(answers.send(Err(status)).await),
-        }
-    });
-    ReceiverStream::new(receiver).boxed()
-}
-
-async fn run_in_qemu(
-    qemu: &Qemu,
-    start: &ExecStart,
-    mut inputs: Streaming<ExecRequest>,
-) -> Result<(Ran, u64), Unheard> {
-    if start.terminal.is_some() {
-        return Err(Unheard::Unable("it has no terminals"));
+/// The time limit is the guest's to keep. Returns when it has not.
+async fn overdue(limit_ms: u64) -> Broken {
+    if limit_ms == 0 {
+        return std::future::pending().await;
     }
-    if !start.cwd.is_empty() || !matches!(start.user.as_str(), "" | "root" | "0") {
-        return Err(Unheard::Unable(
-            "it runs programs as root and in one folder only",
-        ));
-    }
-    let words = |all: &[bytes::Bytes]| {
-        let word = |word: &bytes::Bytes| String::from_utf8(word.to_vec());
-        let words: Result<Vec<String>, _> = all.iter().map(word).collect();
-        words.map_err(|_| Unheard::Unable("it takes words in UTF-8 only"))
-    };
-    let (argv, env) = (words(&start.argv)?, words(&start.env)?);
-    let input = match start.input {
-        true => whole_input(&mut inputs).await?,
-        false => Vec::new(),
-    };
-    let begun = Instant::now();
-    let running = qemu.exec(&argv, &env, &input);
-    let ran = match start.timeout_ms {
-        0 => running.await?,
-        ms => match timeout(Duration::from_millis(ms), running).await {
-            Ok(ran) => ran?,
-            Err(_) => {
-                return Err(Unheard::Unable(
-                    "the time is over, and it cannot end a program: it goes on",
-                ));
-            }
-        },
-    };
-    Ok((ran, begun.elapsed().as_micros() as u64))
-}
-
-/// All that a caller has for a program to read.
-async fn whole_input(inputs: &mut Streaming<ExecRequest>) -> Result<Vec<u8>, Unheard> {
-    let mut input = Vec::new();
-    loop {
-        let next = inputs.message().await;
-        let next = next.map_err(|_| Unheard::Broken(Broken::Cancelled))?;
-        match next.map(|next| next.part) {
-            Some(Some(In::Input(bytes))) => input.extend_from_slice(&bytes),
-            Some(Some(In::InputEnd(_))) | None => return Ok(input),
-            Some(_) => {}
-        }
-        if input.len() > agents::MOST_INPUT {
-            return Err(Unheard::Unable("it gives a program 1 MiB of input at most"));
-        }
-    }
+    sleep(Duration::from_millis(limit_ms).saturating_add(LATE)).await;
+    Broken::Failed("the guest's agent did not end the program in time".to_owned())
 }
 
 fn size(size: TerminalSize) -> message::Size {

@@ -196,7 +196,7 @@ async fn guests_that_speak_another_version_or_lie_about_who_they_are_are_not_spo
 
 #[tokio::test]
 async fn rubbish_ends_a_session_with_an_error_on_that_vm() {
-    for rubbish in [&[9u8, 9, 0][..], &[1; 200 << 10][..]] {
+    for rubbish in [&[9u8, 9, 0][..], &[1; 200 << 10], &[0; 2 << 20]] {
         let (host, mut fake) = host().await;
         host.guest.introduce(identity("vm.1"));
         fake.welcome(|_| ()).await;

@@ -11,6 +11,7 @@ mod start;
 mod sys;
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -41,7 +42,9 @@ pub fn run() -> ExitCode {
     start::or_tell("ctrl-alt-del", reboot(RebootCommand::CadOff));
 
     let begun = Instant::now();
-    let mut plan = Plan::new(start::script(start::RC));
+    // Without one nobody has said that it is not to run.
+    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    let mut plan = Plan::new(start::script(start::RC), plan::wants_agent(&command_line));
     let ending = loop {
         reap(|pid| plan.ended(pid, begun.elapsed()));
         let pause = loop {

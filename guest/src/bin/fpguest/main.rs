@@ -7,6 +7,7 @@ mod ask;
 mod churn;
 mod echo;
 mod fill;
+mod hostile;
 mod init;
 mod options;
 mod ports;
@@ -26,6 +27,7 @@ usage: fpguest agent
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
        fpguest echo --port NAME
+       fpguest hostile --kind KIND
        fpguest init
 
 agent  serves the host's agent through the virtio serial port org.forkypig.agent, and programs of this
@@ -44,6 +46,10 @@ churn  rewrites and zeroes memory as fast as it can, with a thread on each proce
        that it finds what it wrote; with --disk it does the same with a file's blocks
 fill   fills memory once and writes so much of it again each second
 echo   sends back what comes through a virtio serial port
+hostile
+       has the agent's port, and does not do as an agent should, to see what its host makes of that. Kinds:
+       silent deaf rubbish zeros version another length endless tiny overrun opens credits foreign;
+       honest, which is an agent as it should be; or name: the kind is the VM's name
 init   the first process of a guest, which the kernel starts as /sbin/init
 ";
 
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
         options::Command::Churn(churn) => churn::run(&churn),
         options::Command::Fill(fill) => fill::run(&fill),
         options::Command::Echo { port } => echo::run(&port),
+        options::Command::Hostile { kind } => hostile::run(&kind),
     });
     match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,

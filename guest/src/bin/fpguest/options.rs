@@ -30,6 +30,11 @@ pub enum Command {
         /// The port's name.
         port: String,
     },
+    /// `fpguest hostile`
+    Hostile {
+        /// What it does.
+        kind: String,
+    },
 }
 
 /// Reads `words`, the command's options.
@@ -41,7 +46,7 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
         return Ok(asked);
     }
     let (mut disk, mut interval, mut mib, mut rate) = (None, 100, 64, 0);
-    let (mut raw, mut raw_offset, mut port) = (None, 0, None);
+    let (mut raw, mut raw_offset, mut port, mut kind) = (None, 0, None, None);
     let mut words = words.iter();
     while let Some(name) = words.next() {
         let value = words.next().ok_or(format!("{name} needs a value"))?;
@@ -53,6 +58,7 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             ("pulse", "--raw") => raw = Some(PathBuf::from(value)),
             ("pulse", "--raw-offset") => raw_offset = page_offset(name, value)?,
             ("echo", "--port") => port = Some(value.clone()),
+            ("hostile", "--kind") => kind = Some(value.clone()),
             _ => return Err(format!("{command} has no option {name}")),
         }
     }
@@ -76,6 +82,9 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
         })),
         "echo" => Ok(Command::Echo {
             port: port.ok_or("echo needs --port NAME")?,
+        }),
+        "hostile" => Ok(Command::Hostile {
+            kind: kind.ok_or("hostile needs --kind KIND")?,
         }),
         _ => Err(format!("there is no command {command}")),
     }
@@ -226,6 +235,7 @@ mod tests {
             ("pulse --disk /p --raw /d --raw-offset 100", "4096"),
             ("echo", "--port"),
             ("echo --disk /p", "--disk"),
+            ("hostile", "--kind"),
             ("churn --mib 0", "from 1"),
             ("churn --mib many", "many"),
             ("fill --disk /p", "--disk"),

@@ -198,6 +198,71 @@ fn no_more_streams_than_may_be_are_kept_however_many_are_begun() {
 }
 
 #[test]
+fn who_takes_no_answers_is_not_answered_for_ever() {
+    let mut host = Mux::new(Side::Host, 9);
+    let violation = (1..).find_map(|number| {
+        let open = Frame {
+            kind: Kind::Open,
+            ..data(2 * number, 0, b"")
+        };
+        let opened = host.receive(open);
+        host.abandon(2 * number, Broken::Failed("no".to_owned()));
+        opened.err()
+    });
+    assert_eq!(violation, Some(Violation::Answers));
+    assert_eq!(host.answers.len(), ANSWERS);
+    assert!(matches!(host.open(Bytes::new()), Err(Broken::Failed(_))));
+    host.note(Bytes::new());
+    assert_eq!(host.answers.len(), ANSWERS);
+}
+
+#[test]
+fn who_takes_no_credits_has_its_window_and_no_more() {
+    let (mut host, _, id) = opened();
+    for _ in 0..WINDOW as usize / PIECE {
+        host.receive(data(id, 1, &vec![0; PIECE])).unwrap();
+        take(&mut host, id, 1).unwrap().unwrap();
+    }
+    assert_eq!(host.credits.len(), 1);
+    let more = host.receive(data(id, 1, b"x"));
+    assert_eq!(more.unwrap_err(), Violation::Window);
+    let credit = host.next_frame(Waker::noop()).unwrap();
+    assert_eq!((credit.kind, credit.lane), (Kind::Credit, 1));
+    assert_eq!(credit.payload, WINDOW.to_le_bytes()[..]);
+    host.receive(data(id, 1, b"x")).unwrap();
+}
+
+#[test]
+fn nothing_is_left_of_a_stream_that_was_forgotten() {
+    let mut host = Mux::new(Side::Host, 9);
+    for number in 1..100 {
+        let id = 2 * number;
+        let of = |kind, payload: &[u8]| Frame {
+            kind,
+            ..data(id, MESSAGES, payload)
+        };
+        host.receive(of(Kind::Open, b"")).unwrap();
+        host.receive(of(Kind::Credit, &[1, 0, 0, 0])).unwrap();
+        host.receive(of(Kind::Data, &[0; 20 << 10])).unwrap();
+        take(&mut host, id, MESSAGES).unwrap().unwrap();
+        host.receive(of(Kind::Reset, b"")).unwrap();
+        host.abandon(id, Broken::Cancelled);
+    }
+    assert!(host.turns.is_empty() && host.credits.is_empty() && host.is_idle());
+}
+
+#[test]
+fn a_stream_that_the_other_side_never_heard_of_leaves_nothing_to_be_sent() {
+    let (mut host, mut guest) = pair();
+    let id = host.open(vec![0; MAX_PAYLOAD].into()).unwrap();
+    host.abandon(id, Broken::Cancelled);
+    assert!(host.next_frame(Waker::noop()).is_none());
+    let next = host.open(Bytes::new()).unwrap();
+    let came = pump(&mut host, &mut guest);
+    assert!(matches!(&came[..], [Came::Opened { stream, .. }] if *stream == next));
+}
+
+#[test]
 fn what_is_broken_off_is_told_and_forgotten() {
     let (mut host, mut guest, id) = opened();
     send(&mut guest, id, 1, b"never read").unwrap().unwrap();
@@ -234,6 +299,27 @@ fn a_stream_that_was_left_goes_when_the_other_side_breaks_it_off() {
     guest.abandon(id, Broken::Cancelled);
     pump(&mut guest, &mut host);
     assert!(host.is_idle());
+}
+
+#[test]
+fn a_stream_that_both_sides_left_with_more_to_send_than_may_be_goes() {
+    let (mut host, mut guest, id) = opened();
+    for _ in 0..100 {
+        let _full = send(&mut host, id, 0, &[1; 32 << 10]);
+        let _full = send(&mut guest, id, 1, &[1; 32 << 10]);
+        pump(&mut host, &mut guest);
+        pump(&mut guest, &mut host);
+    }
+    for mux in [&mut host, &mut guest] {
+        mux.close(id);
+        mux.abandon(id, Broken::Cancelled);
+        assert!(!mux.is_idle());
+    }
+    for _ in 0..100 {
+        pump(&mut host, &mut guest);
+        pump(&mut guest, &mut host);
+    }
+    assert!(host.is_idle() && guest.is_idle());
 }
 
 #[test]

@@ -51,21 +51,29 @@ pub fn ending(signal: i32) -> Option<Ending> {
     }
 }
 
+/// Whether the kernel's command line lets the agent run: not with `fp.agent=off`, nor where another program has its port.
+pub fn wants_agent(command_line: &str) -> bool {
+    !command_line
+        .split_whitespace()
+        .any(|word| matches!(word, "fp.agent=off" | "fp.echo") || word.starts_with("fp.hostile="))
+}
+
 /// What runs and what is to run. Times are since the plan was made.
 #[derive(Debug)]
 pub struct Plan {
     /// The script that comes before the shell, until it has ended.
     rc: Option<Process>,
-    agent: Respawn,
+    /// Nothing where it is not to run.
+    agent: Option<Respawn>,
     shell: Respawn,
 }
 
 impl Plan {
-    /// With the script's process, where it could be started.
-    pub fn new(rc: Option<Process>) -> Self {
+    /// With the script's process, where it could be started, and whether the agent is to run.
+    pub fn new(rc: Option<Process>, agent: bool) -> Self {
         Self {
             rc,
-            agent: Respawn::new(),
+            agent: agent.then(Respawn::new),
             shell: Respawn::new(),
         }
     }
@@ -74,10 +82,9 @@ impl Plan {
     pub fn next(&self, now: Duration) -> Next {
         let mut pause: Option<Duration> = None;
         // The agent waits for its port by itself, and the script for the agent.
-        let agent = (Service::Agent, &self.agent);
-        let shell = (Service::Shell, &self.shell);
-        let all = [Some(agent), Some(shell).filter(|_| self.rc.is_none())];
-        for (service, respawn) in all.into_iter().flatten() {
+        let agent = self.agent.iter().map(|agent| (Service::Agent, agent));
+        let shell = Some((Service::Shell, &self.shell)).filter(|_| self.rc.is_none());
+        for (service, respawn) in agent.chain(shell) {
             match respawn.due(now) {
                 Some(Duration::ZERO) => return Next::Start(service),
                 Some(left) => pause = Some(pause.map_or(left, |other| other.min(left))),
@@ -89,9 +96,12 @@ impl Plan {
 
     /// A service was started, or with no process could not be.
     pub fn started(&mut self, service: Service, process: Option<Process>, now: Duration) {
-        match service {
-            Service::Agent => self.agent.started(process, now),
-            Service::Shell => self.shell.started(process, now),
+        let respawn = match service {
+            Service::Agent => self.agent.as_mut(),
+            Service::Shell => Some(&mut self.shell),
+        };
+        if let Some(respawn) = respawn {
+            respawn.started(process, now);
         }
     }
 
@@ -100,8 +110,9 @@ impl Plan {
         if self.rc == Some(process) {
             self.rc = None;
         }
-        self.agent.ended(process, now);
-        self.shell.ended(process, now);
+        for respawn in self.agent.iter_mut().chain([&mut self.shell]) {
+            respawn.ended(process, now);
+        }
     }
 
     /// The shell's process, if it runs.
@@ -188,7 +199,7 @@ mod tests {
 
     /// A plan whose script has ended and whose services run since 0, the agent as 2 and the shell as 3.
     fn running() -> Plan {
-        let mut plan = Plan::new(None);
+        let mut plan = Plan::new(None, true);
         plan.started(Service::Agent, Some(process(2)), ms(0));
         plan.started(Service::Shell, Some(process(3)), ms(0));
         plan
@@ -196,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_shell_is_not_started_before_the_script_has_ended() {
-        let mut plan = Plan::new(Some(process(5)));
+        let mut plan = Plan::new(Some(process(5)), true);
         assert_eq!(plan.next(ms(1)), Next::Start(Service::Agent));
         plan.started(Service::Agent, Some(process(7)), ms(1));
         assert_eq!(plan.next(ms(1)), Next::Wait(None));
@@ -213,7 +224,26 @@ mod tests {
 
     #[test]
     fn a_script_that_cannot_be_started_keeps_nothing_back() {
-        assert_eq!(Plan::new(None).next(ms(0)), Next::Start(Service::Agent));
+        let plan = Plan::new(None, true);
+        assert_eq!(plan.next(ms(0)), Next::Start(Service::Agent));
+    }
+
+    #[test]
+    fn an_agent_that_is_not_to_run_is_not_started() {
+        let mut plan = Plan::new(None, false);
+        assert_eq!(plan.next(ms(0)), Next::Start(Service::Shell));
+        plan.started(Service::Shell, Some(process(3)), ms(0));
+        assert_eq!(plan.next(ms(0)), Next::Wait(None));
+        for (line, wanted) in [
+            ("console=ttyS0 quiet", true),
+            ("quiet fp.agent=off", false),
+            ("fp.agent=off\n", false),
+            ("fp.echo fp.pulse", false),
+            ("fp.hostile=zeros quiet", false),
+            ("fp.agent=on xfp.echo fp.echoes", true),
+        ] {
+            assert_eq!(wants_agent(line), wanted, "{line}");
+        }
     }
 
     #[test]
