@@ -35,6 +35,13 @@ const fn most_stuffed(bytes: usize) -> usize {
     bytes + bytes / stuffing::RUN + 1
 }
 
+/// Bytes as they are in a frame, whatever they are: for who makes what is none.
+pub fn stuffed(bytes: &[u8]) -> BytesMut {
+    let mut out = BytesMut::new();
+    stuffing::stuff(&[bytes], &mut out);
+    out
+}
+
 /// What a frame means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fp_guest::channel::PORT;
-use fp_guest::channel::frame::{DELIMITER, Decoder, Frame, Kind};
+use fp_guest::channel::frame::{DELIMITER, Decoder, Frame, Kind, stuffed};
 use fp_guest::channel::message::{Hello, Identity, NEWEST, Welcome};
 use fp_guest::channel::mux::WINDOW;
 use prost::Message as _;
@@ -188,7 +188,7 @@ impl Guest {
         body.extend_from_slice(&1u32.to_le_bytes());
         body.extend_from_slice(&u32::MAX.to_le_bytes());
         body.extend_from_slice(&[Kind::Data as u8, 1]);
-        let mut frame = cobs::encode_vec(&body);
+        let mut frame = stuffed(&body).to_vec();
         frame.push(DELIMITER);
         self.for_ever(&frame.repeat(100))
     }
