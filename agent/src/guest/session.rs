@@ -61,6 +61,8 @@ enum End {
     Gone,
     /// The guest is somebody else now.
     NewIdentity,
+    /// The guest's agent was started anew.
+    NewAgent,
     /// The guest does not do as it should.
     Unsound(String),
 }
@@ -90,6 +92,11 @@ async fn speak(
             End::Gone => return,
             End::NewIdentity => {
                 contact.send_replace(Contact::Silent);
+            }
+            End::NewAgent => {
+                contact.send_replace(Contact::Silent);
+                // However often it says so.
+                sleep(PERIOD).await;
             }
             End::Unsound(why) => {
                 tracing::warn!(problem = why, "a guest's agent is not sound");
@@ -342,9 +349,16 @@ fn hear(
                     link: session.link.clone(),
                     welcome,
                     since: session.since,
+                    clock: Arc::clone(&session.clock),
                 });
             }
-        });
+        }),
+        Some(note::What::Clock(clock)) => {
+            if let Contact::Speaking(session) = &*contact.borrow() {
+                session.clock.answered(clock);
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -176,6 +176,25 @@ async fn a_guest_that_becomes_somebody_else_is_greeted_anew_and_streams_end() {
 }
 
 #[tokio::test]
+async fn a_guests_agent_that_is_started_anew_is_greeted_anew_and_streams_end() {
+    let (host, mut fake) = host().await;
+    host.guest.introduce(identity("vm.1"));
+    // The first of its boot: nobody has heard of it yet.
+    fake.send(&Frame::begun()).await;
+    fake.welcome(|_| ()).await;
+    let session = speaking(&host.guest, "vm.1").await;
+    let stream = session.link.open(&Request::default()).unwrap();
+    fake.send(&Frame::begun()).await;
+    assert!(matches!(stream.take(0).await, Err(Broken::Lost(_))));
+    loop {
+        let frame = fake.frame().await;
+        if frame.kind == Kind::Hello && frame.session != session.link.session() {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
 async fn guests_that_speak_another_version_or_lie_about_who_they_are_are_not_spoken_to() {
     let (one, mut fake) = host().await;
     one.guest.introduce(identity("vm.1"));

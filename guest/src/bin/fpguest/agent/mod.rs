@@ -135,6 +135,8 @@ async fn find_port() -> io::Result<Port> {
 
 async fn serve(agent: &Arc<Agent>, mut wire: Wire<Port>) -> io::Result<()> {
     let mut link: Option<Link> = None;
+    // A host that spoke to this agent's predecessor does not know that it is gone.
+    let _short_enough = wire.send(&Frame::begun());
     loop {
         // What is no frame was cut off by a fork, or comes from nobody that could be told.
         let frame = match wire.next(link.as_ref()).await? {
