@@ -262,6 +262,11 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
             // Whoever asked may have gone.
             let _gone = waiting.send(Arc::clone(&identity));
         }
+        if is_news && before.is_some() {
+            // Who waits for another fork asked for it in the machine that this one was: it is not asked for here as well, even where the
+            // request had not gone out yet.
+            me.forks.clear();
+        }
     }
     let known = agent.identity.borrow().clone();
     let secrets_again = known
