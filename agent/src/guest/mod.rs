@@ -1,6 +1,7 @@
 //! The guests' agents, as this node speaks to them: one task for each VM ([`session`]), which greets the guest with who it is
 //! ([`identity`]) and knows whether it answers. All that comes from a guest is taken for hostile.
 
+mod clock;
 pub mod identity;
 mod keys;
 mod look;
@@ -48,6 +49,8 @@ pub struct Session {
     pub welcome: Welcome,
     /// Since when.
     pub since: Instant,
+    /// Its clock.
+    pub clock: Arc<Clock>,
 }
 
 /// The most steps that failed which are told of one guest.
@@ -205,6 +208,7 @@ impl Guest {
             session.link.note(&Note {
                 what: Some(note::What::ClockNs(now_ns())),
             });
+            session.clock.was_told();
         }
     }
 }
@@ -235,4 +239,4 @@ fn now_ns() -> u64 {
     now.as_nanos() as u64
 }
 
-pub use self::{look::look, session::run};
+pub use self::{clock::Clock, look::look, session::run};

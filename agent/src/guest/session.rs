@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Asked, Contact, Ends, Session, keys, now_ns, shown};
+use super::{Asked, Clock, Contact, Ends, Session, keys, now_ns, shown};
 
 /// How long a greeting waits for its answer before it is sent again; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
@@ -178,19 +178,24 @@ async fn session(
     }
     let settled = welcome.settled;
     tracing::debug!(vm = greeting.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
+    let clock = Arc::new(Clock::just_told());
     let session = Session {
         link: link.clone(),
         welcome,
         since: Instant::now(),
+        clock: Arc::clone(&clock),
     };
     contact.send_replace(Contact::Speaking(Arc::new(session)));
     let end = tokio::select! {
         end = serve(wire, &link, contact, asked, &greeting.identity) => end,
         _changed = identities.changed() => End::NewIdentity,
+        // For as long as that.
+        () = clock.keep(&link) => End::Gone,
     };
     link.lose(&Broken::Lost(match &end {
         End::Gone => "the VM's process has ended, or is another".to_owned(),
         End::NewIdentity => "the VM was set to another moment".to_owned(),
+        End::NewAgent => "the guest's agent was started anew".to_owned(),
         End::Unsound(why) => why.clone(),
     }));
     end
@@ -279,6 +284,9 @@ async fn serve(
             }
         };
         pace.another().await;
+        if frame.tells_beginning() {
+            return End::NewAgent;
+        }
         if frame.session != link.session() {
             return End::Unsound("it goes on with a session that has ended".to_owned());
         }
@@ -332,13 +340,11 @@ fn hear(
 ) -> Result<(), End> {
     let note = Note::decode(frame.payload.clone())
         .map_err(|error| End::Unsound(format!("a note of it cannot be read: {error}")))?;
-    if let Some(note::What::Settled(Settled {
-        incarnation,
-        failed,
-    })) = note.what
-        && incarnation == identity.incarnation
-    {
-        contact.send_modify(|contact| {
+    match note.what {
+        Some(note::What::Settled(Settled {
+            incarnation,
+            failed,
+        })) if incarnation == identity.incarnation => contact.send_modify(|contact| {
             if let Contact::Speaking(session) = contact {
                 let mut welcome = session.welcome.clone();
                 if !welcome.settled {

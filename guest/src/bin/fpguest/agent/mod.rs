@@ -25,8 +25,8 @@ use fp_guest::channel::{
     frame::{Frame, Kind},
     link::{Link, Stream, Wire},
     message::{
-        Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome, note,
-        request,
+        Clock, Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome,
+        note, request,
     },
     mux::{Broken, Came, Side},
 };
@@ -155,7 +155,7 @@ async fn serve(agent: &Arc<Agent>, mut wire: Wire<Port>) -> io::Result<()> {
             continue;
         };
         if frame.kind == Kind::Note {
-            hear(agent, frame.payload);
+            hear(agent, current, frame.payload);
             continue;
         }
         match current.receive(frame) {
@@ -322,12 +322,23 @@ async fn settle(
     }
 }
 
-fn hear(agent: &Agent, payload: Bytes) {
+fn hear(agent: &Agent, link: &Link, payload: Bytes) {
+    let tell = |set: io::Result<()>| {
+        if let Err(error) = set {
+            eprintln!("fpguest agent: the clock cannot be set: {error}");
+        }
+    };
     match Note::decode(payload).map(|note| note.what) {
-        Ok(Some(note::What::ClockNs(ns))) => {
-            if let Err(error) = identity::set_clock(ns) {
-                eprintln!("fpguest agent: the clock cannot be set: {error}");
-            }
+        Ok(Some(note::What::ClockNs(ns))) => tell(identity::set_clock(ns)),
+        Ok(Some(note::What::ShiftClockNs(ns))) => tell(identity::shift_clock(ns)),
+        Ok(Some(note::What::AskClock(ask))) => {
+            let clock = Clock {
+                ask,
+                ns: identity::clock_ns(),
+            };
+            link.note(&Note {
+                what: Some(note::What::Clock(clock)),
+            });
         }
         Ok(Some(note::What::HostKeys(keys))) => {
             if let Some(waiting) = agent.me().keys.take() {
@@ -336,7 +347,7 @@ fn hear(agent: &Agent, payload: Bytes) {
             }
         }
         // Of a newer host.
-        Ok(Some(note::What::Settled(_)) | None) | Err(_) => {}
+        Ok(Some(note::What::Settled(_) | note::What::Clock(_)) | None) | Err(_) => {}
     }
 }
 
