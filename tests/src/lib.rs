@@ -7,8 +7,11 @@
 pub mod cluster;
 pub mod failpoints;
 pub mod fpagent;
+pub mod guests;
 pub mod lineage;
+pub mod processes;
 pub mod pulse;
+pub mod secrecy;
 pub mod session;
 pub mod soundness;
 pub mod work;

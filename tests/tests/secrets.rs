@@ -1,11 +1,12 @@
 //! What only a fork's guest may know: it reaches the node that would fork, and no file, log, Raft entry or process list of the
 //! hosts. The guests here never come up, which the agents' part of it does not need.
 
-use std::{fs, path::Path};
+use std::fs;
 
 use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE},
+    secrecy::files_with,
     wait_for,
 };
 
@@ -37,24 +38,6 @@ fn with_a_failed_vm() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// Files in a folder, and in those in it, that hold some bytes.
-fn holding(folder: &Path, bytes: &[u8], found: &mut Vec<String>) -> anyhow::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            holding(&entry.path(), bytes, found)?;
-        } else if kind.is_file()
-            && fs::read(entry.path())?
-                .windows(bytes.len())
-                .any(|window| window == bytes)
-        {
-            found.push(entry.path().display().to_string());
-        }
-    }
-    Ok(())
-}
-
 #[test]
 fn a_secret_is_handed_over_and_kept_nowhere() -> anyhow::Result<()> {
     let mut cluster = with_a_failed_vm()?;
@@ -82,10 +65,9 @@ fn a_secret_is_handed_over_and_kept_nowhere() -> anyhow::Result<()> {
     // Another value makes no other request of it.
     fork(&another, "r-1")?.refused(&["\"v\" is not running"])?;
 
-    let mut found = Vec::new();
-    holding(cluster.folder(), SECRET.as_bytes(), &mut found)?;
+    let found = files_with(cluster.folder(), SECRET)?;
     anyhow::ensure!(found.is_empty(), "it is in {found:?}");
-    holding(cluster.folder(), b"visible-setting", &mut found)?;
+    let found = files_with(cluster.folder(), "visible-setting")?;
     anyhow::ensure!(!found.is_empty(), "what is stored is found");
 
     cluster.node_mut(2).kill()?;

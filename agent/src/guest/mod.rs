@@ -1,6 +1,7 @@
 //! The guests' agents, as this node speaks to them: one task for each VM ([`session`]), which greets the guest with who it is
 //! ([`identity`]) and knows whether it answers. All that comes from a guest is taken for hostile.
 
+mod clock;
 pub mod identity;
 mod keys;
 mod look;
@@ -49,6 +50,8 @@ pub struct Session {
     pub welcome: Welcome,
     /// Since when.
     pub since: Instant,
+    /// Its clock.
+    pub clock: Arc<Clock>,
 }
 
 /// The most steps that failed which are told of one guest.
@@ -222,9 +225,12 @@ impl Guest {
     /// Tells it what time it is: it stood still. Nothing when it does not answer: it is told when it does.
     pub fn tell_time(&self) {
         match &*self.contact.borrow() {
-            Contact::Speaking(session) => session.link.note(&Note {
-                what: Some(note::What::ClockNs(now_ns())),
-            }),
+            Contact::Speaking(session) => {
+                session.link.note(&Note {
+                    what: Some(note::What::ClockNs(now_ns())),
+                });
+                session.clock.was_told();
+            }
             Contact::Qemu(qemu) => qemu.tell_time(),
             Contact::Silent | Contact::Unsound(_) => {}
         }
@@ -266,6 +272,7 @@ fn now_ns() -> u64 {
 }
 
 pub use self::{
+    clock::Clock,
     look::look,
     qemu::{MOST_INPUT, Qemu, Ran},
     session::run,

@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Asked, Contact, Ends, Introduction, Session, keys, now_ns, qemu};
+use super::{Asked, Clock, Contact, Ends, Introduction, Session, keys, now_ns, qemu};
 
 /// How long a greeting waits for its answer before it is sent again; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
@@ -60,6 +60,8 @@ enum End {
     Gone,
     /// The guest is somebody else now.
     NewIdentity,
+    /// The guest's agent was started anew.
+    NewAgent,
     /// The guest does not do as it should.
     Unsound(String),
 }
@@ -93,6 +95,11 @@ async fn speak(
             End::Gone => return,
             End::NewIdentity => {
                 contact.send_replace(Contact::Silent);
+            }
+            End::NewAgent => {
+                contact.send_replace(Contact::Silent);
+                // However often it says so.
+                sleep(PERIOD).await;
             }
             End::Unsound(why) => {
                 tracing::warn!(problem = why, "a guest's agent is not sound");
@@ -174,19 +181,24 @@ async fn session(
     }
     let settled = welcome.settled;
     tracing::debug!(vm = greeting.known.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
+    let clock = Arc::new(Clock::just_told());
     let session = Session {
         link: link.clone(),
         welcome,
         since: Instant::now(),
+        clock: Arc::clone(&clock),
     };
     contact.send_replace(Contact::Speaking(Arc::new(session)));
     let end = tokio::select! {
         end = serve(wire, &link, contact, asked, &greeting.known.identity) => end,
         _changed = identities.changed() => End::NewIdentity,
+        // For as long as that.
+        () = clock.keep(&link) => End::Gone,
     };
     link.lose(&Broken::Lost(match &end {
         End::Gone => "the VM's process has ended, or is another".to_owned(),
         End::NewIdentity => "the VM was set to another moment".to_owned(),
+        End::NewAgent => "the guest's agent was started anew".to_owned(),
         End::Unsound(why) => why.clone(),
     }));
     end
@@ -271,6 +283,9 @@ async fn serve(
             }
         };
         pace.another().await;
+        if frame.tells_beginning() {
+            return End::NewAgent;
+        }
         if frame.session != link.session() {
             return End::Unsound("it goes on with a session that has ended".to_owned());
         }
@@ -324,14 +339,13 @@ fn hear(
 ) -> Result<(), End> {
     let note = Note::decode(frame.payload.clone())
         .map_err(|error| End::Unsound(format!("a note of it cannot be read: {error}")))?;
-    if let Some(note::What::Settled(Settled {
-        incarnation,
-        failed,
-    })) = note.what
-        && incarnation == identity.incarnation
-        && !matches!(&*contact.borrow(), Contact::Speaking(session) if session.welcome.settled)
-    {
-        contact.send_modify(|contact| {
+    let is_news =
+        !matches!(&*contact.borrow(), Contact::Speaking(session) if session.welcome.settled);
+    match note.what {
+        Some(note::What::Settled(Settled {
+            incarnation,
+            failed,
+        })) if is_news && incarnation == identity.incarnation => contact.send_modify(|contact| {
             if let Contact::Speaking(session) = contact {
                 let mut welcome = session.welcome.clone();
                 welcome.failed.extend(check::failed(failed));
@@ -340,9 +354,16 @@ fn hear(
                     link: session.link.clone(),
                     welcome,
                     since: session.since,
+                    clock: Arc::clone(&session.clock),
                 });
             }
-        });
+        }),
+        Some(note::What::Clock(clock)) => {
+            if let Contact::Speaking(session) = &*contact.borrow() {
+                session.clock.answered(clock);
+            }
+        }
+        _ => {}
     }
     Ok(())
 }

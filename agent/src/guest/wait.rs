@@ -1,6 +1,6 @@
 //! Waiting for what happens inside a guest.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use guest::channel::mux::Broken;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -23,7 +23,7 @@ pub enum Waited {
     Open,
 }
 
-/// Waits until a guest has become itself, with all that follows on that.
+/// Waits until a guest has become itself, with all that follows on that, and its clock is right.
 pub async fn settled(guest: &Guest, deadline: Instant) -> Waited {
     let mut contact = guest.watch();
     let settled = contact.wait_for(|contact| match contact {
@@ -31,12 +31,17 @@ pub async fn settled(guest: &Guest, deadline: Instant) -> Waited {
         Contact::Silent => false,
         Contact::Qemu(_) | Contact::Unsound(_) => true,
     });
-    match timeout_at(deadline, settled).await {
+    let clock = match timeout_at(deadline, settled).await {
         Ok(Ok(contact)) => match &*contact {
-            Contact::Unsound(why) => Waited::Never(why.clone()),
-            Contact::Speaking(_) | Contact::Qemu(_) | Contact::Silent => Waited::Met,
+            Contact::Unsound(why) => return Waited::Never(why.clone()),
+            Contact::Silent | Contact::Qemu(_) => return Waited::Met,
+            Contact::Speaking(session) => Arc::clone(&session.clock),
         },
-        Ok(Err(_)) | Err(_) => Waited::Open,
+        Ok(Err(_)) | Err(_) => return Waited::Open,
+    };
+    match timeout_at(deadline, clock.is_right()).await {
+        Ok(()) => Waited::Met,
+        Err(_) => Waited::Open,
     }
 }
 

@@ -100,6 +100,22 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// What a guest's agent sends first of all: it knows of no session that its host may think is under way.
+    pub fn begun() -> Self {
+        Self {
+            session: 0,
+            stream: 0,
+            kind: Kind::Welcome,
+            lane: 0,
+            payload: Bytes::new(),
+        }
+    }
+
+    /// Whether it is that.
+    pub fn tells_beginning(&self) -> bool {
+        self.session == 0 && self.kind == Kind::Welcome
+    }
+
     /// Appends it to `out` as it is sent.
     ///
     /// # Errors

@@ -170,13 +170,13 @@ pub struct Failed {
 #[derive(Clone, PartialEq, Message)]
 pub struct Note {
     /// What.
-    #[prost(oneof = "note::What", tags = "1, 2, 3")]
+    #[prost(oneof = "note::What", tags = "1, 2, 3, 4, 5, 6")]
     pub what: Option<note::What>,
 }
 
 /// What a [`Note`] says.
 pub mod note {
-    use super::{HostKeys, Oneof, Settled};
+    use super::{Clock, HostKeys, Oneof, Settled};
 
     /// See there.
     #[derive(Clone, PartialEq, Oneof)]
@@ -190,7 +190,28 @@ pub mod note {
         /// From the host: SSH host keys.
         #[prost(message, tag = "3")]
         HostKeys(HostKeys),
+        /// From the host: what time is it in the guest? With a number for the answer.
+        #[prost(uint64, tag = "4")]
+        AskClock(u64),
+        /// From the guest: that time.
+        #[prost(message, tag = "5")]
+        Clock(Clock),
+        /// From the host: the guest's clock is to be set forward by so many nanoseconds, or back. Unlike a time, this is right however
+        /// long it takes to arrive.
+        #[prost(sint64, tag = "6")]
+        ShiftClockNs(i64),
     }
+}
+
+/// What time it is in the guest.
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Clock {
+    /// The number of the question.
+    #[prost(uint64, tag = "1")]
+    pub ask: u64,
+    /// Nanoseconds since the epoch.
+    #[prost(uint64, tag = "2")]
+    pub ns: u64,
 }
 
 /// What follows on becoming somebody is done.

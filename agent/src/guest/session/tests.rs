@@ -136,9 +136,12 @@ async fn a_guest_is_greeted_again_until_it_answers_and_is_told_the_time() {
         // Greetings that were sent meanwhile come first.
         let frame = fake.frame().await;
         if frame.kind == Kind::Note {
-            let note = Note::decode(frame.payload).unwrap();
-            assert!(matches!(note.what, Some(note::What::ClockNs(_))));
-            break;
+            match Note::decode(frame.payload).unwrap().what {
+                Some(note::What::ClockNs(_)) => break,
+                // It is asked what time it is there, too.
+                Some(note::What::AskClock(_)) => {}
+                other => panic!("{other:?}"),
+            }
         }
     }
 }
@@ -175,6 +178,25 @@ async fn a_guest_that_becomes_somebody_else_is_greeted_anew_and_streams_end() {
         if frame.kind == Kind::Hello && frame.session != session.link.session() {
             let hello = Hello::decode(frame.payload).unwrap();
             assert_eq!(hello.identity.unwrap().incarnation, "vm.2");
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_guests_agent_that_is_started_anew_is_greeted_anew_and_streams_end() {
+    let (host, mut fake) = host().await;
+    host.guest.introduce(identity("vm.1"));
+    // The first of its boot: nobody has heard of it yet.
+    fake.send(&Frame::begun()).await;
+    fake.welcome(|_| ()).await;
+    let session = speaking(&host.guest, "vm.1").await;
+    let stream = session.link.open(&Request::default()).unwrap();
+    fake.send(&Frame::begun()).await;
+    assert!(matches!(stream.take(0).await, Err(Broken::Lost(_))));
+    loop {
+        let frame = fake.frame().await;
+        if frame.kind == Kind::Hello && frame.session != session.link.session() {
             break;
         }
     }
@@ -273,10 +295,56 @@ async fn what_a_guest_asks_for_is_passed_on_and_too_much_is_refused() {
     for _ in 0..2 {
         let frame = loop {
             let frame = fake.frame().await;
-            if frame.kind != Kind::Hello {
+            if !matches!(frame.kind, Kind::Hello | Kind::Note) {
                 break frame;
             }
         };
         assert_eq!(frame.kind, Kind::Reset);
     }
+}
+
+#[tokio::test]
+async fn a_guests_clock_is_set_right_however_late_it_is_told() {
+    let (host, mut fake) = host().await;
+    host.guest.introduce(identity("vm.1"));
+    fake.welcome(|_| ()).await;
+    let session = speaking(&host.guest, "vm.1").await;
+    // It is 300 ms behind, and is told the time once more when it answers the second time, which does not reach it.
+    let (mut off, mut looks) = (-300_000_000_i64, 0);
+    loop {
+        let right = timeout(Duration::ZERO, session.clock.is_right());
+        if right.await.is_ok() {
+            break;
+        }
+        let Ok(frame) = timeout(Duration::from_millis(20), fake.frame()).await else {
+            continue;
+        };
+        if frame.kind != Kind::Note {
+            continue;
+        }
+        match Note::decode(frame.payload.clone()).unwrap().what {
+            Some(note::What::AskClock(ask)) => {
+                looks += 1;
+                if looks == 2 {
+                    host.guest.tell_time();
+                    off -= 200_000_000;
+                }
+                let clock = guest::channel::message::Clock {
+                    ask,
+                    ns: now_ns().saturating_add_signed(off),
+                };
+                let answer = Note {
+                    what: Some(note::What::Clock(clock)),
+                };
+                let payload = answer.encode_to_vec().into();
+                fake.send(&Frame { payload, ..frame }).await;
+            }
+            Some(note::What::ShiftClockNs(by)) => off += by,
+            _ => {}
+        }
+    }
+    assert!(
+        looks > 2 && off.abs() < 20_000_000,
+        "{off} ns off after {looks} looks"
+    );
 }

@@ -5,7 +5,10 @@ use std::{
     ffi::OsStr,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::ffi::OsStrExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    },
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -16,6 +19,7 @@ use fp_guest::channel::{
     mux::Broken,
 };
 use rustix::{
+    fs::OFlags,
     process::{Pid, Signal, kill_process_group},
     pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
     termios::{Winsize, tcsetwinsize},
@@ -91,7 +95,7 @@ fn start(request: &Exec) -> Result<Program, String> {
     };
     user.apply(&mut command);
     let spawned = match request.terminal {
-        Some(size) => with_terminal(command, size),
+        Some(size) => with_terminal(command, size, &user),
         None => with_pipes(command, request.input),
     };
     spawned.map_err(|error| {
@@ -132,16 +136,23 @@ fn with_pipes(mut command: std::process::Command, input: bool) -> io::Result<Pro
     })
 }
 
-fn with_terminal(mut command: std::process::Command, size: Size) -> io::Result<Program> {
+fn with_terminal(
+    mut command: std::process::Command,
+    size: Size,
+    user: &User,
+) -> io::Result<Program> {
     let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&controller)?;
     unlockpt(&controller)?;
     set_size(&controller, size)?;
     let name = ptsname(&controller, Vec::new())?;
+    // Not this agent's own, which leads a session and has none: with the program it would be hung up on.
     let terminal = File::options()
         .read(true)
         .write(true)
+        .custom_flags(OFlags::NOCTTY.bits() as i32)
         .open(OsStr::from_bytes(name.to_bytes()))?;
+    user.own(&terminal)?;
     command
         .stdin(terminal.try_clone()?)
         .stdout(terminal.try_clone()?)

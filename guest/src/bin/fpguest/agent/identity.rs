@@ -171,9 +171,7 @@ fn write_only(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The kernel's.
 pub fn set_clock(host_ns: u64) -> io::Result<()> {
-    let now = clock_gettime(ClockId::Realtime);
-    let now_ns = u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + now.tv_nsec as u64;
-    if now_ns.abs_diff(host_ns) < CLOCK_OFF.as_nanos() as u64 {
+    if clock_ns().abs_diff(host_ns) < CLOCK_OFF.as_nanos() as u64 {
         return Ok(());
     }
     let time = Timespec {
@@ -181,6 +179,20 @@ pub fn set_clock(host_ns: u64) -> io::Result<()> {
         tv_nsec: (host_ns % 1_000_000_000) as i64,
     };
     Ok(clock_settime(ClockId::Realtime, time)?)
+}
+
+/// Sets the clock forward, or back.
+///
+/// # Errors
+/// The kernel's.
+pub fn shift_clock(by_ns: i64) -> io::Result<()> {
+    set_clock(clock_ns().saturating_add_signed(by_ns))
+}
+
+/// What time it is: nanoseconds since the epoch. A clock before 1970 counts as 1970.
+pub fn clock_ns() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Has the guest know its name after a boot, too. Not a step that anybody waits for: it writes to the disk.

@@ -228,12 +228,15 @@ pub fn with_terminal(command: &mut Command) {
     }
 }
 
-/// Has a program be in these groups besides its own.
-pub fn with_groups(command: &mut Command, groups: Vec<u32>) {
-    // SAFETY: a system call that is safe after fork, on memory that was allocated before.
+/// Has a program be this user, in these groups.
+pub fn with_user(command: &mut Command, uid: u32, gid: u32, groups: Vec<u32>) {
+    // Not by the command's own means: they come before all that is added, and who is somebody else by then may not choose its groups.
+    // SAFETY: all are system calls that are safe after fork, on memory that was allocated before.
     unsafe {
         command.pre_exec(move || {
             check(libc::setgroups(groups.len(), groups.as_ptr()))?;
+            check(libc::setgid(gid))?;
+            check(libc::setuid(uid))?;
             Ok(())
         });
     }

@@ -27,6 +27,9 @@ pub const SOCKET: &str = "/run/forkypig/agent.sock";
 /// The longest request.
 const MOST: u64 = 64 << 10;
 
+/// What a program is told that waited for its own fork when somebody else made one.
+const FORKED_BY_OTHERS: &str = "this machine was forked or reset by somebody else; the fork that was asked for comes in the one that it was";
+
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase", deny_unknown_fields)]
@@ -277,7 +280,7 @@ async fn fork(agent: &Agent, count: u32, name: String) -> Value {
                     told["role"] = json!("child");
                     told
                 }
-                Err(_) => json!({ "error": "this agent ends" }),
+                Err(_) => json!({ "error": FORKED_BY_OTHERS }),
             },
             forked = ask_for_fork(agent, &asked) => match forked {
                 Ok(forked) if forked.error.is_empty() => {

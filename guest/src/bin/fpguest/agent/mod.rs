@@ -26,8 +26,8 @@ use fp_guest::channel::{
     frame::{Frame, Kind},
     link::{Link, Stream, Wire},
     message::{
-        Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome, note,
-        request,
+        Clock, Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome,
+        note, request,
     },
     mux::{Broken, Came, Side},
 };
@@ -136,6 +136,8 @@ async fn find_port() -> io::Result<Port> {
 
 async fn serve(agent: &Arc<Agent>, mut wire: Wire<Port>) -> io::Result<()> {
     let mut link: Option<Link> = None;
+    // A host that spoke to this agent's predecessor does not know that it is gone.
+    let _short_enough = wire.send(&Frame::begun());
     loop {
         // What is no frame was cut off by a fork, or comes from nobody that could be told.
         let frame = match wire.next(link.as_ref()).await? {
@@ -154,7 +156,7 @@ async fn serve(agent: &Arc<Agent>, mut wire: Wire<Port>) -> io::Result<()> {
             continue;
         };
         if frame.kind == Kind::Note {
-            hear(agent, frame.payload);
+            hear(agent, current, frame.payload);
             continue;
         }
         match current.receive(frame) {
@@ -261,6 +263,11 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
             // Whoever asked may have gone.
             let _gone = waiting.send(Arc::clone(&identity));
         }
+        if is_news && before.is_some() {
+            // Who waits for another fork asked for it in the machine that this one was: it is not asked for here as well, even where the
+            // request had not gone out yet.
+            me.forks.clear();
+        }
     }
     let known = agent.identity.borrow().clone();
     let secrets_again = known
@@ -316,12 +323,23 @@ async fn settle(
     }
 }
 
-fn hear(agent: &Agent, payload: Bytes) {
+fn hear(agent: &Agent, link: &Link, payload: Bytes) {
+    let tell = |set: io::Result<()>| {
+        if let Err(error) = set {
+            eprintln!("fpguest agent: the clock cannot be set: {error}");
+        }
+    };
     match Note::decode(payload).map(|note| note.what) {
-        Ok(Some(note::What::ClockNs(ns))) => {
-            if let Err(error) = identity::set_clock(ns) {
-                eprintln!("fpguest agent: the clock cannot be set: {error}");
-            }
+        Ok(Some(note::What::ClockNs(ns))) => tell(identity::set_clock(ns)),
+        Ok(Some(note::What::ShiftClockNs(ns))) => tell(identity::shift_clock(ns)),
+        Ok(Some(note::What::AskClock(ask))) => {
+            let clock = Clock {
+                ask,
+                ns: identity::clock_ns(),
+            };
+            link.note(&Note {
+                what: Some(note::What::Clock(clock)),
+            });
         }
         Ok(Some(note::What::HostKeys(keys))) => {
             if let Some(waiting) = agent.me().keys.take() {
@@ -330,7 +348,7 @@ fn hear(agent: &Agent, payload: Bytes) {
             }
         }
         // Of a newer host.
-        Ok(Some(note::What::Settled(_)) | None) | Err(_) => {}
+        Ok(Some(note::What::Settled(_) | note::What::Clock(_)) | None) | Err(_) => {}
     }
 }
 

@@ -1,7 +1,12 @@
 //! The guest's users, from `/etc/passwd` and `/etc/group` (passwd(5), group(5)): the agent is linked statically and asks no name
 //! service.
 
-use std::{fs, os::unix::process::CommandExt as _, process::Command};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::fchown,
+    process::Command,
+};
 
 use super::kernel;
 
@@ -38,8 +43,15 @@ impl User {
         if self.uid == 0 && self.gid == 0 {
             return;
         }
-        kernel::with_groups(command, self.groups.clone());
-        command.gid(self.gid).uid(self.uid);
+        kernel::with_user(command, self.uid, self.gid, self.groups.clone());
+    }
+
+    /// Makes a file its own.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn own(&self, file: &File) -> io::Result<()> {
+        fchown(file, Some(self.uid), Some(self.gid))
     }
 }
 
