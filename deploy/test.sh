@@ -13,6 +13,7 @@ that a test started is left.
 
 The tests get
   FP_TEST_IMAGE   the directory of the tiny image
+  FP_TEST_DEBIAN  the directory of the Debian image
   FPAGENT         the agent that is tested, unless it is given: built with debug assertions
   TMPDIR          a directory of their own, deleted at the end
 
@@ -42,6 +43,8 @@ else
 fi
 image=$repo/.local/image/tiny
 "$repo/deploy/build-image.sh" tiny "$image"
+debian=$repo/.local/image/debian
+"$repo/deploy/build-image.sh" debian "$debian"
 "$repo/deploy/fuzz.sh" --planted
 "$repo/deploy/fuzz.sh" --time "${FP_FUZZ_SECONDS:-60}"
 say "documentation's examples"
@@ -87,5 +90,5 @@ trap 'exit 130' INT TERM
 # What was built is still being written, and for seconds nothing else gets through to the disk.
 sync
 say "tests"
-FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FPAGENT=$fpagent \
+FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
     cargo nextest run --workspace "$@"
