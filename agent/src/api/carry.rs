@@ -16,7 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status, Streaming};
 
 use super::Api;
-use crate::errors::ApiError;
+use crate::{errors::ApiError, guest::Unheard};
 
 /// What a call is answered with.
 pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -81,6 +81,16 @@ pub(super) struct Found {
     pub name: String,
     /// Where it lives.
     pub node: NodeId,
+}
+
+impl Found {
+    /// What is wrong with its guest's agent, as an answer.
+    pub fn unheard(&self, problem: Unheard) -> ApiError {
+        ApiError::Guest {
+            vm: self.name.clone(),
+            problem,
+        }
+    }
 }
 
 impl Api {

@@ -10,13 +10,18 @@ pub use asked::run as answer_guests;
 
 use std::sync::Arc;
 
+use futures::StreamExt as _;
 use proto::v1::{
     CopyInRequest, CopyInResponse, CopyOutRequest, CopyOutResponse, ExecRequest, ExecResponse,
     ForwardRequest, ForwardResponse, copy_in_request, copy_out_request, exec_request,
     forward_request, guest_service_server::GuestService,
 };
 use raft::state::VmId;
-use tokio::time::{Duration, Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -211,15 +216,11 @@ impl Api {
 
 /// The agent of a VM's guest on this node, once it answers.
 async fn guest(node: &Arc<Node>, found: &Found, deadline: Instant) -> Result<Guest, ApiError> {
-    let unheard = |problem| ApiError::Guest {
-        vm: found.name.clone(),
-        problem,
-    };
     let handle = node
         .vms
         .get(found.vm)
         .filter(|handle| handle.pid() != 0)
-        .ok_or_else(|| unheard(Unheard::Silent))?;
+        .ok_or_else(|| found.unheard(Unheard::Silent))?;
     let guest = handle.guest().clone();
     let deadline = deadline.min(Instant::now() + CONTACT_PATIENCE);
     let mut contact = guest.watch();
@@ -227,7 +228,41 @@ async fn guest(node: &Arc<Node>, found: &Found, deadline: Instant) -> Result<Gue
     // What became of it is asked below.
     let _in_time = tokio::time::timeout_at(deadline, heard).await.is_ok();
     if !guest.answers() {
-        guest.session().map_err(unheard)?;
+        guest.session().map_err(|problem| found.unheard(problem))?;
     }
     Ok(guest)
+}
+
+/// Answers that wait for a caller who does not read.
+const ANSWERS: usize = 4;
+
+/// Where a call's answers go.
+type Answer<A> = mpsc::Sender<Result<A, Status>>;
+
+/// Has a call be attended to until that has ended, its caller is gone, or the node ends; what it works with goes then.
+fn attended<A, F>(
+    node: &Arc<Node>,
+    found: &Found,
+    attend: impl FnOnce(Answer<A>) -> F,
+) -> Answers<A>
+where
+    A: Send + 'static,
+    F: Future<Output = Result<(), Unheard>> + Send + 'static,
+{
+    let (answers, receiver) = mpsc::channel(ANSWERS);
+    let (ended, found) = (node.cancel.clone(), found.clone());
+    let attending = attend(answers.clone());
+    node.tasks.spawn(async move {
+        let attended = tokio::select! {
+            () = ended.cancelled() => return,
+            () = answers.closed() => return,
+            attended = attending => attended,
+        };
+        if let Err(problem) = attended {
+            let status = Status::from(found.unheard(problem));
+            // Whoever called may be gone.
+            let _gone = answers.send(Err(status)).await;
+        }
+    });
+    ReceiverStream::new(receiver).boxed()
 }

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use guest::{
     channel::{
         link::Stream,
@@ -20,14 +19,11 @@ use proto::v1::{
     copy_in_request::Part as In, copy_out_request::Part as Back,
 };
 use tokio::{sync::mpsc, time::Instant};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::super::carry::{Answers, Found};
-use crate::{convert::files, errors::ApiError, guest::Unheard, node::Node};
+use crate::{convert::files, errors::ApiError, node::Node};
 
-/// Answers that wait for a caller who does not read.
-const ANSWERS: usize = 4;
 /// The longest path that a kernel takes, with the zero byte at its end.
 const MAX_PATH: usize = 4096;
 
@@ -131,31 +127,11 @@ where
     F: Future<Output = Result<(), Broken>> + Send + 'static,
 {
     let guest = super::guest(node, found, deadline).await?;
-    let unheard = {
-        let vm = found.name.clone();
-        move |problem| ApiError::Guest {
-            vm: vm.clone(),
-            problem,
-        }
-    };
-    let stream = guest.open(what).map_err(&unheard)?;
-    let (answers, receiver) = mpsc::channel(ANSWERS);
-    let ended = node.cancel.clone();
-    let attended = attend(stream, answers.clone());
-    node.tasks.spawn(async move {
-        let attended = tokio::select! {
-            () = ended.cancelled() => return,
-            // The caller is gone: with the stream goes what the guest does.
-            () = answers.closed() => return,
-            attended = attended => attended,
-        };
-        if let Err(broken) = attended {
-            let status = Status::from(unheard(Unheard::Broken(broken)));
-            // Whoever called may be gone.
-            let _gone = answers.send(Err(status)).await;
-        }
-    });
-    Ok(ReceiverStream::new(receiver).boxed())
+    let stream = guest.open(what).map_err(|problem| found.unheard(problem))?;
+    Ok(super::attended(node, found, |answers| {
+        let attending = attend(stream, answers);
+        async move { Ok(attending.await?) }
+    }))
 }
 
 type Answer<A> = mpsc::Sender<Result<A, Status>>;

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use guest::channel::{
     link::Stream,
     message::{self, FromProgram, ToProgram, program, request},
@@ -12,25 +11,15 @@ use proto::v1::{
     ExecEnd, ExecRequest, ExecResponse, ExecStart, TerminalSize, exec_end,
     exec_request::Part as In, exec_response::Part as Out,
 };
-use tokio::{
-    sync::mpsc,
-    time::{Duration, Instant, sleep},
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tokio::time::{Duration, Instant, sleep};
+use tonic::Streaming;
 
 use super::{
     super::carry::{Answers, Found},
     exec_qemu,
 };
-use crate::{
-    errors::ApiError,
-    guest::{Contact, Unheard},
-    node::Node,
-};
+use crate::{errors::ApiError, guest::Contact, node::Node};
 
-/// Answers that wait for a caller who does not read.
-const ANSWERS: usize = 4;
 /// Input that is taken at once, bytes.
 const MOST_INPUT: usize = 64 << 10;
 /// How much later than it should a guest may say that a program took too long.
@@ -71,15 +60,8 @@ pub(super) async fn open(
     deadline: Instant,
 ) -> Result<Answers<ExecResponse>, ApiError> {
     let guest = super::guest(node, found, deadline).await?;
-    let unheard = {
-        let vm = found.name.clone();
-        move |problem| ApiError::Guest {
-            vm: vm.clone(),
-            problem,
-        }
-    };
     if let Contact::Qemu(qemu) = guest.contact() {
-        return Ok(exec_qemu::open(node, unheard, qemu, start, inputs));
+        return Ok(exec_qemu::open(node, found, qemu, start, inputs));
     }
     let exec = message::Exec {
         argv: start.argv.iter().map(|part| part.to_vec()).collect(),
@@ -91,24 +73,16 @@ pub(super) async fn open(
         input: start.input,
     };
     let limit = start.timeout_ms;
-    let stream = guest.open(request::What::Exec(exec)).map_err(&unheard)?;
-    let (answers, receiver) = mpsc::channel(ANSWERS);
-    let ended = node.cancel.clone();
-    node.tasks.spawn(async move {
+    let stream = guest
+        .open(request::What::Exec(exec))
+        .map_err(|problem| found.unheard(problem))?;
+    Ok(super::attended(node, found, |answers| async move {
         let attended = tokio::select! {
-            () = ended.cancelled() => return,
-            // The caller is gone: with the stream goes the program.
-            () = answers.closed() => return,
             attended = attend(&stream, inputs, &answers) => attended,
             late = overdue(limit) => Err(late),
         };
-        if let Err(broken) = attended {
-            let status = Status::from(unheard(Unheard::Broken(broken)));
-            // Whoever called may be gone.
-            let _gone = answers.send(Err(status)).await;
-        }
-    });
-    Ok(ReceiverStream::new(receiver).boxed())
+        Ok(attended?)
+    }))
 }
 
 /// The time limit is the guest's to keep. Returns when it has not.
@@ -127,7 +101,7 @@ fn size(size: TerminalSize) -> message::Size {
     }
 }
 
-type Answer = mpsc::Sender<Result<ExecResponse, Status>>;
+type Answer = super::Answer<ExecResponse>;
 
 /// Moves what goes in and out, until the program has ended.
 async fn attend(

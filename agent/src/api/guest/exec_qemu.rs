@@ -2,82 +2,61 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
+use bytes::Bytes;
 use guest::channel::mux::Broken;
 use proto::v1::{
     ExecEnd, ExecRequest, ExecResponse, ExecStart, exec_end, exec_request::Part as In,
     exec_response::Part as Out,
 };
-use tokio::{
-    sync::mpsc,
-    time::{Duration, Instant, timeout},
-};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tokio::time::{Duration, Instant, timeout};
+use tonic::Streaming;
 
-use super::super::carry::Answers;
+use super::super::carry::{Answers, Found};
 use crate::{
-    errors::ApiError,
     guest::{self as agents, Qemu, Ran, Unheard},
     node::Node,
 };
 
-/// Answers that wait for a caller who does not read.
-const ANSWERS: usize = 4;
 /// The longest piece of output in one answer, bytes.
 const PIECE: usize = 64 << 10;
 
 /// Runs a program through QEMU's agent: its input goes in first, and what it printed comes when it has ended.
 pub(super) fn open(
     node: &Arc<Node>,
-    unheard: impl Fn(Unheard) -> ApiError + Send + Sync + 'static,
+    found: &Found,
     qemu: Arc<Qemu>,
     start: ExecStart,
     inputs: Streaming<ExecRequest>,
 ) -> Answers<ExecResponse> {
-    let (answers, receiver) = mpsc::channel(ANSWERS);
-    let ended = node.cancel.clone();
-    node.tasks.spawn(async move {
-        let ran = tokio::select! {
-            () = ended.cancelled() => return,
-            () = answers.closed() => return,
-            ran = run(&qemu, &start, inputs) => ran,
-        };
-        let parts = match ran {
-            Ok((ran, took_us)) => {
-                let how = match (ran.code, ran.signal) {
-                    (None, Some(signal)) => exec_end::How::Signal(signal),
-                    (code, _) => exec_end::How::Code(code.unwrap_or_default()),
-                };
-                let end = ExecEnd {
-                    took_us,
-                    how: Some(how),
-                };
-                let pieces = |bytes: &[u8], part: fn(bytes::Bytes) -> Out| {
-                    let piece = |piece: &[u8]| part(bytes::Bytes::copy_from_slice(piece));
-                    bytes.chunks(PIECE).map(piece).collect::<Vec<_>>()
-                };
-                let mut parts = pieces(&ran.out, Out::Output);
-                parts.extend(pieces(&ran.err, Out::Errors));
-                parts.push(Out::End(end));
-                Ok(parts)
+    super::attended(node, found, |answers| async move {
+        let (ran, took_us) = run(&qemu, &start, inputs).await?;
+        for part in parts(&ran, took_us) {
+            let answer = ExecResponse { part: Some(part) };
+            if answers.send(Ok(answer)).await.is_err() {
+                break;
             }
-            Err(problem) => Err(Status::from(unheard(problem))),
-        };
-        match parts {
-            Ok(parts) => {
-                for part in parts {
-                    let answer = ExecResponse { part: Some(part) };
-                    if answers.send(Ok(answer)).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            // Whoever called may be gone.
-            Err(status) => drop(answers.send(Err(status)).await),
         }
-    });
-    ReceiverStream::new(receiver).boxed()
+        Ok(())
+    })
+}
+
+/// What became of a program, as answers.
+fn parts(ran: &Ran, took_us: u64) -> Vec<Out> {
+    let how = match (ran.code, ran.signal) {
+        (None, Some(signal)) => exec_end::How::Signal(signal),
+        (code, _) => exec_end::How::Code(code.unwrap_or_default()),
+    };
+    let pieces = |bytes: &[u8], part: fn(Bytes) -> Out| {
+        let piece = |piece: &[u8]| part(Bytes::copy_from_slice(piece));
+        bytes.chunks(PIECE).map(piece).collect::<Vec<_>>()
+    };
+    let mut parts = pieces(&ran.out, Out::Output);
+    parts.extend(pieces(&ran.err, Out::Errors));
+    parts.push(Out::End(ExecEnd {
+        took_us,
+        how: Some(how),
+    }));
+    parts
 }
 
 async fn run(
@@ -93,8 +72,8 @@ async fn run(
             "it runs programs as root and in one folder only",
         ));
     }
-    let words = |all: &[bytes::Bytes]| {
-        let word = |word: &bytes::Bytes| String::from_utf8(word.to_vec());
+    let words = |all: &[Bytes]| {
+        let word = |word: &Bytes| String::from_utf8(word.to_vec());
         let words: Result<Vec<String>, _> = all.iter().map(word).collect();
         words.map_err(|_| Unheard::Unable("it takes words in UTF-8 only"))
     };

@@ -2,25 +2,17 @@
 
 use std::sync::Arc;
 
-use futures::StreamExt as _;
 use guest::channel::{link::Stream, mux::Broken};
 use proto::v1::{
     ForwardRequest, ForwardResponse, ForwardStart, forward_request::Part as In,
     forward_response::Part as Out,
 };
-use tokio::{sync::mpsc, time::Instant};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Status, Streaming};
+use tokio::time::Instant;
+use tonic::Streaming;
 
 use super::super::carry::{Answers, Found};
-use crate::{
-    errors::ApiError,
-    guest::{Unheard, connect},
-    node::Node,
-};
+use crate::{errors::ApiError, guest::connect, node::Node};
 
-/// Answers that wait for a caller who does not read.
-const ANSWERS: usize = 4;
 /// What is taken at once, bytes.
 const MOST_DATA: usize = 64 << 10;
 
@@ -54,34 +46,15 @@ pub(super) async fn open(
     deadline: Instant,
 ) -> Result<Answers<ForwardResponse>, ApiError> {
     let guest = super::guest(node, found, deadline).await?;
-    let unheard = {
-        let vm = found.name.clone();
-        move |problem| ApiError::Guest {
-            vm: vm.clone(),
-            problem,
-        }
-    };
     let stream = connect(&guest, &start.host, start.port)
         .await
-        .map_err(&unheard)?;
-    let (answers, receiver) = mpsc::channel(ANSWERS);
-    let ended = node.cancel.clone();
-    node.tasks.spawn(async move {
-        let attended = tokio::select! {
-            () = ended.cancelled() => return,
-            () = answers.closed() => return,
-            attended = attend(&stream, inputs, &answers) => attended,
-        };
-        if let Err(broken) = attended {
-            let status = Status::from(unheard(Unheard::Broken(broken)));
-            // Whoever called may be gone.
-            let _gone = answers.send(Err(status)).await;
-        }
-    });
-    Ok(ReceiverStream::new(receiver).boxed())
+        .map_err(|problem| found.unheard(problem))?;
+    Ok(super::attended(node, found, |answers| async move {
+        Ok(attend(&stream, inputs, &answers).await?)
+    }))
 }
 
-type Answer = mpsc::Sender<Result<ForwardResponse, Status>>;
+type Answer = super::Answer<ForwardResponse>;
 
 /// Carries both ways until both have ended.
 async fn attend(
