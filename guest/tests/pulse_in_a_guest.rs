@@ -239,7 +239,7 @@ fn the_program_itself_is_not_taken_for_records() {
     // Not compressed: the program is in it as it is in memory.
     let initrd = std::fs::read(image().join("initrd")).unwrap();
     let has = |bytes: &[u8]| initrd.windows(bytes.len()).any(|there| there == bytes);
-    assert!(has(b"usage: fpguest pulse"));
+    assert!(has(b"fpguest pulse --disk FILE"));
     assert!(!has(&MAGIC));
 }
 
