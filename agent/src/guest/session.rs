@@ -60,7 +60,7 @@ enum End {
     Gone,
     /// The guest is somebody else now.
     NewIdentity,
-    /// The guest's agent was started anew.
+    /// The guest's agent was started anew, or gave the session up.
     NewAgent,
     /// The guest does not do as it should.
     Unsound(String),

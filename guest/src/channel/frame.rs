@@ -100,7 +100,7 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// What a guest's agent sends first of all: it knows of no session that its host may think is under way.
+    /// What a guest's agent sends first of all, and when it has given a session up: it knows of none that its host may think is under way.
     pub fn begun() -> Self {
         Self {
             session: 0,

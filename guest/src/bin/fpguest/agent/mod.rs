@@ -144,7 +144,7 @@ async fn serve(agent: &Arc<Agent>, mut wire: Wire<Port>) -> io::Result<()> {
             Some(Ok(frame)) => frame,
             Some(Err(_)) => continue,
             None => {
-                lose(agent, link.take(), "the host's agent is gone");
+                lose(agent, &mut wire, link.take(), "the host's agent is gone");
                 continue;
             }
         };
@@ -165,15 +165,19 @@ async fn serve(agent: &Arc<Agent>, mut wire: Wire<Port>) -> io::Result<()> {
                 let stream = current.stream(stream);
                 tokio::spawn(answer(Arc::clone(agent), stream, request));
             }
-            Err(violation) => lose(agent, link.take(), &violation.to_string()),
+            Err(violation) => lose(agent, &mut wire, link.take(), &violation.to_string()),
         }
     }
 }
 
-fn lose(agent: &Agent, link: Option<Link>, why: &str) {
+/// Gives a session up, and has the host begin another. It may think that this one goes on, too where its agent seems to be gone: the
+/// kernel tells of one that goes beside the data of the one that came then, and maybe after it.
+fn lose(agent: &Agent, wire: &mut Wire<Port>, link: Option<Link>, why: &str) {
     if let Some(link) = link {
         link.lose(&Broken::Lost(why.to_owned()));
         agent.link.send_replace(None);
+        // A few bytes.
+        let _short_enough = wire.send(&Frame::begun());
     }
 }
 
