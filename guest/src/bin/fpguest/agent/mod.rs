@@ -26,8 +26,8 @@ use fp_guest::channel::{
     frame::{Frame, Kind},
     link::{Link, Stream, Wire},
     message::{
-        Clock, Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome,
-        note, request,
+        Clock, Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Origin, Request, Settled,
+        Welcome, note, request,
     },
     mux::{Broken, Came, Side},
 };
@@ -281,7 +281,9 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
         agent.identity.send_replace(Some(Arc::clone(&identity)));
     }
     if !agent.me().settled && (is_news || known.is_none()) {
-        let keys = (is_news && before.is_some() && agent.image.wants_host_keys).then(|| {
+        // The same VM at another moment keeps its own.
+        let is_another = is_news && identity.origin() == Origin::Fork;
+        let keys = (is_another && agent.image.wants_host_keys).then(|| {
             let (sender, keys) = oneshot::channel();
             agent.me().keys = Some(sender);
             keys
