@@ -57,9 +57,10 @@ fn command(
     command
 }
 
-/// Runs a program in a guest, which must end with 0, and gives what it printed.
+/// Runs a program in a guest, which must end with 0, and gives what it printed. What it waits for in there must come in time.
 pub fn exec(cluster: &Cluster, through: usize, vm: &str, argv: &[&str]) -> anyhow::Result<String> {
-    let output = command(cluster, through, vm, &[], argv)
+    let limit = format!("{}s", PATIENCE.as_secs());
+    let output = command(cluster, through, vm, &["--timeout", &limit], argv)
         .stdin(Stdio::null())
         .output()?;
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
