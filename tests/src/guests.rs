@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use crate::{
     cluster::{Cluster, PATIENCE},
-    fpagent,
+    fpagent, wait_for,
 };
 
 /// Boots VMs of the tiny image, with these options each, and waits until their guests are ready.
@@ -57,9 +57,10 @@ fn command(
     command
 }
 
-/// Runs a program in a guest, which must end with 0, and gives what it printed.
+/// Runs a program in a guest, which must end with 0, and gives what it printed. What it waits for in there must come in time.
 pub fn exec(cluster: &Cluster, through: usize, vm: &str, argv: &[&str]) -> anyhow::Result<String> {
-    let output = command(cluster, through, vm, &[], argv)
+    let limit = format!("{}s", PATIENCE.as_secs());
+    let output = command(cluster, through, vm, &["--timeout", &limit], argv)
         .stdin(Stdio::null())
         .output()?;
     let out = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -98,6 +99,25 @@ pub fn exec_with(
         scope.spawn(move || drop(to.write_all(input)));
         Ok(child.wait_with_output()?)
     })
+}
+
+/// Waits until a program in a guest, by its path and first arguments, stands still: it waits in the kernel, and does not run again.
+pub fn wait_still(cluster: &Cluster, vm: &str, command: &str) -> anyhow::Result<()> {
+    let look = format!(
+        "for pid in $(ps -o pid,args | awk '{{ pid = $1; $1 = \"\"; if (index($0 \" \", \" {command} \") == 1) print pid }}'); do
+            grep -E '^State|ctxt' /proc/$pid/status
+        done; :"
+    );
+    let (mut last, mut times) = (String::new(), 0);
+    let still = wait_for(&format!("{command:?} to stand still"), PATIENCE, || {
+        let now = shell(cluster, 2, vm, &look)?;
+        let same = now == last && now.contains("S (sleeping)");
+        times = if same { times + 1 } else { 0 };
+        last = now;
+        // One that only waits its turn on a busy host looks so once or twice.
+        Ok((times == 5).then_some(()))
+    });
+    still.with_context(|| last)
 }
 
 /// Puts a script into a guest, to be run.

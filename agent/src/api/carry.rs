@@ -2,17 +2,14 @@
 
 use std::{pin::Pin, time::Duration};
 
-use futures::{
-    Stream, StreamExt as _,
-    future::{BoxFuture, ready},
-    stream,
-};
+use futures::{Stream, StreamExt as _, future::BoxFuture};
 use raft::state::{NodeId, VmId, names};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Response, Status, Streaming};
 
 use super::Api;
@@ -54,22 +51,18 @@ pub(super) async fn carry<Q: Send + 'static, A: Send + 'static>(
     // There is room for it.
     let _kept = sender.try_send(first);
     let outputs = call(ReceiverStream::new(receiver)).await?.into_inner();
-    // Ends with either side: it is part of the stream that the caller reads.
-    let carried = async move {
+    // By itself: it goes on while the caller does not read. It ends with either side, and with the stream that the caller reads.
+    let carrying = AbortOnDropHandle::new(tokio::spawn(async move {
         while let Ok(Some(next)) = inputs.message().await {
             if sender.send(next).await.is_err() {
                 return;
             }
         }
-    };
-    let carried = stream::once(carried).filter_map(|()| ready(None));
-    // The other side's end is the end, whether or not more input comes.
-    let outputs = outputs.map(Some).chain(stream::once(ready(None)));
-    let all = stream::select(outputs, carried);
-    Ok(all
-        .take_while(|part| ready(part.is_some()))
-        .filter_map(ready)
-        .boxed())
+    }));
+    let outputs = outputs.inspect(move |_| {
+        let _as_long_as_this = &carrying;
+    });
+    Ok(outputs.boxed())
 }
 
 /// A VM, as far as working with it goes.
