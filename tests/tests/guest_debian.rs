@@ -143,11 +143,6 @@ fn forks_of_debian_are_as_distinct_as_machines_that_were_installed_apart() -> an
     for (path, mode, text) in [
         ("/root/lottery.py", "644", LOTTERY),
         ("/etc/forkypig/fork.d/lottery", "755", HOOK),
-        (
-            "/root/fork.py",
-            "755",
-            &fs::read_to_string(repository().join("docs/fork.py"))?,
-        ),
     ] {
         let write = format!("cat > {path} && chmod {mode} {path}");
         let written = exec_with(&cluster, 1, "v", &["sh", "-c", &write], text.as_bytes())?;
@@ -196,11 +191,18 @@ fn forks_of_debian_are_as_distinct_as_machines_that_were_installed_apart() -> an
         }
     }
     assert_eq!(names.len(), count);
-    if count > 3 {
-        return Ok(());
-    }
+    Ok(())
+}
 
-    // fork(2) for machines, from Python.
+/// fork(2) for machines. By hand until it has been seen to end in time on a busy machine.
+#[test]
+#[ignore = "takes minutes where a guest is emulated: FP_FORK_TREE=\"3 3\" for all of it"]
+fn a_python_program_forks_the_machine_that_it_runs_in() -> anyhow::Result<()> {
+    let cluster = debian()?;
+    let program = fs::read(repository().join("docs/fork.py"))?;
+    let write = ["sh", "-c", "cat > /root/fork.py"];
+    let written = exec_with(&cluster, 1, "v", &write, &program)?;
+    anyhow::ensure!(written.code == 0, "{}", written.err);
     let tree = env::var(TREE).unwrap_or_else(|_| "2 2".to_owned());
     let words: Vec<&str> = tree.split(' ').collect();
     let [depth, width] = words[..] else {
