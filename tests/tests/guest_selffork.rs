@@ -23,7 +23,12 @@ use serde_json::Value;
 const GROW: &str = "
 depth=$1; child=
 while [ $depth -gt 0 ]; do
-    said=$(fpguest fork -n $2) || exit 1
+    if ! said=$(fpguest fork -n $2 2>&1); then
+        echo \"$said\" >&2
+        # A child that does not end is waited for without an end.
+        [ -z \"$child\" ] || exec fpguest exit 99
+        exit 1
+    fi
     case \"$said\" in
         '0 '*) child=yes; depth=$((depth - 1)) ;;
         *) break ;;

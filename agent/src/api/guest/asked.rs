@@ -111,7 +111,11 @@ impl Api {
             ..ForkRequest::default()
         };
         let now = Instant::now();
-        self.fork_as_asked(request, true, now, now + FORK_PATIENCE)
+        let deadline = now + FORK_PATIENCE;
+        let up = |state: &Arc<State>| is_known_to_be_up(state.vms.get(&vm)).then_some(());
+        // Where it is not, the fork is refused with the reason.
+        let _in_time = self.node.wait_for(deadline, up).await;
+        self.fork_as_asked(request, true, now, deadline)
             .await
             .map_err(|error| error.to_string())
     }
@@ -193,6 +197,13 @@ fn children(state: &State, parent: VmId, wanted: &[String]) -> Result<BTreeSet<V
             .ok_or_else(|| format!("this VM has forked no {name:?} by itself"))
     };
     wanted.iter().map(find).collect()
+}
+
+/// Whether the cluster knows how it is with a VM since it was started last: a fork is itself, and may ask, before that is reported.
+fn is_known_to_be_up(vm: Option<&Arc<Vm>>) -> bool {
+    vm.is_none_or(|vm| {
+        vm.reported_boot == vm.boot && !matches!(vm.phase, Phase::Pending | Phase::Restarting)
+    })
 }
 
 /// Whether a VM has ended for good; one that is gone has.
