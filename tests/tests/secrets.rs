@@ -92,7 +92,7 @@ fn a_vm_is_waited_for() -> anyhow::Result<()> {
     let ended = wait("exit", "10s")?;
     ended.refused(&["v failed"])?;
     anyhow::ensure!(ended.out.contains("failed"), "it is printed: {}", ended.out);
-    wait("ready", "10s")?.refused(&["cannot wait"])?;
+    wait("ready", "10s")?.refused(&["\"v\" failed"])?;
     let nobody = ["vm", "wait", "nobody", "--for", "exit"];
     cluster.node(3).fp(&nobody)?.refused(&["nobody", "vm ls"])?;
 
