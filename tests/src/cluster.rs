@@ -17,7 +17,8 @@ use serde_json::Value;
 
 use crate::{
     fpagent::{self, Answer},
-    image_folder, wait_for,
+    image::Image,
+    wait_for,
 };
 
 /// How long a cluster may take for something that takes a second when nothing else runs.
@@ -385,44 +386,15 @@ impl Cluster {
 
     /// Imports the tiny image under a name, with words added to its kernel's command line.
     pub fn import(&self, name: &str, words: &str) -> anyhow::Result<()> {
-        let folder = image_folder();
-        let file = |name: &str| folder.join(name).display().to_string();
-        let env = fs::read_to_string(folder.join("image.env")).with_context(|| {
-            format!(
-                "{}: run deploy/build-image.sh tiny .local/image/tiny",
-                folder.display()
-            )
-        })?;
-        let setting = |key: &str| {
-            let line = env
-                .lines()
-                .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-            line.map(|value| value.trim_matches('"').to_owned())
-                .with_context(|| format!("image.env has no {key}"))
-        };
-        let cmdline = format!("{} {words}", setting("CMDLINE")?);
-        let (kernel, initrd, disk) = (file("vmlinuz"), file("initrd"), file("disk.qcow2"));
-        let ready = setting("READY_LINE")?;
-        self.node(1)
-            .fp(&[
-                "image",
-                "import",
-                name,
-                "--kernel",
-                &kernel,
-                "--initrd",
-                &initrd,
-                "--cmdline",
-                cmdline.trim(),
-                "--disk",
-                &disk,
-                "--ready-line",
-                &ready,
-                // One that hangs early, as emulated guests do now and then, is tried again before anybody stops waiting.
-                "--boot-timeout",
-                "30s",
-            ])?
-            .success()
+        self.import_image(name, Image::Tiny, words)
+    }
+
+    /// The same of any image.
+    pub fn import_image(&self, name: &str, image: Image, words: &str) -> anyhow::Result<()> {
+        let options = image.import_options(words)?;
+        let import = ["image", "import", name].into_iter();
+        let import: Vec<&str> = import.chain(options.iter().map(String::as_str)).collect();
+        self.node(1).fp(&import)?.success()
     }
 
     /// A VM as a node shows it.

@@ -8,13 +8,13 @@ pub mod cluster;
 pub mod failpoints;
 pub mod fpagent;
 pub mod guests;
+pub mod image;
 pub mod lineage;
 pub mod processes;
 pub mod pulse;
 pub mod secrecy;
 pub mod session;
 pub mod soundness;
-pub mod work;
 
 use std::{
     path::{Path, PathBuf},
@@ -24,12 +24,6 @@ use std::{
 /// The repository.
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The guest image's folder.
-pub fn image_folder() -> PathBuf {
-    std::env::var_os("FP_TEST_IMAGE")
-        .map_or_else(|| repository().join(".local/image/tiny"), PathBuf::from)
 }
 
 /// Waits until `reached` gives something; fails with what it was waiting for.

@@ -1,15 +1,15 @@
 //! A real distribution as a guest: Debian with systemd and OpenSSH, of which forks are as distinct as machines that were installed apart,
 //! and in which a Python program forks the machine that it runs in.
 
-use std::{collections::BTreeSet, env, fs};
+use std::{collections::BTreeSet, env, fs, process::Command};
 
 use anyhow::Context as _;
 use harness::{
     cluster::Cluster,
+    guests::{amount, exec_with, published, put_script, ready, shell},
+    image::Image,
     repository,
-    work::{Output, exec, exec_with},
 };
-use serde_json::Value;
 
 /// The forks of the first test; a hundred by hand.
 const FORKS: &str = "FP_FORKS";
@@ -31,46 +31,13 @@ while True:
     signal.pause()
 "#;
 
-const HOOK: &str = "#!/bin/sh\nkill -USR1 $(cat /run/lottery.pid)\nfor i in $(seq 50); do [ -s /run/lottery ] && exit; sleep 0.1; done\nexit 1\n";
+const HOOK: &str = "kill -USR1 $(cat /run/lottery.pid)
+for i in $(seq 50); do [ -s /run/lottery ] && exit; sleep 0.1; done
+exit 1";
 
 fn debian() -> anyhow::Result<Cluster> {
     let cluster = Cluster::start(3)?;
-    let folder = env::var_os("FP_TEST_DEBIAN").map_or_else(
-        || repository().join(".local/image/debian"),
-        std::path::PathBuf::from,
-    );
-    let file = |name: &str| folder.join(name).display().to_string();
-    let env = fs::read_to_string(folder.join("image.env")).with_context(|| {
-        format!(
-            "{}: run deploy/build-image.sh debian .local/image/debian",
-            folder.display()
-        )
-    })?;
-    let setting = |key: &str| {
-        let line = env.lines().find_map(|line| line.strip_prefix(key));
-        line.map(|value| value.trim_start_matches('=').trim_matches('"').to_owned())
-            .with_context(|| format!("image.env has no {key}"))
-    };
-    let (kernel, initrd, disk) = (file("vmlinuz"), file("initrd"), file("disk.qcow2"));
-    let (cmdline, ready) = (setting("CMDLINE")?, setting("READY_LINE")?);
-    let import = [
-        "image",
-        "import",
-        "debian",
-        "--kernel",
-        &kernel,
-        "--initrd",
-        &initrd,
-        "--disk",
-        &disk,
-        "--cmdline",
-        &cmdline,
-        "--ready-line",
-        &ready,
-        "--boot-timeout",
-        "120s",
-    ];
-    cluster.node(1).fp(&import)?.success()?;
+    cluster.import_image("debian", Image::Debian, "")?;
     let create = [
         "vm",
         "create",
@@ -99,22 +66,27 @@ fn debian() -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
+fn put_file(cluster: &Cluster, path: &str, text: &str) -> anyhow::Result<()> {
+    let write = ["sh", "-c", &format!("cat > {path}")];
+    let written = exec_with(cluster, 1, "v", &[], &write, text.as_bytes())?;
+    anyhow::ensure!(written.status.success(), "{path}: {written:?}");
+    Ok(())
+}
+
 /// What must be another in each.
 fn traits(cluster: &Cluster, through: usize, name: &str) -> anyhow::Result<Vec<String>> {
-    let ready = ["vm", "wait", name, "--for", "ready", "--timeout", "2m"];
-    cluster.node(through).fp(&ready)?.success()?;
+    ready(cluster, through, name)?;
     let script = "hostname; cat /etc/machine-id; cat /sys/class/net/eth0/address; \
                   fpguest identity | tr , '\\n' | grep forkId; head -c 32 /dev/urandom | od -An -v -tx1 | tr -d '\\n'; echo; \
                   cat /run/lottery; echo; cut -d ' ' -f 2 /etc/ssh/ssh_host_ed25519_key.pub";
-    let Output { code, out, err } = exec(cluster, through, name, &["sh", "-c", script])?;
-    anyhow::ensure!(code == 0, "{name}: {err}");
-    let mut all: Vec<String> = String::from_utf8(out)?.lines().map(str::to_owned).collect();
+    let said = shell(cluster, through, name, script)?;
+    let mut all: Vec<String> = said.lines().map(str::to_owned).collect();
     anyhow::ensure!(all.len() == 7, "{name}: {all:?}");
     // The key that its SSH server shows, at the port that leads to it and to no other.
-    let vm = cluster.vm(through, name)?;
-    let (address, port) = published(&vm)?;
-    let shown = std::process::Command::new("ssh-keyscan")
-        .args(["-t", "ed25519", "-p", &port, &address])
+    let address = published(cluster, through, name, 22)?;
+    let (host, port) = (address.ip().to_string(), address.port().to_string());
+    let shown = Command::new("ssh-keyscan")
+        .args(["-t", "ed25519", "-p", &port, &host])
         .output()?;
     let shown = String::from_utf8(shown.stdout)?;
     let key = shown
@@ -127,33 +99,21 @@ fn traits(cluster: &Cluster, through: usize, name: &str) -> anyhow::Result<Vec<S
         "{name}: its server shows {shown:?}, and its key is {:?}",
         all.last()
     );
+    let vm = cluster.vm(through, name)?;
     all.push(format!("{}:{port}", vm["node"]));
     Ok(all)
-}
-
-fn published(vm: &Value) -> anyhow::Result<(String, String)> {
-    let port = &vm["ports"][0];
-    let address = port["address"].as_str().context("no address")?;
-    Ok((address.to_owned(), port["port"].to_string()))
 }
 
 #[test]
 fn forks_of_debian_are_as_distinct_as_machines_that_were_installed_apart() -> anyhow::Result<()> {
     let cluster = debian()?;
-    for (path, mode, text) in [
-        ("/root/lottery.py", "644", LOTTERY),
-        ("/etc/forkypig/fork.d/lottery", "755", HOOK),
-    ] {
-        let write = format!("cat > {path} && chmod {mode} {path}");
-        let written = exec_with(&cluster, 1, "v", &["sh", "-c", &write], text.as_bytes())?;
-        anyhow::ensure!(written.code == 0, "{}", written.err);
-    }
+    put_file(&cluster, "/root/lottery.py", LOTTERY)?;
+    put_script(&cluster, 1, "v", "/etc/forkypig/fork.d/lottery", HOOK)?;
     let start = "setsid python3 /root/lottery.py </dev/null >/dev/null 2>&1 & \
                  for i in $(seq 100); do [ -s /run/lottery.pid ] && exit 0; sleep 0.1; done; exit 1";
-    let started = exec(&cluster, 1, "v", &["sh", "-c", start])?;
-    anyhow::ensure!(started.code == 0, "{}", started.err);
+    shell(&cluster, 1, "v", start)?;
 
-    let count: usize = env::var(FORKS).map_or(Ok(3), |count| count.parse())?;
+    let count = amount(FORKS, 3);
     cluster
         .node(1)
         .fp(&["snapshot", "create", "v", "warm"])?
@@ -199,25 +159,21 @@ fn forks_of_debian_are_as_distinct_as_machines_that_were_installed_apart() -> an
 #[ignore = "takes minutes where a guest is emulated: FP_FORK_TREE=\"3 3\" for all of it"]
 fn a_python_program_forks_the_machine_that_it_runs_in() -> anyhow::Result<()> {
     let cluster = debian()?;
-    let program = fs::read(repository().join("docs/fork.py"))?;
-    let write = ["sh", "-c", "cat > /root/fork.py"];
-    let written = exec_with(&cluster, 1, "v", &write, &program)?;
-    anyhow::ensure!(written.code == 0, "{}", written.err);
+    let program = fs::read_to_string(repository().join("docs/fork.py"))?;
+    put_file(&cluster, "/root/fork.py", &program)?;
     let tree = env::var(TREE).unwrap_or_else(|_| "2 2".to_owned());
     let words: Vec<&str> = tree.split(' ').collect();
     let [depth, width] = words[..] else {
         anyhow::bail!("{TREE} is DEPTH COUNT");
     };
-    let answer = exec(
-        &cluster,
-        3,
-        "v",
-        &["python3", "/root/fork.py", depth, width],
-    )?;
-    anyhow::ensure!(answer.code == 0, "{}", answer.err);
+    // However long it takes.
+    let run = ["python3", "/root/fork.py", depth, width];
+    let output = exec_with(&cluster, 3, "v", &[], &run, &[])?;
+    anyhow::ensure!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout)?;
     let (depth, width): (u32, usize) = (depth.parse()?, width.parse()?);
     let below: usize = (1..=depth).map(|level| width.pow(level)).sum();
-    assert_eq!(String::from_utf8(answer.out)?.trim(), below.to_string());
+    assert_eq!(said.trim(), below.to_string());
     let tree = cluster.node(1).fp(&["tree", "v"])?;
     tree.success()?;
     assert!(tree.out.contains("v-1-1"), "{}", tree.out);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use harness::{cluster::Cluster, fpagent, image_folder};
+use harness::{cluster::Cluster, fpagent, image::Image};
 
 fn digest(cluster: &Cluster) -> anyhow::Result<String> {
     let status = cluster.node(1).json(&["status"])?;
@@ -120,7 +120,7 @@ fn files_that_are_no_images_are_refused() -> anyhow::Result<()> {
         &path("good"),
         &path("backed"),
     ])?;
-    let kernel = image_folder().join("vmlinuz").display().to_string();
+    let kernel = Image::Tiny.folder().join("vmlinuz").display().to_string();
     let (text, missing, backed) = (path("text"), path("missing"), path("backed"));
     let cases: &[(&[&str], &[&str])] = &[
         (&["--kernel", &missing], &["missing"]),
@@ -159,7 +159,7 @@ fn files_that_are_no_images_are_refused() -> anyhow::Result<()> {
 #[test]
 fn a_guest_that_never_boots_is_told_apart() -> anyhow::Result<()> {
     let cluster = Cluster::start(1)?;
-    let folder = image_folder();
+    let folder = Image::Tiny.folder();
     let file = |name: &str| folder.join(name).display().to_string();
     let node = cluster.node(1);
     // It boots, and never prints the line that is waited for.
