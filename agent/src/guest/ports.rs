@@ -9,13 +9,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use guest::channel::{link::Stream, mux::Broken};
+use guest::channel::relay;
 use proto::v1::PublishedPort;
 use qemu::layout::{Layout, write_whole};
 use raft::state::{State, VmId};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
+    net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -30,8 +29,6 @@ use crate::{
 const FILE: &str = "ports.json";
 /// How many connections to one published port are carried at a time.
 const MOST_CONNECTIONS: usize = 128;
-/// How much is read at once.
-const READ: usize = 32 << 10;
 
 /// The ports of one VM.
 #[derive(Debug)]
@@ -225,30 +222,7 @@ async fn carry(guest: &Guest, port: u16, connection: TcpStream) {
             return;
         }
     };
-    // Small things are said at once. It costs nothing where that cannot be set.
-    let _as_it_is = connection.set_nodelay(true);
-    let (from, to) = connection.into_split();
-    if tokio::try_join!(inward(&stream, from), outward(&stream, to)).is_ok() {
-        stream.close();
+    if let Err(error) = relay::carry(&stream, connection).await {
+        tracing::debug!(%error, "a connection to a published port broke");
     }
-}
-
-async fn inward(stream: &Stream, mut from: OwnedReadHalf) -> Result<(), Broken> {
-    let mut buffer = vec![0; READ];
-    loop {
-        match from.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(count) => stream.send(0, buffer[..count].to_vec()).await?,
-            Err(_) => return Err(Broken::Cancelled),
-        }
-    }
-    stream.end(0);
-    Ok(())
-}
-
-async fn outward(stream: &Stream, mut to: OwnedWriteHalf) -> Result<(), Broken> {
-    while let Some(bytes) = stream.take(0).await? {
-        to.write_all(&bytes).await.map_err(|_| Broken::Cancelled)?;
-    }
-    to.shutdown().await.map_err(|_| Broken::Cancelled)
 }

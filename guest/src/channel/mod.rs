@@ -14,6 +14,7 @@ pub mod link;
 pub mod message;
 pub mod mux;
 mod planted;
+pub mod relay;
 
 /// The port's name in the guest.
 pub const PORT: &str = "org.forkypig.agent";

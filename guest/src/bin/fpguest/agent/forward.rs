@@ -5,20 +5,12 @@ use std::{io, net::Ipv4Addr, time::Duration};
 use fp_guest::channel::{
     link::Stream,
     message::{Answer, Forward},
+    relay,
 };
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    time::timeout,
-};
+use tokio::{net::TcpStream, time::timeout};
 
 /// How long a connection may take to be made.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(10);
-/// How much is read at once.
-const READ: usize = 32 << 10;
 
 /// Connects, and carries bytes both ways until both have ended.
 pub async fn run(stream: Stream, request: Forward) {
@@ -32,18 +24,11 @@ pub async fn run(stream: Stream, request: Forward) {
             return;
         }
     };
-    // Small things are said at once. It costs nothing where that cannot be set.
-    let _as_it_is = connection.set_nodelay(true);
     if stream.tell(&answer(String::new())).await.is_err() {
         return;
     }
-    let (from, to) = connection.into_split();
-    let inward = inward(stream.clone(), to);
-    let outward = outward(stream.clone(), from);
-    // Each ends by itself: a connection that is closed on one side still carries the other. A failure ends both.
-    if tokio::try_join!(inward, outward).is_ok() {
-        stream.close();
-    }
+    // Where it breaks the stream is dropped, and the host told so.
+    let _carried = relay::carry(&stream, connection).await;
 }
 
 async fn connect(request: &Forward) -> io::Result<TcpStream> {
@@ -64,33 +49,4 @@ async fn connect(request: &Forward) -> io::Result<TcpStream> {
         Ok(connection) => connection,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
-}
-
-/// From the host to the port.
-async fn inward(stream: Stream, mut to: OwnedWriteHalf) -> Result<(), ()> {
-    loop {
-        match stream.take(0).await {
-            Ok(Some(bytes)) => to.write_all(&bytes).await.map_err(|_| ())?,
-            Ok(None) => break,
-            Err(_) => return Err(()),
-        }
-    }
-    to.shutdown().await.map_err(|_| ())
-}
-
-/// From the port to the host.
-async fn outward(stream: Stream, mut from: OwnedReadHalf) -> Result<(), ()> {
-    let mut buffer = vec![0; READ];
-    loop {
-        match from.read(&mut buffer).await {
-            Ok(0) => break,
-            Ok(count) => stream
-                .send(0, buffer[..count].to_vec())
-                .await
-                .map_err(|_| ())?,
-            Err(_) => return Err(()),
-        }
-    }
-    stream.end(0);
-    Ok(())
 }
