@@ -3,13 +3,20 @@
 use std::{
     io::{self, BufRead as _, BufReader, Write as _},
     os::unix::net::UnixStream,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use base64::Engine as _;
 use serde_json::Value;
 
-use crate::agent::local::{Ask, SOCKET};
+use crate::{
+    agent::{
+        self,
+        local::{Ask, SOCKET},
+    },
+    ports,
+};
 
 /// How long the agent is waited for that is not up yet.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -61,11 +68,14 @@ pub fn run(ask: &Ask) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits until the host has said who this machine is.
+/// Waits until the host has said who this machine is, where there is one to say it.
 ///
 /// # Errors
 /// It has not within some seconds.
 pub fn wait_until_known() -> io::Result<()> {
+    if !agent::is_wanted() || !ports::have_device(Path::new(ports::DRIVER))? {
+        return Ok(());
+    }
     let begun = Instant::now();
     loop {
         let known = send(&Ask::Identity).and_then(|mut answers| next(&mut answers));

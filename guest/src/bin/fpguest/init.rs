@@ -11,7 +11,6 @@ mod start;
 mod sys;
 
 use std::ffi::OsString;
-use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -21,6 +20,8 @@ use rustix::system::{RebootCommand, reboot};
 
 use plan::{Next, Plan};
 use sys::Signals;
+
+use crate::agent;
 
 /// Whether the program was started to be this: as `init`, or as `fpguest init`.
 pub fn is_asked_for(mut words: impl Iterator<Item = OsString>) -> bool {
@@ -42,9 +43,7 @@ pub fn run() -> ExitCode {
     start::or_tell("ctrl-alt-del", reboot(RebootCommand::CadOff));
 
     let begun = Instant::now();
-    // Without one nobody has said that it is not to run.
-    let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let mut plan = Plan::new(start::script(start::RC), plan::wants_agent(&command_line));
+    let mut plan = Plan::new(start::script(start::RC), agent::is_wanted());
     let ending = loop {
         reap(|pid| plan.ended(pid, begun.elapsed()));
         let pause = loop {

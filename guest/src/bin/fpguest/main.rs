@@ -39,7 +39,7 @@ wait   prints how children end that this machine forked, as they do: name and co
        end with 0
 get    prints what was given as KEY with the request for this fork (fork --set, --secret)
 identity, watch   print who this machine is, watch again whenever it becomes another
-up     waits until the host has said who this machine is
+up     waits until the host has said who this machine is, where there is a host and an agent to hear it
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output; with --raw also, past all caches, to 2.3 MiB of a block device
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks

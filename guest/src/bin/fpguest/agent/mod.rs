@@ -109,6 +109,19 @@ impl Agent {
     }
 }
 
+/// Whether it is to run in this guest.
+pub fn is_wanted() -> bool {
+    // Without one nobody has said that it is not to run.
+    wants_agent(&fs::read_to_string("/proc/cmdline").unwrap_or_default())
+}
+
+/// Whether the kernel's command line lets it run: not with `fp.agent=off`, nor where another program has its port.
+fn wants_agent(command_line: &str) -> bool {
+    !command_line
+        .split_whitespace()
+        .any(|word| matches!(word, "fp.agent=off" | "fp.echo") || word.starts_with("fp.hostile="))
+}
+
 /// Serves until it cannot.
 ///
 /// # Errors
@@ -385,4 +398,23 @@ async fn answer(agent: Arc<Agent>, stream: Stream, request: Bytes) {
         }
     }
     drop(agent);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wants_agent;
+
+    #[test]
+    fn the_command_line_keeps_it_off() {
+        for (line, wanted) in [
+            ("console=ttyS0 quiet", true),
+            ("quiet fp.agent=off", false),
+            ("fp.agent=off\n", false),
+            ("fp.echo fp.pulse", false),
+            ("fp.hostile=zeros quiet", false),
+            ("fp.agent=on xfp.echo fp.echoes", true),
+        ] {
+            assert_eq!(wants_agent(line), wanted, "{line}");
+        }
+    }
 }

@@ -51,13 +51,6 @@ pub fn ending(signal: i32) -> Option<Ending> {
     }
 }
 
-/// Whether the kernel's command line lets the agent run: not with `fp.agent=off`, nor where another program has its port.
-pub fn wants_agent(command_line: &str) -> bool {
-    !command_line
-        .split_whitespace()
-        .any(|word| matches!(word, "fp.agent=off" | "fp.echo") || word.starts_with("fp.hostile="))
-}
-
 /// What runs and what is to run. Times are since the plan was made.
 #[derive(Debug)]
 pub struct Plan {
@@ -234,16 +227,6 @@ mod tests {
         assert_eq!(plan.next(ms(0)), Next::Start(Service::Shell));
         plan.started(Service::Shell, Some(process(3)), ms(0));
         assert_eq!(plan.next(ms(0)), Next::Wait(None));
-        for (line, wanted) in [
-            ("console=ttyS0 quiet", true),
-            ("quiet fp.agent=off", false),
-            ("fp.agent=off\n", false),
-            ("fp.echo fp.pulse", false),
-            ("fp.hostile=zeros quiet", false),
-            ("fp.agent=on xfp.echo fp.echoes", true),
-        ] {
-            assert_eq!(wants_agent(line), wanted, "{line}");
-        }
     }
 
     #[test]
