@@ -47,8 +47,10 @@ def fork(count=1, name=""):
 def wait(children=()):
     """Yields (name, code) of children as they end; the code is None when one did not end by exit()."""
     for answer in ask({"op": "wait", "children": list(children)}):
-        if "done" not in answer:
-            yield answer["name"], answer["code"]
+        if "done" in answer:
+            # The connection stays open, for another request.
+            return
+        yield answer["name"], answer["code"]
 
 
 def exit_machine(code):

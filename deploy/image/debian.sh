@@ -83,6 +83,10 @@ add_ours() { # ROOT
         ln -sf "../$unit.service" "$units/multi-user.target.wants/"
     done
     ln -sf /lib/systemd/system/acpid.service "$units/multi-user.target.wants/"
+    # OpenSSH is started for each connection: see ssh.socket.d.
+    rm -f "$units"/{sshd,multi-user.target.wants/ssh}.service
+    mkdir -p "$units/sockets.target.wants"
+    ln -sf /lib/systemd/system/ssh.socket "$units/sockets.target.wants/"
 
     # The initrd loads them; here they are for who asks modprobe. systemd asks for autofs4.
     version=$(basename "$work"/kernel/lib/modules/*)

@@ -66,7 +66,7 @@ fn cmdline() -> String {
         .lines()
         .find_map(|line| line.strip_prefix("CMDLINE="));
     format!(
-        "{} tsc_early_khz={} tsc=nowatchdog",
+        "{} tsc_early_khz={} tsc=reliable",
         line.unwrap().trim_matches('"'),
         tsc_khz()
     )

@@ -240,9 +240,10 @@ pub struct Descriptors {
 }
 
 /// What an emulated guest's kernel is told of its time stamp counter, which is the host's. It has only the PIT to find its rate by,
-/// which fails on a busy host and leaves it hanging early in its kernel; nor has it anything to check the counter by.
+/// which fails on a busy host and leaves it hanging early in its kernel; nor has it anything to check the counter by. With several
+/// processors it takes the counters for unsynchronized unless told, and is left with a clock of 4 ms that never lets it idle.
 pub fn counter_words(khz: u32) -> String {
-    format!("tsc_early_khz={khz} tsc=nowatchdog")
+    format!("tsc_early_khz={khz} tsc=reliable")
 }
 
 /// Everything the command line is made from.

@@ -1,6 +1,7 @@
 //! The guests' agents, as this node speaks to them: one task for each VM ([`session`]), which greets the guest with who it is
 //! ([`identity`]) and knows whether it answers. All that comes from a guest is taken for hostile.
 
+pub mod becoming;
 mod clock;
 pub mod identity;
 mod keys;
@@ -133,11 +134,12 @@ pub struct Ends {
     connections: mpsc::Receiver<UnixStream>,
     identity: watch::Receiver<Option<Arc<Introduction>>>,
     contact: watch::Sender<Contact>,
+    becoming: Becoming,
 }
 
 impl Guest {
     /// One that has not been heard of, and what its task works with: see [`session::run`].
-    pub fn new() -> (Self, Ends) {
+    pub fn new(becoming: Becoming) -> (Self, Ends) {
         let (line, connections) = line();
         let guest = Self {
             line,
@@ -148,6 +150,7 @@ impl Guest {
             connections,
             identity: guest.identity.subscribe(),
             contact: guest.contact.clone(),
+            becoming,
         };
         (guest, ends)
     }
@@ -272,6 +275,7 @@ fn now_ns() -> u64 {
 }
 
 pub use self::{
+    becoming::Becoming,
     clock::Clock,
     look::look,
     qemu::{MOST_INPUT, Qemu, Ran},

@@ -7,7 +7,7 @@ use guest::channel::{
     check,
     frame::{Frame, Kind, Malformed},
     link::{Link, Wire},
-    message::{Hello, Identity, NEWEST, Note, OLDEST, Request, Settled, Welcome, note},
+    message::{Hello, Identity, NEWEST, Note, OLDEST, Request, Settle, Settled, Welcome, note},
     mux::{Broken, Came, Side, Violation},
 };
 use prost::Message as _;
@@ -18,7 +18,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Asked, Clock, Contact, Ends, Introduction, Session, keys, now_ns, qemu};
+use super::{Asked, Becoming, Clock, Contact, Ends, Introduction, Session, keys, now_ns, qemu};
 
 /// How long a greeting waits for its answer before it is sent again; twice as long each time.
 const FIRST_PATIENCE: Duration = Duration::from_millis(50);
@@ -41,7 +41,13 @@ const PERIOD: Duration = Duration::from_millis(100);
 pub async fn run(mut ends: Ends, asked: mpsc::Sender<Asked>) {
     let mut next = ends.connections.recv().await;
     while let Some(connection) = next.take() {
-        let speaking = speak(&mut ends.identity, &ends.contact, &asked, connection);
+        let speaking = speak(
+            &mut ends.identity,
+            &ends.contact,
+            &ends.becoming,
+            &asked,
+            connection,
+        );
         // Another process's connection is the end of this one's.
         next = tokio::select! {
             () = speaking => None,
@@ -72,6 +78,7 @@ pub(super) type Identities = tokio::sync::watch::Receiver<Option<Arc<Introductio
 async fn speak(
     identities: &mut Identities,
     contact: &tokio::sync::watch::Sender<Contact>,
+    becoming: &Becoming,
     asked: &mpsc::Sender<Asked>,
     connection: UnixStream,
 ) {
@@ -88,7 +95,9 @@ async fn speak(
             return qemu::speak(identities, contact, wire.into_inner(), known).await;
         }
         let end = match Greeting::new(known) {
-            Ok(greeting) => session(identities, contact, asked, &mut wire, greeting).await,
+            Ok(greeting) => {
+                session(identities, contact, becoming, asked, &mut wire, greeting).await
+            }
             Err(problem) => End::Unsound(problem),
         };
         match end {
@@ -157,6 +166,7 @@ impl Greeting {
 async fn session(
     identities: &mut Identities,
     contact: &tokio::sync::watch::Sender<Contact>,
+    becoming: &Becoming,
     asked: &mpsc::Sender<Asked>,
     wire: &mut Wire<UnixStream>,
     greeting: Greeting,
@@ -176,10 +186,7 @@ async fn session(
             what: Some(note::What::ClockNs(now_ns())),
         });
     }
-    if welcome.wants_host_keys {
-        send_keys(&link);
-    }
-    let settled = welcome.settled;
+    let (settled, wants_keys) = (welcome.settled, welcome.wants_host_keys);
     tracing::debug!(vm = greeting.known.identity.fork_id, took_us = welcome.took_us, failed = ?welcome.failed, settled, "a guest's agent answers");
     let clock = Arc::new(Clock::just_told());
     let session = Session {
@@ -193,7 +200,14 @@ async fn session(
         end = serve(wire, &link, contact, asked, &greeting.known.identity) => end,
         _changed = identities.changed() => End::NewIdentity,
         // For as long as that.
-        () = clock.keep(&link) => End::Gone,
+        () = async {
+            tokio::join!(clock.keep(&link), async {
+                if !settled {
+                    becoming.is_over().await;
+                    have_settle(&link, wants_keys);
+                }
+            });
+        } => End::Gone,
     };
     link.lose(&Broken::Lost(match &end {
         End::Gone => "the VM's process has ended, or is another".to_owned(),
@@ -254,14 +268,20 @@ fn check(greeting: &Greeting, frame: Frame) -> Result<Welcome, End> {
         .map_err(|unfit| End::Unsound(unfit.to_string()))
 }
 
-fn send_keys(link: &Link) {
-    match keys::new_host_keys() {
-        Ok(keys) => link.note(&Note {
-            what: Some(note::What::HostKeys(keys)),
-        }),
-        // The guest says in its status that none came.
-        Err(error) => tracing::warn!(%error, "no SSH host keys could be made"),
-    }
+/// Has a guest do what follows on becoming who it is.
+fn have_settle(link: &Link, wants_keys: bool) {
+    let host_keys = match wants_keys.then(keys::new_host_keys) {
+        Some(Ok(keys)) => Some(keys),
+        Some(Err(error)) => {
+            // The guest says in its status that none came.
+            tracing::warn!(%error, "no SSH host keys could be made");
+            None
+        }
+        None => None,
+    };
+    link.note(&Note {
+        what: Some(note::What::Settle(Settle { host_keys })),
+    });
 }
 
 async fn serve(

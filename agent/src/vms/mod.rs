@@ -23,7 +23,7 @@ use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    guest::{self, Asked, Guest},
+    guest::{self, Asked, Becoming, Guest},
     reconcile::plan::{Is, Seen},
 };
 use command::Command;
@@ -134,6 +134,7 @@ pub struct Vms {
     changed: Arc<Notify>,
     /// Where what guests ask for goes.
     asked: mpsc::Sender<Asked>,
+    becoming: Becoming,
 }
 
 impl Vms {
@@ -152,12 +153,18 @@ impl Vms {
             tasks: TaskTracker::new(),
             changed,
             asked,
+            becoming: Becoming::default(),
         }
     }
 
     /// The engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// Those whose guests are becoming who they are.
+    pub fn becoming(&self) -> &Becoming {
+        &self.becoming
     }
 
     fn handles(&self) -> MutexGuard<'_, BTreeMap<VmId, VmHandle>> {
@@ -269,7 +276,7 @@ impl Vms {
         let pid = Arc::new(watch::Sender::new(0));
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let console = Wire::default();
-        let (guest, ends) = Guest::new();
+        let (guest, ends) = Guest::new(self.becoming.clone());
         let handle = VmHandle {
             commands,
             seen: Arc::clone(&seen),

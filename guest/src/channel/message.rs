@@ -147,7 +147,7 @@ pub struct Welcome {
     /// The kernel's release.
     #[prost(string, tag = "7")]
     pub kernel: String,
-    /// Whether it wants SSH host keys: [`note::What::HostKeys`].
+    /// Whether it wants SSH host keys, with the [`note::What::Settle`].
     #[prost(bool, tag = "8")]
     pub wants_host_keys: bool,
     /// Whether all that follows on becoming who it is (keys, hooks) is done.
@@ -176,7 +176,7 @@ pub struct Note {
 
 /// What a [`Note`] says.
 pub mod note {
-    use super::{Clock, HostKeys, Oneof, Settled};
+    use super::{Clock, Oneof, Settle, Settled};
 
     /// See there.
     #[derive(Clone, PartialEq, Oneof)]
@@ -187,9 +187,9 @@ pub mod note {
         /// From the guest: what follows on becoming somebody is done.
         #[prost(message, tag = "2")]
         Settled(Settled),
-        /// From the host: SSH host keys.
+        /// From the host: what follows on becoming somebody is to be done now.
         #[prost(message, tag = "3")]
-        HostKeys(HostKeys),
+        Settle(Settle),
         /// From the host: what time is it in the guest? With a number for the answer.
         #[prost(uint64, tag = "4")]
         AskClock(u64),
@@ -212,6 +212,14 @@ pub struct Clock {
     /// Nanoseconds since the epoch.
     #[prost(uint64, tag = "2")]
     pub ns: u64,
+}
+
+/// What follows on becoming somebody is to be done.
+#[derive(Clone, PartialEq, Message)]
+pub struct Settle {
+    /// For a guest that wants some.
+    #[prost(message, optional, tag = "1")]
+    pub host_keys: Option<HostKeys>,
 }
 
 /// What follows on becoming somebody is done.

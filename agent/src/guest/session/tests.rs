@@ -92,7 +92,7 @@ async fn connect(guest: &Guest) -> Fake {
 }
 
 async fn host() -> (Host, Fake) {
-    let (guest, ends) = Guest::new();
+    let (guest, ends) = Guest::new(Becoming::default());
     let (sender, asked) = mpsc::channel(4);
     let task = tokio::spawn(run(ends, sender));
     let fake = connect(&guest).await;

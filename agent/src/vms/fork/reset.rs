@@ -149,7 +149,7 @@ impl Run {
                     .as_ref()
                     .is_some_and(|content| content.agent)
                 {
-                    true => became(handle, vm.id, boot).await,
+                    true => became(handle, vm.id, boot, self.node.vms.becoming().one()).await,
                     false => Became::default(),
                 };
                 self.went_on(at, became)

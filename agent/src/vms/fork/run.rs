@@ -21,7 +21,10 @@ use crate::{
     admission::{CHILD_BYTES, Need},
     convert::capture_report,
     errors::chain,
-    guest::identity,
+    guest::{
+        becoming::{self, One},
+        identity,
+    },
     node::Node,
     reconcile::plan::Is,
     store::Way,
@@ -272,16 +275,17 @@ impl Run {
         failpoint::reached("operation.children-loaded");
         self.check_cancelled()?;
         let run = &*self;
-        let going_on = loaded
-            .into_iter()
-            .map(|(number, id, paused, handle)| async move {
+        let going_on = loaded.into_iter().map(|(number, id, paused, handle)| {
+            // All of them count before the first goes on.
+            let one = run.node.vms.becoming().one();
+            async move {
                 let child = state.vms.get(&id);
                 let result = match go_on(&handle, id, 1, paused).await {
                     Ok(at) => {
                         let became = match child {
                             Some(child) if content.agent && !paused => {
                                 run.node.introduce(state, child, 1);
-                                became(&handle, id, 1).await
+                                became(&handle, id, 1, one).await
                             }
                             _ => Became::default(),
                         };
@@ -293,7 +297,8 @@ impl Run {
                     }
                 };
                 (number, result)
-            });
+            }
+        });
         results.extend(join_all(going_on).await);
         Ok(results)
     }
@@ -323,9 +328,6 @@ impl Run {
     }
 }
 
-/// How long a child is waited for that went on, until it has become itself. It goes on with that also when nobody waits any more.
-const BECOMES_WITHIN: Duration = Duration::from_secs(10);
-
 /// Whether and when a child has become itself.
 #[derive(Debug, Default)]
 pub(super) struct Became {
@@ -333,11 +335,13 @@ pub(super) struct Became {
     failed_steps: Vec<String>,
 }
 
-/// Waits until a child that was told who it is has become that.
-pub(super) async fn became(handle: &VmHandle, id: VmId, boot: u64) -> Became {
+/// Waits until a child that was told who it is has become that, which it goes on with also when nobody waits any more. It counts for as long as one that is becoming.
+pub(super) async fn became(handle: &VmHandle, id: VmId, boot: u64, one: One) -> Became {
     let incarnation = identity::incarnation(id, boot);
-    let deadline = Instant::now() + BECOMES_WITHIN;
-    match handle.guest().became(&incarnation, deadline).await {
+    let deadline = Instant::now() + becoming::PATIENCE;
+    let became = handle.guest().became(&incarnation, deadline).await;
+    drop(one);
+    match became {
         Some((at, failed_steps)) => Became {
             at: Some(at),
             failed_steps,
@@ -346,7 +350,7 @@ pub(super) async fn became(handle: &VmHandle, id: VmId, boot: u64) -> Became {
             at: None,
             failed_steps: vec![format!(
                 "agent: the guest's agent did not answer within {} s after it went on",
-                BECOMES_WITHIN.as_secs()
+                becoming::PATIENCE.as_secs()
             )],
         },
     }

@@ -66,13 +66,14 @@ impl Tools {
         };
         step("entropy", self.add_entropy(&hello.entropy));
         step("clock", set_clock(hello.clock_ns));
-        let named = rustix::system::sethostname(identity.name.as_bytes());
-        step("hostname", named.map_err(io::Error::from));
         step("machine-id", self.set_machine_id(&identity.machine_id));
         if let Some(network) = &identity.network {
             step("network", self.set_network(Path::new(CARDS), network));
         }
         step("incarnation", self.remember(&identity.incarnation));
+        // At the end: it wakes who watches it, systemd and its journal, which would take the processor.
+        let named = rustix::system::sethostname(identity.name.as_bytes());
+        step("hostname", named.map_err(io::Error::from));
         if identity.secrets_lost {
             let lost = "the host's agent was started anew before they were handed over";
             step("secrets", Err(io::Error::other(lost)));

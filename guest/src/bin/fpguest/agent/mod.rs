@@ -26,7 +26,7 @@ use fp_guest::channel::{
     frame::{Frame, Kind},
     link::{Link, Stream, Wire},
     message::{
-        Clock, Failed, Hello, HostKeys, Identity, NEWEST, Note, OLDEST, Origin, Request, Settled,
+        Clock, Failed, Hello, Identity, NEWEST, Note, OLDEST, Origin, Request, Settle, Settled,
         Welcome, note, request,
     },
     mux::{Broken, Came, Side},
@@ -89,8 +89,10 @@ struct Me {
     settled: bool,
     /// Those who wait to find out that they are in a child, by their requests.
     forks: BTreeMap<String, oneshot::Sender<Arc<Identity>>>,
-    /// Who waits for SSH host keys.
-    keys: Option<oneshot::Sender<HostKeys>>,
+    /// Whether it wants SSH host keys for that.
+    wants_host_keys: bool,
+    /// Who waits for the host's word to do it.
+    settle: Option<oneshot::Sender<Settle>>,
 }
 
 impl Agent {
@@ -233,7 +235,7 @@ fn greet(agent: &Arc<Agent>, wire: &mut Wire<Port>, link: &mut Option<Link>, fra
         took_us: begun.elapsed().as_micros() as u64,
         os: agent.image.os.clone(),
         kernel: agent.image.kernel.clone(),
-        wants_host_keys: me.keys.is_some(),
+        wants_host_keys: me.wants_host_keys,
         settled: me.settled,
     };
     let answer = Frame {
@@ -296,22 +298,24 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
     if !agent.me().settled && (is_news || known.is_none()) {
         // The same VM at another moment keeps its own.
         let is_another = is_news && identity.origin() == Origin::Fork;
-        let keys = (is_another && agent.image.wants_host_keys).then(|| {
-            let (sender, keys) = oneshot::channel();
-            agent.me().keys = Some(sender);
-            keys
-        });
-        tokio::spawn(settle(Arc::clone(agent), identity, keys));
+        let (sender, word) = oneshot::channel();
+        {
+            let mut me = agent.me();
+            me.wants_host_keys = is_another && agent.image.wants_host_keys;
+            me.settle = Some(sender);
+        }
+        tokio::spawn(settle(Arc::clone(agent), identity, word));
     }
     is_news && before.is_some()
 }
 
-/// Does what follows on becoming somebody, and tells of it.
-async fn settle(
-    agent: Arc<Agent>,
-    identity: Arc<Identity>,
-    keys: Option<oneshot::Receiver<HostKeys>>,
-) {
+/// Does what follows on becoming somebody when the host says so, and tells of it.
+async fn settle(agent: Arc<Agent>, identity: Arc<Identity>, word: oneshot::Receiver<Settle>) {
+    let Ok(word) = word.await else {
+        // It is somebody else by now.
+        return;
+    };
+    let keys = agent.me().wants_host_keys.then_some(word.host_keys);
     let mut failed = settle::settle(&agent.root, &identity, keys).await;
     if let Err(error) = identity::remember_settled(&agent.root, &identity.incarnation) {
         failed.push(Failed {
@@ -325,7 +329,7 @@ async fn settle(
             Some((incarnation, all)) if *incarnation == identity.incarnation => {
                 all.extend(failed.clone());
                 me.settled = true;
-                me.keys = None;
+                me.wants_host_keys = false;
             }
             // It is somebody else by now.
             _ => return,
@@ -360,10 +364,11 @@ fn hear(agent: &Agent, link: &Link, payload: Bytes) {
                 what: Some(note::What::Clock(clock)),
             });
         }
-        Ok(Some(note::What::HostKeys(keys))) => {
-            if let Some(waiting) = agent.me().keys.take() {
-                // Whoever waited has given up.
-                let _gone = waiting.send(keys);
+        Ok(Some(note::What::Settle(settle))) => {
+            // Said again, it is being done.
+            if let Some(waiting) = agent.me().settle.take() {
+                // Whoever waits does so to the end.
+                let _gone = waiting.send(settle);
             }
         }
         // Of a newer host.

@@ -1,4 +1,4 @@
-//! What follows on becoming somebody and nobody waits for: its name on disk, SSH host keys, and the hooks of the image.
+//! What follows on becoming somebody, once the host says so: its name on disk, SSH host keys, and the hooks of the image.
 
 use std::{
     ffi::OsString,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use fp_guest::channel::message::{Failed, HostKeys, Identity, Origin};
-use tokio::{process::Command, sync::oneshot, time::timeout};
+use tokio::{process::Command, time::timeout};
 
 use super::identity::{self, Root};
 
@@ -18,16 +18,14 @@ use super::identity::{self, Root};
 const HOOKS: &str = "etc/forkypig/fork.d";
 /// How long one may take.
 const HOOK_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the host may take to send keys.
-const KEYS_PATIENCE: Duration = Duration::from_secs(10);
 /// The most of a hook's errors that is told.
 const MOST_ERRORS: usize = 400;
 
-/// Does all of it, and gives what failed. `keys` are those that the host sends.
+/// Does all of it, and gives what failed. `keys` are those that the host sent: `None` where none are wanted.
 pub async fn settle(
     root: &Root,
     identity: &Identity,
-    keys: Option<oneshot::Receiver<HostKeys>>,
+    keys: Option<Option<HostKeys>>,
 ) -> Vec<Failed> {
     let mut failed = Vec::new();
     let mut note = |step: String, result: Result<(), String>| {
@@ -39,7 +37,7 @@ pub async fn settle(
         kept.map_err(|error| error.to_string()),
     );
     if let Some(keys) = keys {
-        note("ssh-host-keys".to_owned(), take_keys(root, keys).await);
+        note("ssh-host-keys".to_owned(), take_keys(root, keys));
     }
     if identity.origin() == Origin::Fork {
         match hooks(&root.file(HOOKS)) {
@@ -55,12 +53,8 @@ pub async fn settle(
     failed
 }
 
-async fn take_keys(root: &Root, keys: oneshot::Receiver<HostKeys>) -> Result<(), String> {
-    let keys = timeout(KEYS_PATIENCE, keys).await;
-    let keys = keys
-        .ok()
-        .and_then(Result::ok)
-        .ok_or("the host sent none in time")?;
+fn take_keys(root: &Root, keys: Option<HostKeys>) -> Result<(), String> {
+    let keys = keys.ok_or("the host sent none")?;
     identity::set_host_keys(root, &keys.ed25519, &keys.ed25519_public)
         .map_err(|error| error.to_string())?;
     reload_sshd(root).map_err(|error| format!("sshd does not take them: {error}"))
