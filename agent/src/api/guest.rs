@@ -2,6 +2,7 @@
 
 mod asked;
 mod copy;
+mod copy_qemu;
 mod exec;
 mod exec_qemu;
 mod forward;

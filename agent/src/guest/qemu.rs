@@ -1,5 +1,6 @@
 //! QEMU's own guest agent, where an image has no other: a JSON object in a line each way, one question at a time (QEMU's
-//! documentation, `interop/qemu-ga-ref`). It runs programs and tells of them when they have ended, and sets the clock.
+//! documentation, `interop/qemu-ga-ref`). It runs programs and tells of them when they have ended, reads and writes files, and sets the
+//! clock.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -86,17 +87,22 @@ impl Qemu {
         answered.await.map_err(|_| Unheard::Silent)?
     }
 
-    /// Sets the clock, when its turn comes.
-    pub fn tell_time(&self) {
+    /// Asks for something, when its turn comes, without waiting for what becomes of it.
+    fn tell(&self, command: &'static str, arguments: Value) {
         let (answer, _nobody_waits) = oneshot::channel();
         let question = Question {
-            command: "guest-set-time",
-            arguments: json!({ "time": now_ns() }),
+            command,
+            arguments,
             answer,
         };
         if self.questions.try_send(question).is_err() {
-            tracing::debug!("a guest was not told the time: too much is asked of its agent");
+            tracing::debug!(command, "too much is asked of a guest's agent");
         }
+    }
+
+    /// Sets the clock, when its turn comes.
+    pub fn tell_time(&self) {
+        self.tell("guest-set-time", json!({ "time": now_ns() }));
     }
 
     /// Runs a program with this input, and waits for its end. It goes on when nobody waits any more: the agent cannot end it.
@@ -134,17 +140,85 @@ impl Qemu {
     }
 }
 
+/// A file in a guest that is open. It is closed when this is dropped, without anybody knowing whether that worked.
+#[derive(Debug)]
+pub struct OpenFile<'a> {
+    qemu: &'a Qemu,
+    /// The agent's number for it, until it is closed.
+    handle: Value,
+}
+
+impl Qemu {
+    /// Opens a file as fopen(3) does, in a mode such as "r" or "w".
+    pub async fn open(&self, path: &str, mode: &str) -> Result<OpenFile<'_>, Unheard> {
+        let open = json!({ "path": path, "mode": mode });
+        let handle = self.ask("guest-file-open", open).await?;
+        Ok(OpenFile { qemu: self, handle })
+    }
+}
+
+impl OpenFile<'_> {
+    /// Reads on, so many bytes at most; none at its end.
+    pub async fn read(&self, most: usize) -> Result<Vec<u8>, Unheard> {
+        let read = json!({ "handle": self.handle, "count": most });
+        let answer = self.qemu.ask("guest-file-read", read).await?;
+        let bytes = decoded(&answer, "buf-b64")?;
+        if bytes.len() > most || (bytes.is_empty() && answer["eof"] != true) {
+            return Err(Unheard::Unsound(
+                "it read more of a file than it was asked for, or nothing".to_owned(),
+            ));
+        }
+        Ok(bytes)
+    }
+
+    /// Writes on.
+    pub async fn write(&self, mut bytes: &[u8]) -> Result<(), Unheard> {
+        while !bytes.is_empty() {
+            let write = json!({ "handle": self.handle, "buf-b64": STANDARD.encode(bytes) });
+            let answer = self.qemu.ask("guest-file-write", write).await?;
+            let count = answer["count"]
+                .as_u64()
+                .and_then(|count| usize::try_from(count).ok());
+            bytes = match count.and_then(|count| bytes.get(count..)) {
+                Some(rest) if rest.len() < bytes.len() => rest,
+                _ => {
+                    return Err(Unheard::Unsound(
+                        "it wrote nothing of what it was given, or more".to_owned(),
+                    ));
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Closes it, with which all that was written is in the file.
+    pub async fn close(mut self) -> Result<(), Unheard> {
+        let close = json!({ "handle": self.handle.take() });
+        self.qemu.ask("guest-file-close", close).await.map(drop)
+    }
+}
+
+impl Drop for OpenFile<'_> {
+    fn drop(&mut self) {
+        if !self.handle.is_null() {
+            let close = json!({ "handle": self.handle.take() });
+            self.qemu.tell("guest-file-close", close);
+        }
+    }
+}
+
+fn decoded(answer: &Value, field: &str) -> Result<Vec<u8>, Unheard> {
+    let text = answer[field].as_str().unwrap_or_default();
+    STANDARD
+        .decode(text)
+        .map_err(|_| Unheard::Unsound(format!("{field} is not base64")))
+}
+
 fn ran(status: &Value) -> Result<Ran, Unheard> {
     let number = |field: &str| {
         status[field]
             .as_i64()
             .and_then(|number| i32::try_from(number).ok())
-    };
-    let bytes = |field: &str| {
-        let text = status[field].as_str().unwrap_or_default();
-        STANDARD
-            .decode(text)
-            .map_err(|_| Unheard::Unsound(format!("{field} of a program is not base64")))
     };
     if status["out-truncated"] == true || status["err-truncated"] == true {
         return Err(Unheard::Unable(
@@ -154,8 +228,8 @@ fn ran(status: &Value) -> Result<Ran, Unheard> {
     Ok(Ran {
         code: number("exitcode"),
         signal: number("signal"),
-        out: bytes("out-data")?,
-        err: bytes("err-data")?,
+        out: decoded(status, "out-data")?,
+        err: decoded(status, "err-data")?,
     })
 }
 
@@ -314,6 +388,8 @@ async fn question(
 
 #[cfg(test)]
 mod tests {
+    use tokio::task::JoinSet;
+
     use super::*;
 
     /// An agent that answers what it is asked for, one line after the other.
@@ -360,24 +436,7 @@ mod tests {
                 ("guest-exec-status", done),
             ],
         ));
-        let known = Arc::new(Introduction {
-            identity: guest::channel::message::Identity {
-                incarnation: "vm.1".to_owned(),
-                ..Default::default()
-            },
-            is_qemu: true,
-        });
-        let (identity, mut identities) = watch::channel(None);
-        let contact = watch::Sender::new(Contact::Silent);
-        let mut seen = contact.subscribe();
-        let speaking = tokio::spawn(async move {
-            speak(&mut identities, &contact, near, known).await;
-        });
-        let heard = seen.wait_for(|contact| matches!(contact, Contact::Qemu(_)));
-        let heard = timeout(PATIENCE, heard).await.unwrap().unwrap().clone();
-        let Contact::Qemu(qemu) = heard else {
-            panic!("it is {heard:?}");
-        };
+        let (qemu, _speaking) = heard(near).await;
         assert_eq!(
             (qemu.version.as_str(), &qemu.failed[..]),
             ("7.2", &["clock: no clock".to_owned()][..])
@@ -390,8 +449,85 @@ mod tests {
             err: b"err".to_vec(),
         };
         assert_eq!(ran, expected);
-        drop((identity, qemu));
-        speaking.abort();
         fake.abort();
+    }
+
+    #[tokio::test]
+    async fn files_are_read_and_written_by_pieces_and_what_cannot_be_is_not_believed() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let fake = tokio::spawn(agent(
+            far,
+            vec![
+                ("guest-set-time", json!({"return": {}})),
+                ("guest-info", json!({"return": {"version": "7.2"}})),
+                ("guest-file-open", json!({"return": 9})),
+                (
+                    "guest-file-write",
+                    json!({"return": {"count": 2, "eof": false}}),
+                ),
+                (
+                    "guest-file-write",
+                    json!({"return": {"count": 1, "eof": false}}),
+                ),
+                (
+                    "guest-file-read",
+                    json!({"return": {"count": 1, "buf-b64": STANDARD.encode("x"), "eof": false}}),
+                ),
+                (
+                    "guest-file-read",
+                    json!({"return": {"count": 0, "buf-b64": "", "eof": true}}),
+                ),
+                (
+                    "guest-file-read",
+                    json!({"return": {"count": 0, "buf-b64": "", "eof": false}}),
+                ),
+                (
+                    "guest-file-write",
+                    json!({"return": {"count": 7, "eof": false}}),
+                ),
+                ("guest-file-close", json!({"return": {}})),
+                (
+                    "guest-file-open",
+                    json!({"error": {"desc": "no such file"}}),
+                ),
+            ],
+        ));
+        let (qemu, _speaking) = heard(near).await;
+        let file = qemu.open("/a", "r+").await.unwrap();
+        file.write(b"abc").await.unwrap();
+        assert_eq!(file.read(4).await.unwrap(), b"x");
+        assert_eq!(file.read(4).await.unwrap(), b"");
+        for unsound in [file.read(4).await.map(drop), file.write(b"abc").await] {
+            assert!(matches!(unsound, Err(Unheard::Unsound(_))), "{unsound:?}");
+        }
+        file.close().await.unwrap();
+        let refused = qemu.open("/b", "r").await.unwrap_err();
+        assert!(refused.to_string().contains("no such file"), "{refused}");
+        fake.abort();
+    }
+
+    /// Speaks to an agent that is at the other end: until what is given beside it is dropped.
+    async fn heard(near: UnixStream) -> (Arc<Qemu>, JoinSet<()>) {
+        let known = Arc::new(Introduction {
+            identity: guest::channel::message::Identity {
+                incarnation: "vm.1".to_owned(),
+                ..Default::default()
+            },
+            is_qemu: true,
+        });
+        let (identity, mut identities) = watch::channel(None);
+        let contact = watch::Sender::new(Contact::Silent);
+        let mut seen = contact.subscribe();
+        let mut speaking = JoinSet::new();
+        speaking.spawn(async move {
+            let _goes_on_with_this = identity;
+            speak(&mut identities, &contact, near, known).await;
+        });
+        let heard = seen.wait_for(|contact| matches!(contact, Contact::Qemu(_)));
+        let heard = timeout(PATIENCE, heard).await.unwrap().unwrap().clone();
+        match heard {
+            Contact::Qemu(qemu) => (qemu, speaking),
+            other => panic!("it is {other:?}"),
+        }
     }
 }

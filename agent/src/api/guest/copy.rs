@@ -21,8 +21,16 @@ use proto::v1::{
 use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, Streaming};
 
-use super::super::carry::{Answers, Found};
-use crate::{convert::files, errors::ApiError, node::Node};
+use super::{
+    super::carry::{Answers, Found},
+    copy_qemu,
+};
+use crate::{
+    convert::files,
+    errors::ApiError,
+    guest::{Contact, Guest},
+    node::Node,
+};
 
 /// The longest path that a kernel takes, with the zero byte at its end.
 const MAX_PATH: usize = 4096;
@@ -79,6 +87,10 @@ pub(super) async fn open_in(
     inputs: Streaming<CopyInRequest>,
     deadline: Instant,
 ) -> Result<Answers<CopyInResponse>, ApiError> {
+    let guest = super::guest(node, found, deadline).await?;
+    if let Contact::Qemu(qemu) = guest.contact() {
+        return Ok(copy_qemu::open_in(node, found, qemu, start, inputs));
+    }
     let what = request::What::Receive(message::Receive {
         path: start.path.into(),
         name: start.name.into(),
@@ -86,11 +98,10 @@ pub(super) async fn open_in(
     open(
         node,
         found,
+        &guest,
         what,
-        deadline,
         move |stream, answers| async move { copy_in(&stream, inputs, &answers).await },
     )
-    .await
 }
 
 /// Takes files out of a VM of this node.
@@ -101,32 +112,34 @@ pub(super) async fn open_out(
     inputs: Streaming<CopyOutRequest>,
     deadline: Instant,
 ) -> Result<Answers<CopyOutResponse>, ApiError> {
+    let guest = super::guest(node, found, deadline).await?;
+    if let Contact::Qemu(qemu) = guest.contact() {
+        return Ok(copy_qemu::open_out(node, found, qemu, start, inputs));
+    }
     let what = request::What::Send(message::Send {
         path: start.path.into(),
     });
     open(
         node,
         found,
+        &guest,
         what,
-        deadline,
         move |stream, answers| async move { copy_out(&stream, inputs, &answers).await },
     )
-    .await
 }
 
 /// Begins a stream, which ends with the caller and with this node.
-async fn open<A, F>(
+fn open<A, F>(
     node: &Arc<Node>,
     found: &Found,
+    guest: &Guest,
     what: request::What,
-    deadline: Instant,
     attend: impl FnOnce(Stream, Answer<A>) -> F,
 ) -> Result<Answers<A>, ApiError>
 where
     A: Send + 'static,
     F: Future<Output = Result<(), Broken>> + Send + 'static,
 {
-    let guest = super::guest(node, found, deadline).await?;
     let stream = guest.open(what).map_err(|problem| found.unheard(problem))?;
     Ok(super::attended(node, found, |answers| {
         let attending = attend(stream, answers);

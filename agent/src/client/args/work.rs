@@ -57,7 +57,7 @@ pub struct ExecArgs {
     #[arg(long = "tty", short = 't')]
     pub terminal: bool,
     /// A setting in its environment, NAME=VALUE; can be repeated.
-    #[arg(long, value_name = "NAME=VALUE", value_parser = label)]
+    #[arg(long, short, value_name = "NAME=VALUE", value_parser = label)]
     pub env: Vec<(String, String)>,
     /// Its working directory. Without it its user's own.
     #[arg(long, value_name = "DIR")]
