@@ -1,10 +1,13 @@
 //! Everything that can be asked of the replicated state. A command carries all that its application needs: the proposer
 //! stamps time, ids and randomness into it.
 
-use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
+use super::ids::{
+    CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+};
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
-    GuestAgent, Labels, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy, Unready,
+    GuestAgent, Labels, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy, Role,
+    Unready,
 };
 
 /// A command and what goes with it.
@@ -48,6 +51,15 @@ pub enum Command {
     },
     /// Makes a token useless.
     RevokeToken { id: String },
+    /// Notes a certificate that is going to be signed. Answered with `Response::Certificate`.
+    IssueCertificate {
+        id: CertificateId,
+        name: String,
+        role: Role,
+        expires_at: Millis,
+    },
+    /// Makes a certificate useless. Answered with `Response::Certificate`.
+    RevokeCertificate { certificate: String },
     /// Uses up a token and notes a new node. Answered with `Response::Node`. Refused when no valid token has this hash,
     /// or the name is taken.
     Join {
@@ -243,6 +255,8 @@ impl Command {
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
             | Self::RevokeToken { .. }
+            | Self::IssueCertificate { .. }
+            | Self::RevokeCertificate { .. }
             | Self::Join { .. }
             | Self::LabelNode { .. }
             | Self::CordonNode { .. }

@@ -43,6 +43,7 @@ impl Default for State {
             next_node: 1,
             nodes: Default::default(),
             tokens: Default::default(),
+            certificates: Default::default(),
             images: Default::default(),
             vms: Default::default(),
             snapshots: Default::default(),

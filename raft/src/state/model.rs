@@ -8,7 +8,9 @@ use std::{
     sync::Arc,
 };
 
-use super::ids::{ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId};
+use super::ids::{
+    CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+};
 use super::requests::Requests;
 
 /// A point in time as the proposer's clock had it: milliseconds since the Unix epoch.
@@ -30,6 +32,8 @@ pub struct State {
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Join tokens that can still be used.
     pub tokens: BTreeMap<TokenId, Token>,
+    /// Certificates of those who use the cluster that have not expired, revoked ones included.
+    pub certificates: BTreeMap<CertificateId, Certificate>,
     /// Images.
     pub images: BTreeMap<ImageId, Arc<Image>>,
     /// Virtual machines.
@@ -89,6 +93,32 @@ pub struct Token {
     pub created_at: Millis,
     /// When it ends.
     pub expires_at: Millis,
+}
+
+/// What somebody may do. Each may do what the ones before may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Work with images, VMs, snapshots and forks.
+    Operator,
+    /// Everything: also who belongs to the cluster, and who may do what in it.
+    Admin,
+}
+
+/// A certificate of somebody who uses the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// Whose. Unique among those that are neither revoked nor expired.
+    pub name: String,
+    /// What its owner may do.
+    pub role: Role,
+    /// When it was made.
+    pub created_at: Millis,
+    /// When it ends.
+    pub expires_at: Millis,
+    /// When it was made useless before that, if it was.
+    pub revoked_at: Option<Millis>,
 }
 
 /// An image.

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 use super::{
-    ids::{NodeId, OperationId, SnapshotId, TokenId, VmId},
-    model::{Image, Node, Operation, Snapshot, State, Token, Vm},
+    ids::{CertificateId, NodeId, OperationId, SnapshotId, TokenId, VmId},
+    model::{Certificate, Image, Node, Operation, Snapshot, State, Token, Vm},
     response::{Kind, Rejection},
 };
 
@@ -140,6 +140,29 @@ pub fn token<'a>(state: &'a State, text: &str) -> Result<(TokenId, &'a Token), R
         .ok_or_else(|| not_found(Kind::Token, text))
 }
 
+/// Finds a certificate, by its owner's name where it is not revoked, or by its id or a prefix of it.
+pub fn certificate<'a>(
+    state: &'a State,
+    text: &str,
+) -> Result<(CertificateId, &'a Certificate), Rejection> {
+    let id = find_id(
+        &state.certificates,
+        Kind::Certificate,
+        text,
+        |certificate| {
+            certificate
+                .revoked_at
+                .is_none()
+                .then_some(&certificate.name)
+        },
+    )?;
+    state
+        .certificates
+        .get(&id)
+        .map(|certificate| (id, certificate))
+        .ok_or_else(|| not_found(Kind::Certificate, text))
+}
+
 /// An id that wraps a ULID's number.
 trait Ulid: Copy + Ord + std::fmt::Display {
     fn of(number: u128) -> Self;
@@ -156,7 +179,14 @@ macro_rules! ulids {
 }
 
 use super::ids::ImageId;
-ulids!(ImageId, VmId, SnapshotId, OperationId, TokenId);
+ulids!(
+    ImageId,
+    VmId,
+    SnapshotId,
+    OperationId,
+    TokenId,
+    CertificateId
+);
 
 fn find<'a, I: Ulid, T>(
     map: &'a BTreeMap<I, Arc<T>>,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ids::{ImageId, NodeId, OperationId, SnapshotId, VmId};
+use super::ids::{CertificateId, ImageId, NodeId, OperationId, SnapshotId, VmId};
 
 /// What became of a command.
 pub type Outcome = Result<Response, Rejection>;
@@ -26,6 +26,8 @@ pub enum Response {
     DeletedSnapshot(SnapshotId),
     /// This operation was begun or changed.
     Operation(OperationId),
+    /// This certificate was noted, or made useless.
+    Certificate(CertificateId),
 }
 
 /// What kind of object a message is about.
@@ -43,6 +45,8 @@ pub enum Kind {
     Snapshot,
     /// An operation.
     Operation,
+    /// A certificate.
+    Certificate,
 }
 
 impl fmt::Display for Kind {
@@ -54,6 +58,7 @@ impl fmt::Display for Kind {
             Self::Vm => "VM",
             Self::Snapshot => "snapshot",
             Self::Operation => "operation",
+            Self::Certificate => "certificate",
         })
     }
 }

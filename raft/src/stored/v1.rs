@@ -21,6 +21,7 @@ mirrors! {
     id SnapshotId;
     id OperationId;
     id TokenId;
+    id CertificateId;
 
     struct Proposal { request: Option<RequestKey>, now: Millis, command: Command }
     struct RequestKey { id: String, body: [u8; 32] }
@@ -29,6 +30,8 @@ mirrors! {
         Found { cluster: Id, name: String, address: String },
         CreateToken { id: Id, key_hash: [u8; 32], expires_at: Millis },
         RevokeToken { id: String },
+        IssueCertificate { id: Id, name: String, role: Role, expires_at: Millis },
+        RevokeCertificate { certificate: String },
         Join { key_hash: [u8; 32], name: String, address: String },
         ReportNode { node: NodeId, address: String, capacity: Capacity },
         LabelNode { node: String, set: Labels, remove: Vec<String> },
@@ -127,8 +130,9 @@ mirrors! {
         Snapshot(id: Id),
         DeletedSnapshot(id: Id),
         Operation(id: Id),
+        Certificate(id: Id),
     }
-    enum Kind { Node, Token, Image, Vm, Snapshot, Operation }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate }
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
@@ -159,6 +163,14 @@ mirrors! {
         problems: Vec<String>,
     }
     struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis }
+    enum Role { Viewer, Operator, Admin }
+    struct Certificate {
+        name: String,
+        role: Role,
+        created_at: Millis,
+        expires_at: Millis,
+        revoked_at: Option<Millis>,
+    }
     struct Image {
         id: Id,
         name: String,
@@ -328,6 +340,7 @@ mirrors! {
         next_node: NodeId,
         nodes: BTreeMap<NodeId, Box<Node>>,
         tokens: BTreeMap<Id, Token>,
+        certificates: BTreeMap<Id, Certificate>,
         images: BTreeMap<Id, Box<Image>>,
         vms: BTreeMap<Id, Box<Vm>>,
         snapshots: BTreeMap<Id, Box<Snapshot>>,

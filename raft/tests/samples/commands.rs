@@ -26,6 +26,21 @@ fn commands() -> Vec<(&'static str, Command)> {
         ),
         ("revoke-token", Command::RevokeToken { id: "01ABC".into() }),
         (
+            "issue-certificate",
+            Command::IssueCertificate {
+                id: CertificateId(0x23),
+                name: "ann".into(),
+                role: Role::Operator,
+                expires_at: 99,
+            },
+        ),
+        (
+            "revoke-certificate",
+            Command::RevokeCertificate {
+                certificate: "01ABC".into(),
+            },
+        ),
+        (
             "join",
             Command::Join {
                 key_hash: [9; 32],

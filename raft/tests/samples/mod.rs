@@ -128,6 +128,7 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
         Kind::Vm,
         Kind::Snapshot,
         Kind::Operation,
+        Kind::Certificate,
     ];
     let mut outcomes: Vec<(String, Outcome)> = vec![
         ("done".into(), Ok(Response::Done)),
@@ -141,6 +142,10 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
             Ok(Response::DeletedSnapshot(SnapshotId(id))),
         ),
         ("operation".into(), Ok(Response::Operation(OperationId(id)))),
+        (
+            "certificate".into(),
+            Ok(Response::Certificate(CertificateId(id))),
+        ),
         ("bad-token".into(), Err(Rejection::BadToken)),
         (
             "reused".into(),

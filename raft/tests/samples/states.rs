@@ -47,6 +47,20 @@ pub fn state() -> State {
             expires_at: 99,
         },
     );
+    for (id, role, revoked_at) in [
+        (0x23, Role::Viewer, None),
+        (0x24, Role::Operator, Some(25)),
+        (0x25, Role::Admin, None),
+    ] {
+        let certificate = Certificate {
+            name: format!("somebody-{id}"),
+            role,
+            created_at: 20,
+            expires_at: 99,
+            revoked_at,
+        };
+        state.certificates.insert(CertificateId(id), certificate);
+    }
     let image = Image {
         id: ImageId(0x31),
         name: "tiny".into(),

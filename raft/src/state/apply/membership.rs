@@ -1,11 +1,11 @@
-//! The cluster's founding, join tokens and nodes.
+//! The cluster's founding, join tokens, certificates and nodes.
 
 use std::sync::Arc;
 
 use super::{check_address, check_labels, invalid};
 use crate::state::{
-    ids::{ClusterId, NodeId, TokenId},
-    model::{Capacity, Labels, Millis, Node, State, Token},
+    ids::{CertificateId, ClusterId, NodeId, TokenId},
+    model::{Capacity, Certificate, Labels, Millis, Node, Role, State, Token},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -79,6 +79,60 @@ pub(super) fn revoke_token(state: &mut State, id: &str) -> Outcome {
     let (id, _) = names::token(state, id)?;
     state.tokens.remove(&id);
     Ok(Response::Done)
+}
+
+pub(super) fn issue_certificate(
+    state: &mut State,
+    now: Millis,
+    id: CertificateId,
+    name: &str,
+    role: Role,
+    expires_at: Millis,
+) -> Outcome {
+    names::check_name("name", name)?;
+    if expires_at <= now {
+        return Err(invalid("ttlSeconds", "must end in the future"));
+    }
+    if state.certificates.contains_key(&id) {
+        return Err(Rejection::WrongState {
+            kind: Kind::Certificate,
+            name: id.to_string(),
+            problem: "exists already".to_owned(),
+        });
+    }
+    let is_valid = |one: &Certificate| one.revoked_at.is_none() && one.expires_at > now;
+    if state
+        .certificates
+        .values()
+        .any(|one| one.name == name && is_valid(one))
+    {
+        return Err(Rejection::NameTaken {
+            kind: Kind::Certificate,
+            name: name.to_owned(),
+        });
+    }
+    // A good moment to forget the ones that nobody lets in any more by themselves.
+    state.certificates.retain(|_, one| one.expires_at > now);
+    state.certificates.insert(
+        id,
+        Certificate {
+            name: name.to_owned(),
+            role,
+            created_at: now,
+            expires_at,
+            revoked_at: None,
+        },
+    );
+    Ok(Response::Certificate(id))
+}
+
+pub(super) fn revoke_certificate(state: &mut State, now: Millis, certificate: &str) -> Outcome {
+    let (id, _) = names::certificate(state, certificate)?;
+    if let Some(one) = state.certificates.get_mut(&id) {
+        // Once more changes nothing.
+        one.revoked_at.get_or_insert(now);
+    }
+    Ok(Response::Certificate(id))
 }
 
 pub(super) fn join(

@@ -87,6 +87,15 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             expires_at,
         } => membership::create_token(state, now, *id, key_hash, *expires_at),
         Command::RevokeToken { id } => membership::revoke_token(state, id),
+        Command::IssueCertificate {
+            id,
+            name,
+            role,
+            expires_at,
+        } => membership::issue_certificate(state, now, *id, name, *role, *expires_at),
+        Command::RevokeCertificate { certificate } => {
+            membership::revoke_certificate(state, now, certificate)
+        }
         Command::Join {
             key_hash,
             name,

@@ -73,6 +73,56 @@ fn a_token_lets_one_node_in_until_it_ends() {
 }
 
 #[test]
+fn a_certificate_has_a_name_to_itself_until_it_is_revoked_or_ends() {
+    let mut world = World::new();
+    let issue = |id, name: &str, expires_at| Command::IssueCertificate {
+        id: CertificateId(id),
+        name: name.into(),
+        role: Role::Operator,
+        expires_at,
+    };
+    let revoke = |certificate: &str| Command::RevokeCertificate {
+        certificate: certificate.into(),
+    };
+    let end = world.now + 10;
+    assert_eq!(world.invalid(issue(7, "Ann", end)), "name");
+    assert_eq!(world.invalid(issue(7, "ann", world.now)), "ttlSeconds");
+    let seven = Response::Certificate(CertificateId(7));
+    assert_eq!(world.ok(issue(7, "ann", end)), seven);
+    let taken = Rejection::NameTaken {
+        kind: Kind::Certificate,
+        name: "ann".into(),
+    };
+    assert_eq!(world.refused(issue(8, "ann", end)), taken);
+    world.wrong_state(issue(7, "bob", end));
+
+    // By its name, which is free then; once more, by its id, it stays as it was.
+    let revoked = world.now;
+    assert_eq!(world.ok(revoke("ann")), seven);
+    world.now += 1;
+    assert_eq!(world.ok(revoke(&CertificateId(7).to_string())), seven);
+    let state = &world.state;
+    assert_eq!(
+        state.certificates[&CertificateId(7)].revoked_at,
+        Some(revoked)
+    );
+    world.ok(issue(8, "ann", end));
+    assert_eq!(
+        world.ok(revoke("ann")),
+        Response::Certificate(CertificateId(8))
+    );
+    assert!(matches!(
+        world.refused(revoke("ann")),
+        Rejection::NotFound { .. }
+    ));
+
+    // Those that have ended are forgotten: nobody lets them in.
+    world.now = end;
+    world.ok(issue(9, "ann", end + 10));
+    assert_eq!(world.state.certificates.len(), 1);
+}
+
+#[test]
 fn nobody_joins_before_the_founding() {
     let mut state = State::new();
     let command = Command::CreateToken {

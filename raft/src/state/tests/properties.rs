@@ -223,6 +223,10 @@ fn results() -> impl Strategy<Value = Command> {
         .prop_map(|(operation, results)| Command::ReportChildren { operation, results })
 }
 
+fn role() -> impl Strategy<Value = Role> {
+    prop_oneof![Just(Role::Viewer), Just(Role::Operator), Just(Role::Admin)]
+}
+
 fn membership() -> impl Strategy<Value = Command> {
     let key = || (0..3u8).prop_map(|byte| [byte; 32]);
     prop_oneof![
@@ -238,6 +242,18 @@ fn membership() -> impl Strategy<Value = Command> {
         }),
         (1..4u128).prop_map(|id| Command::RevokeToken {
             id: TokenId(id).to_string()
+        }),
+        (1..4u128, name(), role(), 0..90u64).prop_map(|(id, name, role, expires_at)| {
+            Command::IssueCertificate {
+                id: CertificateId(id),
+                name,
+                role,
+                expires_at,
+            }
+        }),
+        name().prop_map(|certificate| Command::RevokeCertificate { certificate }),
+        (1..4u128).prop_map(|id| Command::RevokeCertificate {
+            certificate: CertificateId(id).to_string()
         }),
         (key(), name()).prop_map(|(key_hash, name)| Command::Join {
             key_hash,
