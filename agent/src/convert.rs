@@ -14,9 +14,9 @@ use qemu::{
 use raft::{
     node::Status,
     state::{
-        CaptureMode, CaptureReport, EndCause, Ending, Image, Machine, Millis, Node, NodeId,
-        Operation, OperationKind, OperationState, Phase, Power, Safety, Snapshot, Source, State,
-        Vm,
+        self, CaptureMode, CaptureReport, CertificateId, EndCause, Ending, Image, Machine, Millis,
+        Node, NodeId, Operation, OperationKind, OperationState, Phase, Power, Safety, Snapshot,
+        Source, State, Vm,
     },
 };
 
@@ -148,6 +148,36 @@ pub fn node_name(state: &State, node: NodeId) -> String {
         .nodes
         .get(&node)
         .map_or_else(|| node.to_string(), |node| node.name.clone())
+}
+
+/// What somebody may do; `None` when it is not said.
+pub fn role(role: v1::Role) -> Option<state::Role> {
+    match role {
+        v1::Role::Unspecified => None,
+        v1::Role::Viewer => Some(state::Role::Viewer),
+        v1::Role::Operator => Some(state::Role::Operator),
+        v1::Role::Admin => Some(state::Role::Admin),
+    }
+}
+
+fn role_message(role: state::Role) -> v1::Role {
+    match role {
+        state::Role::Viewer => v1::Role::Viewer,
+        state::Role::Operator => v1::Role::Operator,
+        state::Role::Admin => v1::Role::Admin,
+    }
+}
+
+/// A certificate of somebody who uses the cluster.
+pub fn certificate(id: CertificateId, certificate: &state::Certificate) -> v1::Certificate {
+    v1::Certificate {
+        id: id.to_string(),
+        name: certificate.name.clone(),
+        role: role_message(certificate.role).into(),
+        created_at: Some(timestamp(certificate.created_at)),
+        expires_at: Some(timestamp(certificate.expires_at)),
+        revoked_at: certificate.revoked_at.map(timestamp),
+    }
 }
 
 /// A node, with what is known of its part in the cluster now.
@@ -315,7 +345,7 @@ pub fn seen_state(is: &Is) -> v1::VmState {
 
 /// An image.
 pub fn image(state: &State, image: &Image) -> v1::Image {
-    let file = |kind: v1::ImageFileKind, blob: &raft::state::Blob, virtual_bytes| v1::ImageFile {
+    let file = |kind: v1::ImageFileKind, blob: &state::Blob, virtual_bytes| v1::ImageFile {
         kind: kind.into(),
         sha256: hex(&blob.sha256),
         size_bytes: blob.size_bytes,
@@ -383,7 +413,7 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
         base_bytes: content.map_or(0, |content| content.base_bytes),
         stream_bytes: content.map_or(0, |content| content.stream_bytes),
         layer_bytes: content.map_or(0, |content| content.layer_bytes),
-        dependents: raft::state::dependents_of_snapshot(state, snapshot.id),
+        dependents: state::dependents_of_snapshot(state, snapshot.id),
         image: image.map_or_else(
             || snapshot.spec.image.to_string(),
             |image| image.name.clone(),

@@ -92,7 +92,7 @@ pub enum ApiError {
     },
     /// The caller may not.
     #[error("{0}")]
-    NotAllowed(&'static str),
+    NotAllowed(String),
     /// Something that should not happen.
     #[error("{0}")]
     Internal(String),
@@ -289,6 +289,7 @@ fn list_command(kind: Kind) -> &'static str {
         Kind::Vm => "vm ls",
         Kind::Snapshot => "snapshot ls",
         Kind::Operation => "op ls",
+        Kind::Certificate => "cert ls",
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod audit;
 pub mod blobs;
 pub mod client;
 pub mod convert;

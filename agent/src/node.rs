@@ -25,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admission::Reserves,
+    audit::Audit,
     density::Density,
     guest::{Introduction, identity, ports::Ports},
     leases::Leases,
@@ -47,6 +48,8 @@ pub struct Node {
     pub identity: Identity,
     /// The cluster's authority.
     pub authority: Authority,
+    /// Who asked for what.
+    pub audit: Arc<Audit>,
     /// The replicated state.
     pub raft: Handle,
     /// Its VMs.

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Response, Status, Streaming};
 
 use super::Api;
-use crate::{errors::ApiError, guest::Unheard};
+use crate::{audit, errors::ApiError, guest::Unheard};
 
 /// What a call is answered with.
 pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -90,6 +90,7 @@ impl Api {
     /// The VM that is meant, as this node knows it; the cluster is asked only when it does not: whoever works in a VM does not wait for
     /// that each time. A VM that has gone meanwhile is not found where it was.
     pub(super) async fn find_vm(&self, vm: &str, deadline: Instant) -> Result<Found, ApiError> {
+        audit::about(|| format!("VM {vm}"));
         let found = |vm: &raft::state::Vm| Found {
             vm: vm.id,
             name: vm.name.clone(),

@@ -1,14 +1,17 @@
 //! The cluster, its tokens, and newcomers.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use proto::v1::{
-    CheckHostRequest, CheckHostResponse, CreateTokenRequest, CreateTokenResponse, GetStatusRequest,
-    GetStatusResponse, JoinRequest, JoinResponse, ListTokensRequest, ListTokensResponse,
+    Certificate, CheckHostRequest, CheckHostResponse, CreateCertificateRequest,
+    CreateCertificateResponse, CreateTokenRequest, CreateTokenResponse, GetStatusRequest,
+    GetStatusResponse, JoinRequest, JoinResponse, ListCertificatesRequest,
+    ListCertificatesResponse, ListTokensRequest, ListTokensResponse, RevokeCertificateRequest,
     RevokeTokenRequest, RevokeTokenResponse, Token, cluster_service_server::ClusterService,
     join_service_server::JoinService,
 };
-use raft::state::{Command, Response as Outcome, TokenId};
+use raft::state::{self, CertificateId, Command, RequestKey, Response as Outcome, TokenId};
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
@@ -17,12 +20,16 @@ use crate::{
     convert,
     errors::ApiError,
     node::now,
-    trust::{names, tls::server::PeerRole, token::JoinToken},
+    trust::{authority::UserCertificate, names, tls::server::PeerRole, token::JoinToken},
 };
 
 /// How long a token can be used when nobody says otherwise, and at most.
 const TOKEN_TTL: Duration = Duration::from_secs(3600);
 const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// The same for certificates.
+const CERTIFICATE_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+const LONGEST_CERTIFICATE_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
 
 #[tonic::async_trait]
 impl ClusterService for Api {
@@ -55,7 +62,7 @@ impl ClusterService for Api {
             images: state.images.len() as u32,
             problems: self.problems(&status, online.as_ref()),
             started_at: Some(node.started_at.into()),
-            state_digest: raft::state::digest(&state),
+            state_digest: state::digest(&state),
             memory: Some(node.host_memory().await.map_err(ApiError::Internal)?),
         }))
     }
@@ -146,6 +153,44 @@ impl ClusterService for Api {
         }))
     }
 
+    async fn create_certificate(
+        &self,
+        request: Request<CreateCertificateRequest>,
+    ) -> Result<Response<CreateCertificateResponse>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        Ok(Response::new(self.issue(request, deadline).await?))
+    }
+
+    async fn list_certificates(
+        &self,
+        request: Request<ListCertificatesRequest>,
+    ) -> Result<Response<ListCertificatesResponse>, Status> {
+        let state = self.read(deadline(&request)).await?;
+        let now = now();
+        let certificates = state.certificates.iter();
+        let valid = certificates.filter(|(_, certificate)| certificate.expires_at > now);
+        Ok(Response::new(ListCertificatesResponse {
+            certificates: valid
+                .map(|(id, certificate)| convert::certificate(*id, certificate))
+                .collect(),
+        }))
+    }
+
+    async fn revoke_certificate(
+        &self,
+        request: Request<RevokeCertificateRequest>,
+    ) -> Result<Response<Certificate>, Status> {
+        let deadline = deadline(&request);
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::RevokeCertificate {
+            certificate: request.certificate,
+        };
+        let (id, certificate) = self.certificate(key, command, deadline).await?;
+        Ok(Response::new(convert::certificate(id, &certificate)))
+    }
+
     async fn revoke_token(
         &self,
         request: Request<RevokeTokenRequest>,
@@ -164,7 +209,7 @@ impl JoinService for Api {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let deadline = deadline(&request);
         let Some(PeerRole::Joiner { key_hash }) = role(&request).cloned() else {
-            return Err(ApiError::NotAllowed("joining needs a join token").into());
+            return Err(ApiError::NotAllowed("joining needs a join token".to_owned()).into());
         };
         let request = request.into_inner();
         names::check_advertised(&request.address).map_err(|error| ApiError::InvalidField {
@@ -217,6 +262,79 @@ impl JoinService for Api {
 }
 
 impl Api {
+    /// Signs a certificate, once it is in the state.
+    async fn issue(
+        &self,
+        request: CreateCertificateRequest,
+        deadline: Instant,
+    ) -> Result<CreateCertificateResponse, ApiError> {
+        let invalid = |field, problem: &str| ApiError::InvalidField {
+            field,
+            problem: problem.to_owned(),
+        };
+        let role = convert::role(request.role())
+            .ok_or_else(|| invalid("role", "must be viewer, operator or admin"))?;
+        let ttl = match Duration::from_secs(request.ttl_seconds) {
+            Duration::ZERO => CERTIFICATE_TTL,
+            ttl if ttl > LONGEST_CERTIFICATE_TTL => {
+                return Err(invalid(
+                    "ttlSeconds",
+                    "a certificate is valid for 366 days at most",
+                ));
+            }
+            ttl => ttl,
+        };
+        let expires_at = now() + ttl.as_millis() as u64;
+        let id = CertificateId(Ulid::new().0);
+        // The certificate request is looked at before anything is noted: one that cannot be signed changes nothing.
+        let authority = &self.node.authority;
+        let sign = |id: CertificateId, name: &str, role, expires_at: u64| {
+            let user = UserCertificate {
+                id: Ulid(id.0),
+                name,
+                role,
+                expires_at: SystemTime::UNIX_EPOCH + Duration::from_millis(expires_at),
+            };
+            authority.sign_user_request(user, &request.csr)
+        };
+        sign(id, "trial", role, expires_at).map_err(|error| invalid("csr", &error.to_string()))?;
+        let mut body = request.clone();
+        // Whoever asks again after a lost answer has a new key.
+        body.csr.clear();
+        let key = request_key(&body, |request| &mut request.request_id);
+        let command = Command::IssueCertificate {
+            id,
+            name: request.name.clone(),
+            role,
+            expires_at,
+        };
+        let (id, noted) = self.certificate(key, command, deadline).await?;
+        let der = sign(id, &noted.name, noted.role, noted.expires_at).map_err(internal)?;
+        Ok(CreateCertificateResponse {
+            certificate: Some(convert::certificate(id, &noted)),
+            der: der.to_vec().into(),
+            authority_certificate: authority.certificate().to_vec().into(),
+        })
+    }
+
+    /// Changes a certificate, and gives it as it is then.
+    async fn certificate(
+        &self,
+        key: RequestKey,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<(CertificateId, state::Certificate), ApiError> {
+        match self.change(key, command, deadline).await? {
+            Outcome::Certificate(id) => {
+                let state = self.read(deadline).await?;
+                let noted = state.certificates.get(&id).cloned();
+                let gone = || ApiError::Internal(format!("the certificate {id} has expired"));
+                Ok((id, noted.ok_or_else(gone)?))
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// What is wrong with the cluster, as this node sees it.
     fn problems(
         &self,

@@ -1,5 +1,6 @@
-//! The gRPC services of a node, and who may call what.
+//! The gRPC services of a node, and who may call what ([`access`]).
 
+pub mod access;
 mod carry;
 mod cluster;
 mod console;
@@ -33,16 +34,17 @@ use proto::{
 use raft::state::{Command, RequestKey, Response, State};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
-use tonic::{
-    Request, Status,
-    service::{Routes, interceptor::InterceptedService},
-};
+use tonic::{Request, service::Routes};
 use ulid::Ulid;
 
 use crate::{
+    audit,
     errors::ApiError,
     node::Node,
-    trust::tls::{accept::Peer, server::PeerRole},
+    trust::{
+        authority::unit_of,
+        tls::{accept::Peer, server::PeerRole},
+    },
 };
 
 /// How long a call may take whose caller does not say.
@@ -56,7 +58,7 @@ pub struct Api {
     node: Arc<Node>,
 }
 
-/// Everything that a node serves. `raft` is the consensus's own service.
+/// Everything that a node serves, behind [`access`]. `raft` is the consensus's own service.
 pub fn routes(
     node: &Arc<Node>,
     raft: raft::node::Service,
@@ -75,73 +77,22 @@ pub fn routes(
             .await
     });
 
-    let routes = Routes::new(InterceptedService::new(
-        ClusterServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(
-        NodeServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(
-        ImageServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(
-        VmServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(
-        SnapshotServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(
-        GuestServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(
-        OperationServiceServer::new(api.clone()),
-        users,
-    ))
-    .add_service(InterceptedService::new(reflection, users))
-    .add_service(InterceptedService::new(health_service, users))
-    .add_service(InterceptedService::new(
-        JoinServiceServer::new(api.clone()),
-        joiners,
-    ))
-    .add_service(InterceptedService::new(PeerServiceServer::new(api), nodes))
-    .add_service(InterceptedService::new(raft, nodes));
-    Ok(routes)
+    Ok(Routes::new(ClusterServiceServer::new(api.clone()))
+        .add_service(NodeServiceServer::new(api.clone()))
+        .add_service(ImageServiceServer::new(api.clone()))
+        .add_service(VmServiceServer::new(api.clone()))
+        .add_service(SnapshotServiceServer::new(api.clone()))
+        .add_service(GuestServiceServer::new(api.clone()))
+        .add_service(OperationServiceServer::new(api.clone()))
+        .add_service(reflection)
+        .add_service(health_service)
+        .add_service(JoinServiceServer::new(api.clone()))
+        .add_service(PeerServiceServer::new(api))
+        .add_service(raft))
 }
 
 fn role<T>(request: &Request<T>) -> Option<&PeerRole> {
     request.extensions().get::<Peer>().map(|peer| &peer.role)
-}
-
-/// Calls for people and their programs.
-fn users(request: Request<()>) -> Result<Request<()>, Status> {
-    match role(&request) {
-        Some(PeerRole::Admin { .. } | PeerRole::Local | PeerRole::Node(_)) => Ok(request),
-        Some(PeerRole::Joiner { .. }) | None => {
-            Err(ApiError::NotAllowed("a join token allows nothing but joining").into())
-        }
-    }
-}
-
-/// Calls that nodes make of each other.
-fn nodes(request: Request<()>) -> Result<Request<()>, Status> {
-    match role(&request) {
-        Some(PeerRole::Node(_)) => Ok(request),
-        _ => Err(ApiError::NotAllowed("only nodes of the cluster may call this").into()),
-    }
-}
-
-/// Joining.
-fn joiners(request: Request<()>) -> Result<Request<()>, Status> {
-    match role(&request) {
-        Some(PeerRole::Joiner { .. }) => Ok(request),
-        _ => Err(ApiError::NotAllowed("joining needs a join token").into()),
-    }
 }
 
 /// When a call's caller stops waiting, by its `grpc-timeout`; a little before, so that the answer still arrives.
@@ -208,6 +159,7 @@ impl Api {
         command: Command,
         deadline: Instant,
     ) -> Result<Response, ApiError> {
+        audit::about(|| subject(&command));
         Ok(self.node.propose(Some(key), command, deadline).await??)
     }
 
@@ -237,6 +189,47 @@ impl Api {
             )));
         }
         Ok(())
+    }
+}
+
+/// What a change is about, for the audit log.
+fn subject(command: &Command) -> String {
+    match command {
+        Command::RevokeToken { id } => format!("token {id}"),
+        Command::IssueCertificate { id, name, role, .. } => {
+            format!("certificate {id} of {name}, {}", unit_of(*role))
+        }
+        Command::RevokeCertificate { certificate } => format!("certificate {certificate}"),
+        Command::Join { name, address, .. } => format!("node {name} at {address}"),
+        Command::LabelNode { node, .. } | Command::CordonNode { node, .. } => {
+            format!("node {node}")
+        }
+        Command::ImportImage { name, .. } => format!("image {name}"),
+        Command::DeleteImage { image } => format!("image {image}"),
+        Command::CreateVm { name, .. } => format!("VM {name}"),
+        Command::SetPower { vm, action } => format!("VM {vm}, {action:?}"),
+        Command::DeleteVm { vm, .. }
+        | Command::ResetVm { vm, .. }
+        | Command::SuspendVm { vm, .. }
+        | Command::CreateSnapshot { vm, .. } => format!("VM {vm}"),
+        Command::Fork { source, .. } => format!("{source:?}"),
+        Command::CancelOperation { operation } => format!("operation {operation}"),
+        Command::TagSnapshot { snapshot, .. }
+        | Command::WarmSnapshot { snapshot, .. }
+        | Command::DeleteSnapshot { snapshot } => format!("snapshot {snapshot}"),
+        // What has no name of its own yet, and what nodes say by themselves.
+        Command::CreateToken { id, .. } => format!("token {id}"),
+        Command::Found { .. }
+        | Command::ReportNode { .. }
+        | Command::ReportImage { .. }
+        | Command::ReportVms { .. }
+        | Command::ReportSteps { .. }
+        | Command::SnapshotReady { .. }
+        | Command::ReportChildren { .. }
+        | Command::FailOperation { .. }
+        | Command::LostSnapshot { .. }
+        | Command::SecureSnapshot { .. }
+        | Command::Purged { .. } => String::new(),
     }
 }
 

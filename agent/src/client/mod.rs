@@ -95,6 +95,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Run(_) => Err(Failure::usage("`run` is the daemon's", "")),
         Command::Init(args) => commands::init::run(&context, args),
         Command::Join(args) => commands::join::run(&context, args).await,
+        Command::Cert(command) => commands::cert::run(&context, command).await,
         Command::Token(command) => commands::token::run(&context, command).await,
         Command::Status => commands::status::status(&context).await,
         Command::Doctor => commands::status::doctor(&context).await,

@@ -5,7 +5,7 @@ pub mod options;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, RwLock},
     time::{Duration, SystemTime},
 };
@@ -17,7 +17,7 @@ use qemu::{
 };
 use raft::{
     node::Published,
-    state::{Accelerator, Capacity, ClusterId, Command},
+    state::{Accelerator, Capacity, CertificateId, ClusterId, Command},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -33,7 +33,8 @@ use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 use self::options::{LogFormat, MergeMemory, RunOptions, Switch, WriteTracking};
 use crate::{
     admission::Reserves,
-    api,
+    api::{self, access::Access},
+    audit::Audit,
     density::{self, Density},
     guest::{self, ports::Ports},
     leases::Leases,
@@ -42,6 +43,7 @@ use crate::{
     reconcile, secrets,
     store::Store,
     trust::{
+        authority::{self, load_certificate},
         identity::{DataDir, LocalNode},
         tls::{
             accept::{bind_unix, tls_incoming, unix_incoming},
@@ -171,6 +173,8 @@ impl Agent {
         peers.follow(raft.published());
         let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
 
+        let audit = Audit::open(data.root()).context("the audit log cannot be opened")?;
+        let audit = Arc::new(audit);
         let wake = Arc::new(Notify::new());
         let (asked, requests) = mpsc::channel(guest::REQUESTS);
         let store = Store::open(&engine.layout, &engine.host_boot)
@@ -189,6 +193,7 @@ impl Agent {
         let node = Arc::new(Node {
             identity: local.identity,
             authority: local.authority,
+            audit: Arc::clone(&audit),
             raft,
             vms: Arc::new(Vms::new(
                 engine,
@@ -240,21 +245,26 @@ impl Agent {
             .await
             .with_context(|| format!("cannot listen on {}", node.identity.listen))?;
         let server = new_server()
+            .layer(Access::new(&node))
             .add_routes(routes.clone())
             .serve_with_incoming_shutdown(
-                tls_incoming(listener, tls),
+                tls_incoming(listener, tls, move |address, why| {
+                    audit.refused(address, why)
+                }),
                 listeners.clone().cancelled_owned(),
             );
         spawn_server(&servers, &failed, "network", server);
         let unix = bind_unix(&options.socket)
             .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
         let server = new_server()
+            .layer(Access::new(&node))
             .add_routes(routes)
             .serve_with_incoming_shutdown(unix_incoming(unix), listeners.clone().cancelled_owned());
         spawn_server(&servers, &failed, "local", server);
 
         node.tasks.spawn(api::renew_leases(Arc::clone(&node)));
-        node.tasks.spawn(introduce(Arc::clone(&node)));
+        node.tasks
+            .spawn(introduce(Arc::clone(&node), data.admin_certs()));
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));
         node.tasks
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
@@ -405,7 +415,7 @@ async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
 }
 
 /// A name for this node's control groups that no other agent of the host has.
-fn group_name(data: &std::path::Path) -> String {
+fn group_name(data: &Path) -> String {
     use sha2::{Digest as _, Sha256};
     let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
     format!("fpagent-{}", &crate::blobs::hex(&digest)[..12])
@@ -483,8 +493,38 @@ fn recorded(node: &Node, pid: u32) -> anyhow::Result<bool> {
     Ok(false)
 }
 
+/// Has the state know of the certificate that `fpagent init` made, so that it is listed and can be revoked. Its owner may have taken it away
+/// before the agent started first.
+async fn note_first_admin(node: &Node, certs: &Path) {
+    let file = certs.join("cert.pem");
+    let certificate = match load_certificate(&file) {
+        Ok(certificate) => certificate,
+        Err(error) => {
+            tracing::debug!(%error, "the first administrator's certificate is elsewhere");
+            return;
+        }
+    };
+    match authority::user_of(&certificate) {
+        Ok((serial, name, role, expires_at)) => {
+            let id = CertificateId(serial.0);
+            if !node.state().certificates.contains_key(&id) {
+                node.report(Command::IssueCertificate {
+                    id,
+                    name,
+                    role,
+                    expires_at,
+                })
+                .await;
+            }
+        }
+        Err(error) => {
+            tracing::warn!(%error, file = %file.display(), "it is not known whose certificate this is");
+        }
+    }
+}
+
 /// Founds the cluster if this is its first node, and tells the cluster what this node has to offer.
-async fn introduce(node: Arc<Node>) {
+async fn introduce(node: Arc<Node>, admin_certs: PathBuf) {
     if node.identity.is_founder() && node.state().cluster.is_none() {
         if let Err(error) = node.raft.initialize().await {
             tracing::error!(%error, "the cluster cannot be founded");
@@ -495,6 +535,9 @@ async fn introduce(node: Arc<Node>) {
             address: node.identity.advertise.clone(),
         };
         node.report(command).await;
+    }
+    if node.identity.is_founder() {
+        note_first_admin(&node, &admin_certs).await;
     }
     let checks = crate::doctor::check(&node);
     let accelerators = host::accelerators()

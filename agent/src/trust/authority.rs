@@ -1,10 +1,11 @@
-//! The cluster's certificate authority: makes the certificates of nodes and administrators.
+//! The cluster's certificate authority: makes the certificates of nodes and of those who use the cluster.
 //!
 //! The first node creates it, every node holds its key (so that any of them can let others in). A subject names the
 //! cluster (O), the role (OU) and the node or person (CN); a node's certificate also carries its TLS server names.
 
-use std::path::Path;
+use std::{path::Path, time::SystemTime};
 
+use raft::state::Role;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
@@ -15,6 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::
 use sha2::{Digest as _, Sha256};
 use time::{Duration, OffsetDateTime};
 use ulid::Ulid;
+use x509_parser::{certificate::X509Certificate, x509::AttributeTypeAndValue};
 
 use super::{
     TrustError,
@@ -24,8 +26,35 @@ use super::{
 
 /// The organizational unit of a node's certificate.
 pub const NODE_ROLE: &str = "node";
-/// The organizational unit of an administrator's certificate.
-pub const ADMIN_ROLE: &str = "admin";
+
+/// The organizational unit of the certificate of somebody with this role.
+pub const fn unit_of(role: Role) -> &'static str {
+    match role {
+        Role::Viewer => "viewer",
+        Role::Operator => "operator",
+        Role::Admin => "admin",
+    }
+}
+
+/// The role that an organizational unit names.
+pub fn role_of(unit: &str) -> Option<Role> {
+    [Role::Viewer, Role::Operator, Role::Admin]
+        .into_iter()
+        .find(|role| unit_of(*role) == unit)
+}
+
+/// Somebody's certificate that is to be signed.
+#[derive(Debug, Clone, Copy)]
+pub struct UserCertificate<'a> {
+    /// Its serial number.
+    pub id: Ulid,
+    /// Whose.
+    pub name: &'a str,
+    /// What its owner may do.
+    pub role: Role,
+    /// When it ends.
+    pub expires_at: SystemTime,
+}
 
 const AUTHORITY_DAYS: i64 = 3_650;
 const LEAF_DAYS: i64 = 365;
@@ -190,13 +219,44 @@ impl Authority {
         Ok(credentials(certificate, &key))
     }
 
-    /// Makes a key and a certificate for an administrator.
-    pub fn issue_admin(&self, name: &str) -> Result<Credentials, TrustError> {
+    /// Makes a key and a certificate for somebody who uses the cluster.
+    pub fn issue_user(&self, user: UserCertificate<'_>) -> Result<Credentials, TrustError> {
         let key = KeyPair::generate()?;
-        let mut params = leaf_params(subject(self.cluster, ADMIN_ROLE, name), Vec::new())?;
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        let certificate = self.sign_user(user, &key)?;
         Ok(credentials(certificate, &key))
+    }
+
+    /// The same for the first administrator, whose certificate the cluster's state comes to know when the cluster is founded.
+    pub fn issue_admin(&self, name: &str) -> Result<Credentials, TrustError> {
+        let lifetime = std::time::Duration::from_secs(LEAF_DAYS as u64 * 24 * 3600);
+        self.issue_user(UserCertificate {
+            id: Ulid::new(),
+            name,
+            role: Role::Admin,
+            expires_at: SystemTime::now() + lifetime,
+        })
+    }
+
+    /// Makes somebody's certificate for the public key in a certificate request: see [`Self::sign_node_request`].
+    pub fn sign_user_request(
+        &self,
+        user: UserCertificate<'_>,
+        request: &[u8],
+    ) -> Result<CertificateDer<'static>, TrustError> {
+        self.sign_user(user, &requested_key(request)?)
+    }
+
+    fn sign_user(
+        &self,
+        user: UserCertificate<'_>,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, TrustError> {
+        let subject = subject(self.cluster, unit_of(user.role), user.name);
+        let mut params = leaf_params(subject, Vec::new())?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_after = user.expires_at.into();
+        params.serial_number = Some(SerialNumber::from_slice(&user.id.to_bytes()));
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
     }
 
     /// Makes a node's certificate for the public key in a certificate request (PKCS #10, DER), whose signature is
@@ -210,14 +270,7 @@ impl Authority {
         name: &str,
         request: &[u8],
     ) -> Result<CertificateDer<'static>, TrustError> {
-        let request =
-            CertificateSigningRequestParams::from_der(&request.into()).map_err(|error| {
-                TrustError::Malformed {
-                    what: "the certificate request",
-                    problem: error.to_string(),
-                }
-            })?;
-        self.sign_node(id, name, &request.public_key)
+        self.sign_node(id, name, &requested_key(request)?)
     }
 
     fn sign_node(
@@ -234,6 +287,73 @@ impl Authority {
         ];
         Ok(params.signed_by(key, &self.issuer)?.der().clone())
     }
+}
+
+/// The public key in a certificate request (PKCS #10, DER), whose signature is checked.
+fn requested_key(request: &[u8]) -> Result<impl PublicKeyData, TrustError> {
+    let request = CertificateSigningRequestParams::from_der(&request.into());
+    request
+        .map(|request| request.public_key)
+        .map_err(|error| TrustError::Malformed {
+            what: "the certificate request",
+            problem: error.to_string(),
+        })
+}
+
+/// What a certificate's subject says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subject {
+    /// The cluster's id.
+    pub cluster: String,
+    /// A node's, or a role.
+    pub unit: String,
+    /// A node's name or a user's.
+    pub name: String,
+}
+
+/// A certificate's subject; `None` when it does not have each part once.
+pub fn subject_of(certificate: &X509Certificate<'_>) -> Option<Subject> {
+    fn only<'a>(mut values: impl Iterator<Item = &'a AttributeTypeAndValue<'a>>) -> Option<String> {
+        let value = values.next()?.as_str().ok()?.to_owned();
+        values.next().is_none().then_some(value)
+    }
+    let subject = certificate.subject();
+    Some(Subject {
+        cluster: only(subject.iter_organization())?,
+        unit: only(subject.iter_organizational_unit())?,
+        name: only(subject.iter_common_name())?,
+    })
+}
+
+/// The serial number of a certificate of somebody who uses the cluster; `None` when it has not the form of one.
+pub fn serial_of(certificate: &X509Certificate<'_>) -> Option<Ulid> {
+    let bytes = certificate.tbs_certificate.serial.to_bytes_be();
+    let bytes: [u8; 16] = bytes.try_into().ok()?;
+    Some(Ulid::from_bytes(bytes))
+}
+
+/// Whose a certificate is, and until when: its serial number, the name, the role, and milliseconds since the epoch.
+///
+/// # Errors
+/// `Malformed` when it is not one of somebody who uses the cluster.
+pub fn user_of(certificate: &CertificateDer<'_>) -> Result<(Ulid, String, Role, u64), TrustError> {
+    let malformed = |problem: String| TrustError::Malformed {
+        what: "the certificate",
+        problem,
+    };
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| malformed(error.to_string()))?;
+    let user = || {
+        let Subject { unit, name, .. } = subject_of(&parsed)?;
+        let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
+        Some((
+            serial_of(&parsed)?,
+            name,
+            role_of(&unit)?,
+            seconds.checked_mul(1000)?,
+        ))
+    };
+    user().ok_or_else(|| malformed("it is not a user's".to_owned()))
 }
 
 /// A newcomer's key and its certificate request (PKCS #10, DER).

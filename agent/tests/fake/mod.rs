@@ -134,7 +134,7 @@ impl Fake {
         let socket = folder.path().join("agent.sock");
         let tls = ServerTls::new(&shared.node, shared.tokens.clone()).unwrap();
         let incoming = stream::select(
-            Box::pin(tls_incoming(listener, tls)),
+            Box::pin(tls_incoming(listener, tls, |_, _| {})),
             Box::pin(unix_incoming(bind_unix(&socket).unwrap())),
         );
         let (stop, stopped) = oneshot::channel();

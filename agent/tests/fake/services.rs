@@ -307,6 +307,27 @@ impl cluster_service_server::ClusterService for Shared {
         unused()
     }
 
+    async fn create_certificate(
+        &self,
+        _request: Request<CreateCertificateRequest>,
+    ) -> Answer<CreateCertificateResponse> {
+        unused()
+    }
+
+    async fn list_certificates(
+        &self,
+        _request: Request<ListCertificatesRequest>,
+    ) -> Answer<ListCertificatesResponse> {
+        unused()
+    }
+
+    async fn revoke_certificate(
+        &self,
+        _request: Request<RevokeCertificateRequest>,
+    ) -> Answer<Certificate> {
+        unused()
+    }
+
     async fn revoke_token(
         &self,
         _request: Request<RevokeTokenRequest>,

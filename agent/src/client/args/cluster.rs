@@ -2,7 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use proto::v1;
 
 use super::Change;
 use crate::client::units::parse_duration;
@@ -29,6 +30,16 @@ Examples:
   fpagent token create --ttl 10m
   fpagent token ls
   fpagent token revoke 01J9ZK3A7Q8T4W0000000000AB";
+
+/// Help of `cert`.
+pub const CERT_EXAMPLES: &str = "\
+Examples:
+  fpagent cert create ann --role operator
+  fpagent vm ls --addr https://10.0.0.1:7400 --certs ./ann
+  fpagent cert ls
+  fpagent cert revoke ann
+
+Roles: a viewer looks; an operator also works with images, VMs, snapshots and forks; an admin does everything.";
 
 /// Help of `node`.
 pub const NODE_EXAMPLES: &str = "\
@@ -92,6 +103,64 @@ pub enum TokenCommand {
         #[command(flatten)]
         change: Change,
     },
+}
+
+/// What to do about certificates.
+#[derive(Debug, Subcommand)]
+pub enum CertCommand {
+    /// Makes a key here and has the cluster sign a certificate for it: into a folder that `--certs` takes.
+    #[command(
+        after_help = "Examples:\n  fpagent cert create ann --role operator\n  fpagent cert create ci --role viewer --ttl 12h --out /etc/ci/certs"
+    )]
+    Create {
+        /// Whose it is: no other certificate that is valid has this name.
+        name: String,
+        /// What its owner may do.
+        #[arg(long)]
+        role: Role,
+        /// How long it is valid, at most a year.
+        #[arg(long, value_name = "TIME", default_value = "90d", value_parser = parse_duration)]
+        ttl: Duration,
+        /// The folder, which is made: ca.pem, cert.pem, key.pem. Without it the name, here.
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Lists the certificates that have not expired.
+    #[command(after_help = "Examples:\n  fpagent cert ls -o json")]
+    Ls,
+    /// Makes a certificate useless, at once and on all nodes.
+    #[command(after_help = "Examples:\n  fpagent cert revoke ann")]
+    Revoke {
+        /// Its owner's name, or its id, as `cert ls` shows them.
+        certificate: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// What somebody may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Work with images, VMs, snapshots and forks.
+    Operator,
+    /// Everything: also who belongs to the cluster, and who may do what in it.
+    Admin,
+}
+
+impl From<Role> for v1::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Viewer => Self::Viewer,
+            Role::Operator => Self::Operator,
+            Role::Admin => Self::Admin,
+        }
+    }
 }
 
 /// What to do about nodes.

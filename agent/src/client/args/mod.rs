@@ -11,7 +11,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ulid::Ulid;
 
 use self::{
-    cluster::{InitArgs, JoinArgs, NodeCommand, TokenCommand},
+    cluster::{CertCommand, InitArgs, JoinArgs, NodeCommand, TokenCommand},
     objects::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
@@ -141,6 +141,9 @@ SIGTERM ends it in order. Its VMs run on; the next start finds them again.")]
     /// Tokens that let hosts join.
     #[command(subcommand, after_help = cluster::TOKEN_EXAMPLES)]
     Token(TokenCommand),
+    /// Certificates that let people and programs use the cluster.
+    #[command(subcommand, after_help = cluster::CERT_EXAMPLES)]
+    Cert(CertCommand),
     /// Tells how this node and the cluster are, and what is wrong.
     #[command(after_help = "\
 Examples:

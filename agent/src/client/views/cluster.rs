@@ -186,6 +186,56 @@ impl Row for TokenView {
     }
 }
 
+/// A certificate as the cluster knows it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct CertificateView {
+    pub id: String,
+    pub name: String,
+    pub role: &'static str,
+    pub created_at: Option<String>,
+    pub expires_at: Option<String>,
+    pub revoked_at: Option<String>,
+}
+
+impl From<v1::Certificate> for CertificateView {
+    fn from(certificate: v1::Certificate) -> Self {
+        let role = match certificate.role() {
+            v1::Role::Unspecified => "unknown",
+            v1::Role::Viewer => "viewer",
+            v1::Role::Operator => "operator",
+            v1::Role::Admin => "admin",
+        };
+        Self {
+            id: certificate.id,
+            name: certificate.name,
+            role,
+            created_at: time(certificate.created_at),
+            expires_at: time(certificate.expires_at),
+            revoked_at: time(certificate.revoked_at),
+        }
+    }
+}
+
+impl Row for CertificateView {
+    fn header(_wide: bool) -> Vec<&'static str> {
+        vec!["ID", "NAME", "ROLE", "AGE", "EXPIRES", "REVOKED"]
+    }
+
+    fn cells(&self, _wide: bool) -> Vec<String> {
+        let or_none = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
+        vec![
+            self.id.clone(),
+            self.name.clone(),
+            self.role.to_owned(),
+            age(self.created_at.as_deref()),
+            or_none(&self.expires_at),
+            or_none(&self.revoked_at),
+        ]
+    }
+}
+
 /// A new token with its text.
 #[derive(Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]

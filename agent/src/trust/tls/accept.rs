@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::server::{PeerRole, ServerTls};
 
@@ -65,14 +66,16 @@ impl Connected for Connection {
 }
 
 /// Connections over TCP that have gone through a TLS handshake. Handshakes run side by side; one that fails or takes more
-/// than 10 seconds is logged (at the level debug: anybody can cause it) and dropped. The stream does not end.
+/// than 10 seconds is dropped, and `refused` is told from where it came and why. The stream does not end.
 pub fn tls_incoming(
     listener: TcpListener,
     tls: ServerTls,
+    refused: impl Fn(SocketAddr, &str) + Send + Sync + 'static,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
     let accepting = Accepting {
         listener,
         tls,
+        refused: Arc::new(refused),
         handshakes: FuturesUnordered::new(),
     };
     stream::unfold(accepting, |mut accepting| async move {
@@ -81,9 +84,12 @@ pub fn tls_incoming(
     })
 }
 
+type Refused = dyn Fn(SocketAddr, &str) + Send + Sync;
+
 struct Accepting {
     listener: TcpListener,
     tls: ServerTls,
+    refused: Arc<Refused>,
     handshakes: FuturesUnordered<BoxFuture<'static, Option<Connection>>>,
 }
 
@@ -97,7 +103,7 @@ impl Accepting {
                     }
                 }
                 accepted = self.listener.accept(), if self.handshakes.len() < MAX_HANDSHAKES => match accepted {
-                    Ok((stream, address)) => self.handshakes.push(Box::pin(handshake(stream, address, self.tls.clone()))),
+                    Ok((stream, address)) => self.handshakes.push(Box::pin(handshake(stream, address, self.tls.clone(), Arc::clone(&self.refused)))),
                     Err(error) => {
                         warn!(%error, "cannot accept a connection");
                         time::sleep(ACCEPT_PAUSE).await;
@@ -108,7 +114,12 @@ impl Accepting {
     }
 }
 
-async fn handshake(stream: TcpStream, address: SocketAddr, tls: ServerTls) -> Option<Connection> {
+async fn handshake(
+    stream: TcpStream,
+    address: SocketAddr,
+    tls: ServerTls,
+    refused: Arc<Refused>,
+) -> Option<Connection> {
     match time::timeout(HANDSHAKE_TIMEOUT, identify(stream, &tls)).await {
         Ok(Ok((io, role))) => Some(Connection {
             io,
@@ -118,11 +129,11 @@ async fn handshake(stream: TcpStream, address: SocketAddr, tls: ServerTls) -> Op
             },
         }),
         Ok(Err(error)) => {
-            debug!(%address, %error, "TLS handshake refused");
+            refused(address, &error.to_string());
             None
         }
         Err(_) => {
-            debug!(%address, "TLS handshake timed out");
+            refused(address, "the TLS handshake took too long");
             None
         }
     }

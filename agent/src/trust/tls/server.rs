@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use raft::state::{CertificateId, Role};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -19,7 +20,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use super::{ALPN_HTTP2, provider};
 use crate::trust::{
     TrustError,
-    authority::{ADMIN_ROLE, NODE_ROLE},
+    authority::{NODE_ROLE, Subject, role_of, serial_of, subject_of},
     identity::LocalNode,
 };
 
@@ -34,11 +35,8 @@ pub trait TokenLookup: fmt::Debug + Send + Sync {
 pub enum PeerRole {
     /// A member with this number.
     Node(u64),
-    /// An administrator with this name.
-    Admin {
-        /// From the certificate.
-        name: String,
-    },
+    /// Somebody with a certificate of the cluster.
+    User(User),
     /// The holder of a join token: may call `JoinService` only.
     Joiner {
         /// SHA-256 of the token's public key.
@@ -46,6 +44,17 @@ pub enum PeerRole {
     },
     /// Somebody on this host who may open the Unix socket: counts as an administrator.
     Local,
+}
+
+/// Somebody who uses the cluster, by a certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// From the certificate.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// Its serial number.
+    pub certificate: CertificateId,
 }
 
 /// The server's configuration, and the verifier that tells who a peer is.
@@ -144,33 +153,23 @@ impl PeerVerifier {
     fn member_role(&self, leaf: &CertificateDer<'_>) -> Result<PeerRole, Error> {
         let wrong = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
         let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| wrong())?;
-        let subject = leaf.subject();
-        let only = |mut values: Vec<String>| {
-            if values.len() == 1 {
-                values.pop()
-            } else {
-                None
-            }
-        };
-        let text = |value: &x509_parser::x509::AttributeTypeAndValue<'_>| {
-            value.as_str().ok().map(str::to_owned)
-        };
-        let cluster = only(subject.iter_organization().filter_map(text).collect());
-        let role = only(
-            subject
-                .iter_organizational_unit()
-                .filter_map(text)
-                .collect(),
-        );
-        let name = only(subject.iter_common_name().filter_map(text).collect());
-        if cluster.as_deref() != Some(self.cluster.as_str()) {
+        let Subject {
+            cluster,
+            unit,
+            name,
+        } = subject_of(&leaf).ok_or_else(wrong)?;
+        if cluster != self.cluster {
             return Err(wrong());
         }
-        match (role.as_deref(), name) {
-            (Some(NODE_ROLE), Some(_)) => node_id(&leaf).map(PeerRole::Node).ok_or_else(wrong),
-            (Some(ADMIN_ROLE), Some(name)) => Ok(PeerRole::Admin { name }),
-            _ => Err(wrong()),
+        if unit == NODE_ROLE {
+            return node_id(&leaf).map(PeerRole::Node).ok_or_else(wrong);
         }
+        let (role, serial) = role_of(&unit).zip(serial_of(&leaf)).ok_or_else(wrong)?;
+        Ok(PeerRole::User(User {
+            name,
+            role,
+            certificate: CertificateId(serial.0),
+        }))
     }
 }
 

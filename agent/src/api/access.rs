@@ -1,0 +1,429 @@
+//! Who may call what: one table, looked at for every call before its service is.
+
+use std::{
+    convert::Infallible,
+    mem,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::future::BoxFuture;
+use raft::state::{Role, State};
+use tonic::{
+    Code, Status,
+    body::Body,
+    codegen::{Service, http},
+};
+use tower::Layer;
+
+use crate::{
+    audit::{self, Entry},
+    errors::ApiError,
+    node::{Node, now},
+    trust::{
+        authority::unit_of,
+        tls::{
+            accept::Peer,
+            server::{PeerRole, User},
+        },
+    },
+};
+
+/// What a call needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    /// Somebody with this role or one that may more, or who may open the Unix socket.
+    Role(Role),
+    /// A join token.
+    Token,
+    /// A node of the cluster.
+    Node,
+}
+
+use Needs::Node as ByNode;
+const VIEWER: Needs = Needs::Role(Role::Viewer);
+const OPERATOR: Needs = Needs::Role(Role::Operator);
+const ADMIN: Needs = Needs::Role(Role::Admin);
+
+/// All services, with what is needed for their calls. A call that is not in here is refused, whoever makes it.
+const TABLE: &[(&str, &[(&str, Needs)])] = &[
+    (
+        "forkypig.v1.ClusterService",
+        &[
+            ("GetStatus", VIEWER),
+            ("CheckHost", VIEWER),
+            ("CreateToken", ADMIN),
+            ("ListTokens", ADMIN),
+            ("RevokeToken", ADMIN),
+            ("CreateCertificate", ADMIN),
+            ("ListCertificates", ADMIN),
+            ("RevokeCertificate", ADMIN),
+        ],
+    ),
+    (
+        "forkypig.v1.NodeService",
+        &[
+            ("ListNodes", VIEWER),
+            ("GetNode", VIEWER),
+            ("LabelNode", ADMIN),
+            ("CordonNode", ADMIN),
+        ],
+    ),
+    (
+        "forkypig.v1.ImageService",
+        &[
+            ("ImportImage", OPERATOR),
+            ("ListImages", VIEWER),
+            ("GetImage", VIEWER),
+            ("DeleteImage", OPERATOR),
+        ],
+    ),
+    (
+        "forkypig.v1.VmService",
+        &[
+            ("CreateVm", OPERATOR),
+            ("ListVms", VIEWER),
+            ("GetVm", VIEWER),
+            ("SetVmPower", OPERATOR),
+            ("DeleteVm", OPERATOR),
+            ("ResetVm", OPERATOR),
+            ("SuspendVm", OPERATOR),
+            ("WaitVm", VIEWER),
+            ("Fork", OPERATOR),
+            ("ReadLogs", VIEWER),
+            ("Console", OPERATOR),
+        ],
+    ),
+    (
+        "forkypig.v1.SnapshotService",
+        &[
+            ("CreateSnapshot", OPERATOR),
+            ("ListSnapshots", VIEWER),
+            ("GetSnapshot", VIEWER),
+            ("TagSnapshot", OPERATOR),
+            ("WarmSnapshot", OPERATOR),
+            ("DeleteSnapshot", OPERATOR),
+        ],
+    ),
+    (
+        "forkypig.v1.GuestService",
+        &[
+            ("Exec", OPERATOR),
+            ("Forward", OPERATOR),
+            ("CopyIn", OPERATOR),
+            ("CopyOut", OPERATOR),
+        ],
+    ),
+    (
+        "forkypig.v1.OperationService",
+        &[
+            ("ListOperations", VIEWER),
+            ("GetOperation", VIEWER),
+            ("CancelOperation", OPERATOR),
+        ],
+    ),
+    ("forkypig.v1.JoinService", &[("Join", Needs::Token)]),
+    (
+        "forkypig.peer.v1.RaftService",
+        &[
+            ("AppendEntries", ByNode),
+            ("Vote", ByNode),
+            ("InstallSnapshot", ByNode),
+            ("Propose", ByNode),
+            ("ReadIndex", ByNode),
+        ],
+    ),
+    (
+        "forkypig.peer.v1.PeerService",
+        &[
+            ("RenewLease", ByNode),
+            ("Observe", ByNode),
+            ("PrepareFork", ByNode),
+            ("HandSecrets", ByNode),
+            ("FetchFile", ByNode),
+            ("ReadConsole", ByNode),
+            ("Console", ByNode),
+            ("Exec", ByNode),
+            ("WaitGuest", ByNode),
+            ("Forward", ByNode),
+            ("CopyIn", ByNode),
+            ("CopyOut", ByNode),
+        ],
+    ),
+    (
+        "grpc.health.v1.Health",
+        &[("Check", VIEWER), ("Watch", VIEWER), ("List", VIEWER)],
+    ),
+    (
+        "grpc.reflection.v1.ServerReflection",
+        &[("ServerReflectionInfo", VIEWER)],
+    ),
+];
+
+/// What a call needs, by its path without the slash before it.
+fn needs(call: &str) -> Option<Needs> {
+    let (service, method) = call.split_once('/')?;
+    let (_, methods) = TABLE.iter().find(|(name, _)| *name == service)?;
+    let found = methods.iter().find(|(name, _)| *name == method);
+    found.map(|(_, needs)| *needs)
+}
+
+/// Whether somebody may do what needs this; if not, why.
+fn check(who: &PeerRole, needs: Needs, state: &State) -> Result<(), String> {
+    match (who, needs) {
+        (PeerRole::Local, Needs::Role(_))
+        | (PeerRole::Joiner { .. }, Needs::Token)
+        | (PeerRole::Node(_), Needs::Node) => Ok(()),
+        (PeerRole::User(user), Needs::Role(least)) => {
+            is_valid(user, state)?;
+            if user.role >= least {
+                return Ok(());
+            }
+            let (least, own) = (unit_of(least), unit_of(user.role));
+            Err(format!(
+                "this needs the role {least}, and {} is {own}",
+                user.name
+            ))
+        }
+        (PeerRole::Joiner { .. }, _) => Err("a join token allows nothing but joining".to_owned()),
+        (_, Needs::Token) => Err("joining needs a join token".to_owned()),
+        (_, Needs::Node) => Err("only nodes of the cluster may call this".to_owned()),
+        (PeerRole::Node(_), Needs::Role(_)) => {
+            Err("a node's certificate is for what nodes ask of each other".to_owned())
+        }
+    }
+}
+
+/// Whether somebody's certificate is still good: its connection may be older than what became of it.
+fn is_valid(user: &User, state: &State) -> Result<(), String> {
+    match state.certificates.get(&user.certificate) {
+        Some(one) if one.revoked_at.is_some() => Err(format!(
+            "the certificate {} of {} was revoked",
+            user.certificate, user.name
+        )),
+        Some(one) if one.expires_at <= now() => Err(format!(
+            "the certificate {} of {} has expired",
+            user.certificate, user.name
+        )),
+        // One that was signed for this node's state to come.
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Refuses calls that their callers may not make, and has those that change something in the audit log.
+#[derive(Debug, Clone)]
+pub struct Access {
+    node: Arc<Node>,
+}
+
+impl Access {
+    /// To a node.
+    pub fn new(node: &Arc<Node>) -> Self {
+        Self {
+            node: Arc::clone(node),
+        }
+    }
+}
+
+impl<S> Layer<S> for Access {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded {
+            inner,
+            node: Arc::clone(&self.node),
+        }
+    }
+}
+
+/// What is guarded so.
+#[derive(Debug, Clone)]
+pub struct Guarded<S> {
+    inner: S,
+    node: Arc<Node>,
+}
+
+impl<S> Service<http::Request<Body>> for Guarded<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let call = request.uri().path().trim_start_matches('/').to_owned();
+        let peer = request.extensions().get::<Peer>().cloned();
+        let needs = needs(&call);
+        let checked = match (&peer, needs) {
+            (Some(peer), Some(needs)) => check(&peer.role, needs, &self.node.state()),
+            (Some(_), None) => Err("there is no such call".to_owned()),
+            (None, _) => Err("nobody knows who this is".to_owned()),
+        };
+        let node = Arc::clone(&self.node);
+        let entry = move |about: &str, outcome: &str| {
+            node.audit.note(&Entry {
+                call: &call,
+                peer: peer.as_ref(),
+                about,
+                outcome,
+            });
+        };
+        if let Err(why) = checked {
+            entry("", &format!("refused: {why}"));
+            let refused = Status::from(ApiError::NotAllowed(why)).into_http();
+            return Box::pin(async move { Ok(refused) });
+        }
+        // The one that is ready, and not its copy.
+        let next = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, next);
+        if matches!(needs, Some(VIEWER | Needs::Node)) {
+            return Box::pin(inner.call(request));
+        }
+        Box::pin(async move {
+            let (about, answer) = audit::during(inner.call(request)).await;
+            let Ok(answer) = answer;
+            entry(&about, &outcome(&answer));
+            Ok(answer)
+        })
+    }
+}
+
+/// What became of a call, as far as its answer's beginning says it: a stream may still break.
+fn outcome(answer: &http::Response<Body>) -> String {
+    let status = answer.headers().get(Status::GRPC_STATUS);
+    match status.map(|status| Code::from_bytes(status.as_bytes())) {
+        None | Some(Code::Ok) => "ok".to_owned(),
+        Some(code) => format!("failed: {code:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use prost::Message as _;
+    use prost_types::FileDescriptorSet;
+    use raft::state::{Certificate, CertificateId};
+
+    use super::*;
+
+    const SERIAL: CertificateId = CertificateId(7);
+
+    fn user(role: Role) -> PeerRole {
+        PeerRole::User(User {
+            name: "ann".to_owned(),
+            role,
+            certificate: SERIAL,
+        })
+    }
+
+    fn everybody() -> Vec<PeerRole> {
+        vec![
+            user(Role::Viewer),
+            user(Role::Operator),
+            user(Role::Admin),
+            PeerRole::Local,
+            PeerRole::Node(2),
+            PeerRole::Joiner { key_hash: [1; 32] },
+        ]
+    }
+
+    #[test]
+    fn every_call_that_there_is_is_in_the_table_and_no_other() {
+        let set = FileDescriptorSet::decode(proto::FILE_DESCRIPTOR_SET).unwrap();
+        let there: BTreeSet<String> = set
+            .file
+            .iter()
+            .flat_map(|file| file.service.iter().map(move |service| (file, service)))
+            .flat_map(|(file, service)| {
+                service.method.iter().map(move |method| {
+                    format!("{}.{}/{}", file.package(), service.name(), method.name())
+                })
+            })
+            .collect();
+        let ours = TABLE
+            .iter()
+            .filter(|(service, _)| service.starts_with("forkypig."));
+        let known: BTreeSet<String> = ours
+            .flat_map(|(service, methods)| {
+                methods
+                    .iter()
+                    .map(move |(method, _)| format!("{service}/{method}"))
+            })
+            .collect();
+        assert_eq!(there, known);
+    }
+
+    #[test]
+    fn each_may_call_what_the_table_says_and_nothing_else() {
+        let state = State::new();
+        for (service, methods) in TABLE {
+            for (method, _) in *methods {
+                let needs = needs(&format!("{service}/{method}")).unwrap();
+                // Viewer, operator, admin, the socket, a node, a joiner.
+                let may = match needs {
+                    VIEWER => [true, true, true, true, false, false],
+                    OPERATOR => [false, true, true, true, false, false],
+                    ADMIN => [false, false, true, true, false, false],
+                    ByNode => [false, false, false, false, true, false],
+                    Needs::Token => [false, false, false, false, false, true],
+                };
+                for (who, may) in everybody().iter().zip(may) {
+                    let checked = check(who, needs, &state);
+                    assert_eq!(
+                        checked.is_ok(),
+                        may,
+                        "{who:?} {service}/{method}: {checked:?}"
+                    );
+                }
+            }
+        }
+        for none in [
+            "",
+            "/",
+            "forkypig.v1.VmService",
+            "forkypig.v1.VmService/",
+            "VmService/GetVm",
+        ] {
+            assert_eq!(needs(none), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_was_revoked_or_has_ended_allows_nothing() {
+        let mut state = State::new();
+        let mut certificate = Certificate {
+            name: "ann".to_owned(),
+            role: Role::Admin,
+            created_at: 1,
+            expires_at: u64::MAX,
+            revoked_at: None,
+        };
+        for (revoked_at, expires_at, good) in [
+            (None, u64::MAX, true),
+            (Some(2), u64::MAX, false),
+            (None, 2, false),
+        ] {
+            certificate.revoked_at = revoked_at;
+            certificate.expires_at = expires_at;
+            state.certificates.insert(SERIAL, certificate.clone());
+            assert_eq!(check(&user(Role::Admin), VIEWER, &state).is_ok(), good);
+        }
+    }
+
+    #[test]
+    fn an_answer_says_what_became_of_the_call() {
+        assert_eq!(outcome(&http::Response::new(Body::empty())), "ok");
+        let refused = Status::not_found("x").into_http();
+        assert_eq!(outcome(&refused), "failed: NotFound");
+    }
+}
