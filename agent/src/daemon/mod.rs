@@ -45,9 +45,11 @@ use crate::{
     trust::{
         authority::{self, load_certificate},
         identity::{DataDir, LocalNode},
+        renewal,
         tls::{
             accept::{bind_unix, tls_incoming, unix_incoming},
             client,
+            own::OwnCertificate,
             server::{ServerTls, TokenLookup},
         },
     },
@@ -144,15 +146,23 @@ impl TokenLookup for Tokens {
 }
 
 impl Agent {
-    async fn start(options: &RunOptions, data: &DataDir, local: LocalNode) -> anyhow::Result<Self> {
+    async fn start(
+        options: &RunOptions,
+        data: &DataDir,
+        mut local: LocalNode,
+    ) -> anyhow::Result<Self> {
         let Host {
             fitness,
             write_tracking,
             can_merge,
             engine,
         } = look_at_host(options).await?;
+        renewal::renew_before_start(data, &mut local)
+            .context("the node's certificate cannot be renewed")?;
+        let shown = OwnCertificate::new(&local)?;
+        let own = local.credentials.clone();
         let peers = Arc::new(Peers::new(
-            client::for_node(&local)?,
+            client::for_node(&local, Arc::clone(&shown))?,
             &local.identity.members,
         ));
         // A log that was there once must be there: without it the node has lost what it voted for.
@@ -171,7 +181,11 @@ impl Agent {
         .context("the replicated state cannot be opened")?;
         std::fs::write(&marker, b"").context("the data directory cannot be written")?;
         peers.follow(raft.published());
-        let tls = ServerTls::new(&local, Arc::new(Tokens(raft.published())))?;
+        let tls = ServerTls::new(
+            &local,
+            Arc::clone(&shown),
+            Arc::new(Tokens(raft.published())),
+        )?;
 
         let audit = Audit::open(data.root()).context("the audit log cannot be opened")?;
         let audit = Arc::new(audit);
@@ -263,6 +277,8 @@ impl Agent {
         spawn_server(&servers, &failed, "local", server);
 
         node.tasks.spawn(api::renew_leases(Arc::clone(&node)));
+        let keep = renewal::keep(data.clone(), Arc::clone(&node), shown, own);
+        node.tasks.spawn(keep);
         node.tasks
             .spawn(introduce(Arc::clone(&node), data.admin_certs()));
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));

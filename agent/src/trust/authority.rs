@@ -91,17 +91,21 @@ impl Credentials {
     /// # Errors
     /// `Malformed` when they do not, or either of them is not what it should be.
     pub fn check(&self) -> Result<(), TrustError> {
-        let wrong = |problem: String| TrustError::Malformed {
-            what: "the certificate",
-            problem,
-        };
-        let key = KeyPair::try_from(&PrivatePkcs8KeyDer::from(self.key.secret_der()))
-            .map_err(|error| wrong(error.to_string()))?;
-        if spki_of(&self.certificate)? == key.subject_public_key_info() {
-            Ok(())
-        } else {
-            Err(wrong("it is for another key".to_owned()))
+        if spki_of(&self.certificate)? == self.key_pair()?.subject_public_key_info() {
+            return Ok(());
         }
+        Err(TrustError::Malformed {
+            what: "the certificate",
+            problem: "it is for another key".to_owned(),
+        })
+    }
+
+    fn key_pair(&self) -> Result<KeyPair, TrustError> {
+        let key = PrivatePkcs8KeyDer::from(self.key.secret_der());
+        KeyPair::try_from(&key).map_err(|error| TrustError::Malformed {
+            what: "the private key",
+            problem: error.to_string(),
+        })
     }
 
     /// Writes both as PEM; the key for its owner only.
@@ -273,19 +277,50 @@ impl Authority {
         self.sign_node(id, name, &requested_key(request)?)
     }
 
+    /// Makes another certificate for a node's key.
+    pub fn sign_node_again(
+        &self,
+        id: u64,
+        name: &str,
+        own: &Credentials,
+    ) -> Result<CertificateDer<'static>, TrustError> {
+        self.sign_node(id, name, &own.key_pair()?)
+    }
+
+    /// The same, with an end of its own: for tests of what comes then.
+    pub fn sign_node_until(
+        &self,
+        id: u64,
+        name: &str,
+        own: &Credentials,
+        expires_at: SystemTime,
+    ) -> Result<CertificateDer<'static>, TrustError> {
+        let mut params = self.node_params(id, name)?;
+        params.not_after = expires_at.into();
+        Ok(params
+            .signed_by(&own.key_pair()?, &self.issuer)?
+            .der()
+            .clone())
+    }
+
     fn sign_node(
         &self,
         id: u64,
         name: &str,
         key: &impl PublicKeyData,
     ) -> Result<CertificateDer<'static>, TrustError> {
+        let params = self.node_params(id, name)?;
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+
+    fn node_params(&self, id: u64, name: &str) -> Result<CertificateParams, TrustError> {
         let names = vec![node_server_name(id), AGENT_SERVER_NAME.to_owned()];
         let mut params = leaf_params(subject(self.cluster, NODE_ROLE, name), names)?;
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ClientAuth,
             ExtendedKeyUsagePurpose::ServerAuth,
         ];
-        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+        Ok(params)
     }
 }
 
@@ -323,6 +358,22 @@ pub fn subject_of(certificate: &X509Certificate<'_>) -> Option<Subject> {
         unit: only(subject.iter_organizational_unit())?,
         name: only(subject.iter_common_name())?,
     })
+}
+
+/// When a certificate ends.
+///
+/// # Errors
+/// `Malformed` when it is none.
+pub fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, TrustError> {
+    let malformed = |problem: String| TrustError::Malformed {
+        what: "the certificate",
+        problem,
+    };
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|error| malformed(error.to_string()))?;
+    let seconds = u64::try_from(parsed.validity().not_after.timestamp())
+        .map_err(|_| malformed("it ended before 1970".to_owned()))?;
+    Ok(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
 }
 
 /// The serial number of a certificate of somebody who uses the cluster; `None` when it has not the form of one.

@@ -15,6 +15,7 @@ use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -224,6 +225,11 @@ impl DataDir {
             authority,
             credentials,
         })
+    }
+
+    /// Replaces the node's certificate by another one for the same key.
+    pub fn replace_certificate(&self, certificate: &CertificateDer<'_>) -> Result<(), TrustError> {
+        save_certificate(certificate, &self.root.join(CERTS).join("node.pem"))
     }
 
     /// Tells whether the directory can take a node of this name, without changing anything.

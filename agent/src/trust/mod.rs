@@ -6,6 +6,7 @@ pub mod authority;
 pub mod files;
 pub mod identity;
 pub mod names;
+pub mod renewal;
 pub mod tls;
 pub mod token;
 

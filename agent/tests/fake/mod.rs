@@ -13,6 +13,7 @@ use agent::trust::{
     identity::{Identity, LocalNode, Member},
     tls::{
         accept::{bind_unix, tls_incoming, unix_incoming},
+        own::OwnCertificate,
         server::{ServerTls, TokenLookup},
     },
 };
@@ -132,7 +133,12 @@ impl Fake {
             tokens: Arc::default(),
         });
         let socket = folder.path().join("agent.sock");
-        let tls = ServerTls::new(&shared.node, shared.tokens.clone()).unwrap();
+        let tls = ServerTls::new(
+            &shared.node,
+            OwnCertificate::new(&shared.node).unwrap(),
+            shared.tokens.clone(),
+        )
+        .unwrap();
         let incoming = stream::select(
             Box::pin(tls_incoming(listener, tls, |_, _| {})),
             Box::pin(unix_incoming(bind_unix(&socket).unwrap())),

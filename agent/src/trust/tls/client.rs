@@ -3,16 +3,17 @@
 use std::{path::Path, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
+    SignatureScheme,
     client::{
-        Resumption, WebPkiServerVerifier,
+        Resumption, WantsClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{ALPN_HTTP2, provider};
+use super::{ALPN_HTTP2, own::OwnCertificate, provider};
 use crate::trust::{
     TrustError,
     authority::{Credentials, fingerprint, load_certificate},
@@ -21,17 +22,20 @@ use crate::trust::{
 };
 
 /// How a node calls other nodes: shows its own certificate, trusts the cluster's authority.
-pub fn for_node(node: &LocalNode) -> Result<Arc<ClientConfig>, TrustError> {
-    trusting(node.authority.certificate(), &node.credentials)
+pub fn for_node(
+    node: &LocalNode,
+    own: Arc<OwnCertificate>,
+) -> Result<Arc<ClientConfig>, TrustError> {
+    let config = trusting(node.authority.certificate())?.with_client_cert_resolver(own);
+    Ok(finish(config))
 }
 
 /// How a user calls an agent: a folder with `ca.pem`, `cert.pem` and `key.pem`, as `fpagent init` writes it.
 pub fn for_user(folder: &Path) -> Result<Arc<ClientConfig>, TrustError> {
     let authority = load_certificate(&folder.join("ca.pem"))?;
-    trusting(
-        &authority,
-        &Credentials::load(&folder.join("cert.pem"), &folder.join("key.pem"))?,
-    )
+    let own = Credentials::load(&folder.join("cert.pem"), &folder.join("key.pem"))?;
+    let config = trusting(&authority)?.with_client_auth_cert(vec![own.certificate], own.key)?;
+    Ok(finish(config))
 }
 
 /// How a newcomer calls a member: shows the token's key, trusts the authority whose fingerprint is in the token.
@@ -52,15 +56,12 @@ pub fn for_joiner(token: &JoinToken) -> Result<Arc<ClientConfig>, TrustError> {
 
 fn trusting(
     authority: &CertificateDer<'static>,
-    own: &Credentials,
-) -> Result<Arc<ClientConfig>, TrustError> {
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TrustError> {
     let mut roots = RootCertStore::empty();
     roots.add(authority.clone())?;
-    let config = ClientConfig::builder_with_provider(provider())
+    Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![own.certificate.clone()], own.key.clone_key())?;
-    Ok(finish(config))
+        .with_root_certificates(roots))
 }
 
 fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {

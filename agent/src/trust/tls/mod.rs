@@ -1,11 +1,12 @@
 //! Mutual TLS 1.3 between agents and from clients, and plain connections over the local Unix socket.
 //!
-//! [`server`] decides who a peer is, [`accept`] turns listeners into connections that know their peer, [`connect`] makes
+//! [`server`] decides who a peer is, [`own`] has what a node shows of itself, [`accept`] turns listeners into connections that know their peer, [`connect`] makes
 //! channels to agents.
 
 pub mod accept;
 pub mod client;
 pub mod connect;
+pub mod own;
 pub mod server;
 
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{ALPN_HTTP2, provider};
+use super::{ALPN_HTTP2, own::OwnCertificate, provider};
 use crate::trust::{
     TrustError,
     authority::{NODE_ROLE, Subject, role_of, serial_of, subject_of},
@@ -66,21 +66,20 @@ pub struct ServerTls {
 
 impl ServerTls {
     /// What a node serves with: TLS 1.3, HTTP/2, a client certificate of its own cluster or a token's.
-    pub fn new(node: &LocalNode, tokens: Arc<dyn TokenLookup>) -> Result<Self, TrustError> {
+    pub fn new(
+        node: &LocalNode,
+        own: Arc<OwnCertificate>,
+        tokens: Arc<dyn TokenLookup>,
+    ) -> Result<Self, TrustError> {
         let verifier = Arc::new(PeerVerifier::new(
             node.identity.cluster,
             node.authority.certificate(),
             tokens,
         )?);
-        // The authority's certificate goes along for newcomers, who know only its fingerprint.
-        let chain = vec![
-            node.credentials.certificate.clone(),
-            node.authority.certificate().clone(),
-        ];
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier.clone())
-            .with_single_cert(chain, node.credentials.key.clone_key())?;
+            .with_cert_resolver(own);
         config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
         // A resumed session skips the verifier: a used token would stay good.
         config.send_tls13_tickets = 0;

@@ -1,6 +1,10 @@
 //! Real handshakes over the loopback device.
 
-use std::{collections::BTreeSet, sync::Mutex};
+use std::{
+    collections::BTreeSet,
+    sync::Mutex,
+    time::{Duration, SystemTime},
+};
 
 use futures::StreamExt as _;
 use raft::state::Role;
@@ -12,6 +16,7 @@ use ulid::Ulid;
 use super::{
     accept::{Peer, bind_unix, tls_incoming, unix_incoming},
     connect::{ConnectError, Target, probe},
+    own::OwnCertificate,
     server::{PeerRole, ServerTls, TokenLookup},
     *,
 };
@@ -52,6 +57,7 @@ fn node(cluster: Ulid, authority: Authority, id: u64) -> LocalNode {
 /// A node that greets everybody whom it lets in and tells who it was.
 struct Server {
     node: LocalNode,
+    own: Arc<OwnCertificate>,
     tokens: Arc<Tokens>,
     address: String,
     peers: mpsc::Receiver<Peer>,
@@ -69,7 +75,8 @@ impl Server {
         let cluster = Ulid::from_parts(1, 1);
         let node = node(cluster, Authority::create(cluster).unwrap(), 1);
         let tokens = Arc::new(Tokens::default());
-        let tls = ServerTls::new(&node, tokens.clone()).unwrap();
+        let own = OwnCertificate::new(&node).unwrap();
+        let tls = ServerTls::new(&node, own.clone(), tokens.clone()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (seen, peers) = mpsc::channel(16);
@@ -85,6 +92,7 @@ impl Server {
         });
         Self {
             node,
+            own,
             tokens,
             address,
             peers,
@@ -156,7 +164,7 @@ async fn a_node_is_let_in_and_dials_exactly_the_one_it_means() {
         &server.node.authority.key_der(),
     );
     let peer = node(server.node.identity.cluster, own.unwrap(), 2);
-    let config = client::for_node(&peer).unwrap();
+    let config = client::for_node(&peer, OwnCertificate::new(&peer).unwrap()).unwrap();
     server
         .probe(&node_server_name(1), config.clone())
         .await
@@ -167,6 +175,40 @@ async fn a_node_is_let_in_and_dials_exactly_the_one_it_means() {
         .await
         .unwrap_err();
     assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_that_was_renewed_is_shown_from_then_on_by_server_and_client() {
+    let mut server = Server::start().await;
+    let authority = &server.node.authority;
+    let own = Authority::from_der(
+        server.node.identity.cluster,
+        authority.certificate(),
+        &authority.key_der(),
+    );
+    let peer = node(server.node.identity.cluster, own.unwrap(), 2);
+    let shown = OwnCertificate::new(&peer).unwrap();
+    let config = client::for_node(&peer, shown.clone()).unwrap();
+    let name = node_server_name(1);
+    let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
+    let ended = |id, own: &Credentials| Credentials {
+        certificate: authority
+            .sign_node_until(id, "host-a", own, yesterday)
+            .unwrap(),
+        key: own.key.clone_key(),
+    };
+    // Neither side takes one that has ended.
+    server.own.set(&ended(1, &server.node.credentials)).unwrap();
+    let error = server.probe(&name, config.clone()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+    server.own.set(&server.node.credentials).unwrap();
+    shown.set(&ended(2, &peer.credentials)).unwrap();
+    let error = server.probe(&name, config.clone()).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Refused { .. }), "{error:?}");
+    assert!(server.peers.try_recv().is_err());
+    shown.set(&peer.credentials).unwrap();
+    server.probe(&name, config).await.unwrap();
+    assert_eq!(server.role().await, PeerRole::Node(2));
 }
 
 #[tokio::test]
