@@ -8,6 +8,7 @@ use raft::state::{Blob, Command, Image, ImageId, NodeId};
 use crate::{
     blobs::{Incoming, hex, is_here},
     errors::chain,
+    metrics,
     node::Node,
 };
 
@@ -139,6 +140,7 @@ impl Node {
         let mut incoming = Incoming::begin(&layout, &name)?;
         while let Some(part) = stream.message().await.map_err(refused)? {
             incoming.write(&part.chunk)?;
+            metrics::fetched(part.chunk.len());
         }
         let taken = tokio::task::spawn_blocking(move || incoming.keep(&layout))
             .await

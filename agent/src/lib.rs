@@ -13,6 +13,7 @@ pub mod errors;
 pub mod guest;
 pub mod images;
 pub mod leases;
+pub mod metrics;
 pub mod node;
 pub mod peers;
 pub mod program;

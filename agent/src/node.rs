@@ -10,6 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use raft::{
     node::{Handle, ProposeError},
     state::{
@@ -29,6 +30,7 @@ use crate::{
     density::Density,
     guest::{Introduction, identity, ports::Ports},
     leases::Leases,
+    metrics,
     peers::Peers,
     secrets::Secrets,
     store::Store,
@@ -50,6 +52,8 @@ pub struct Node {
     pub authority: Authority,
     /// Who asked for what.
     pub audit: Arc<Audit>,
+    /// What was measured.
+    pub metrics: PrometheusHandle,
     /// The replicated state.
     pub raft: Handle,
     /// Its VMs.
@@ -138,7 +142,12 @@ impl Node {
             now: now(),
             command,
         };
-        self.raft.propose(&proposal, deadline).await
+        let begun = Instant::now();
+        let outcome = self.raft.propose(&proposal, deadline).await;
+        if outcome.is_ok() {
+            metrics::commit(begun.elapsed());
+        }
+        outcome
     }
 
     /// Tells the cluster a fact, however long it takes until it has a leader. Given up only when the agent ends: then the next

@@ -6,6 +6,7 @@ use std::{
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::Context as _;
@@ -71,6 +72,24 @@ impl World {
             .collect();
         anyhow::ensure!(schedulable.len() == 3, "{nodes}");
         Ok(json!([schedulable, list("cert")?, list("token")?]))
+    }
+
+    /// What a node measured, as somebody reads it.
+    fn metrics(&self, node: usize, certs: &Path) -> anyhow::Result<String> {
+        let listen = &self.cluster.node(node).listen;
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "10", "--http2"])
+            .arg("--cacert")
+            .arg(certs.join("ca.pem"))
+            .arg("--cert")
+            .arg(certs.join("cert.pem"))
+            .arg("--key")
+            .arg(certs.join("key.pem"))
+            .args(["--connect-to", &format!("agent.forkypig:443:{listen}")])
+            .arg("https://agent.forkypig/metrics")
+            .output()?;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// The lines of a node's audit log in which all of these fields are so.
@@ -161,6 +180,35 @@ fn each_may_do_what_its_certificate_says_until_that_is_revoked_or_ends() -> anyh
     };
     assert_eq!(names(&listed), ["admin", "vic", "olga", "ada"], "{listed}");
 
+    // Measurements are for viewers, by what reads those; a node's certificate is no viewer's.
+    let measured = world.metrics(2, &vic)?;
+    for line in [
+        "fpagent_calls_total{call=\"forkypig.v1.VmService/Fork\",outcome=\"not-found\"} 2",
+        "fpagent_call_seconds_bucket{call=\"forkypig.v1.VmService/ListVms\",le=",
+        "fpagent_raft_commit_seconds_count ",
+        "fpagent_raft_quorum 1",
+        "fpagent_vms{state=\"running\"} 0",
+        "fpagent_reconcile_seconds_sum ",
+        "fpagent_guest_memory_private_bytes ",
+    ] {
+        assert!(measured.contains(line), "no {line} in {measured}");
+    }
+    let nodes = world.certs("node");
+    fs::create_dir(&nodes)?;
+    let certs = world.cluster.node(2).data.join("certs");
+    for (from, to) in [
+        ("ca.pem", "ca.pem"),
+        ("node.pem", "cert.pem"),
+        ("node.key.pem", "key.pem"),
+    ] {
+        fs::copy(certs.join(from), nodes.join(to))?;
+    }
+    let refused = world.metrics(2, &nodes)?;
+    assert!(
+        refused.contains("for what nodes ask of each other"),
+        "{refused}"
+    );
+
     // Revoked: at once on the node that was asked, and on the others when they know of it.
     world
         .run_as(1, &ada, &["cert", "revoke", "vic"])?
@@ -221,7 +269,7 @@ fn each_may_do_what_its_certificate_says_until_that_is_revoked_or_ends() -> anyh
             vec![
                 ("who", "olga"),
                 ("call", "VmService/Fork"),
-                ("outcome", "failed: NotFound"),
+                ("outcome", "failed: not-found"),
             ],
         ),
         (

@@ -5,6 +5,7 @@ use std::{
     mem,
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use futures::future::BoxFuture;
@@ -19,6 +20,7 @@ use tower::Layer;
 use crate::{
     audit::{self, Entry},
     errors::ApiError,
+    metrics,
     node::{Node, now},
     trust::{
         authority::unit_of,
@@ -262,12 +264,17 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let call = request.uri().path().trim_start_matches('/').to_owned();
         let peer = request.extensions().get::<Peer>().cloned();
-        let needs = needs(&call);
+        let wants_metrics = call == metrics::PATH;
+        let needs = match wants_metrics {
+            true => Some(VIEWER),
+            false => needs(&call),
+        };
         let checked = match (&peer, needs) {
             (Some(peer), Some(needs)) => check(&peer.role, needs, &self.node.state()),
             (Some(_), None) => Err("there is no such call".to_owned()),
             (None, _) => Err("nobody knows who this is".to_owned()),
         };
+        let name = call.clone();
         let node = Arc::clone(&self.node);
         let entry = move |about: &str, outcome: &str| {
             node.audit.note(&Entry {
@@ -279,30 +286,74 @@ where
         };
         if let Err(why) = checked {
             entry("", &format!("refused: {why}"));
-            let refused = Status::from(ApiError::NotAllowed(why)).into_http();
-            return Box::pin(async move { Ok(refused) });
+            return Box::pin(async move {
+                Ok(match wants_metrics {
+                    true => plain(http::StatusCode::FORBIDDEN, format!("{why}\n")),
+                    false => Status::from(ApiError::NotAllowed(why)).into_http(),
+                })
+            });
+        }
+        if wants_metrics {
+            let node = Arc::clone(&self.node);
+            return Box::pin(
+                async move { Ok(plain(http::StatusCode::OK, metrics::text(&node).await)) },
+            );
         }
         // The one that is ready, and not its copy.
         let next = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, next);
-        if matches!(needs, Some(VIEWER | Needs::Node)) {
-            return Box::pin(inner.call(request));
-        }
+        let is_audited = !matches!(needs, Some(VIEWER | Needs::Node));
         Box::pin(async move {
+            let begun = Instant::now();
             let (about, answer) = audit::during(inner.call(request)).await;
             let Ok(answer) = answer;
-            entry(&about, &outcome(&answer));
+            let outcome = outcome(&answer);
+            metrics::call(&name, outcome, begun.elapsed());
+            match (outcome, is_audited) {
+                (_, false) => {}
+                (OK, true) => entry(&about, OK),
+                (failed, true) => entry(&about, &format!("failed: {failed}")),
+            }
             Ok(answer)
         })
     }
 }
 
+/// An answer for who does not speak gRPC.
+fn plain(status: http::StatusCode, text: String) -> http::Response<Body> {
+    let mut answer = http::Response::new(Body::new(text));
+    *answer.status_mut() = status;
+    let kind = http::HeaderValue::from_static(metrics::CONTENT_TYPE);
+    answer
+        .headers_mut()
+        .insert(http::header::CONTENT_TYPE, kind);
+    answer
+}
+
+/// The outcome of what did not fail.
+const OK: &str = "ok";
+
 /// What became of a call, as far as its answer's beginning says it: a stream may still break.
-fn outcome(answer: &http::Response<Body>) -> String {
+fn outcome(answer: &http::Response<Body>) -> &'static str {
     let status = answer.headers().get(Status::GRPC_STATUS);
     match status.map(|status| Code::from_bytes(status.as_bytes())) {
-        None | Some(Code::Ok) => "ok".to_owned(),
-        Some(code) => format!("failed: {code:?}"),
+        None | Some(Code::Ok) => OK,
+        Some(Code::Cancelled) => "cancelled",
+        Some(Code::Unknown) => "unknown",
+        Some(Code::InvalidArgument) => "invalid-argument",
+        Some(Code::DeadlineExceeded) => "deadline-exceeded",
+        Some(Code::NotFound) => "not-found",
+        Some(Code::AlreadyExists) => "already-exists",
+        Some(Code::PermissionDenied) => "permission-denied",
+        Some(Code::ResourceExhausted) => "resource-exhausted",
+        Some(Code::FailedPrecondition) => "failed-precondition",
+        Some(Code::Aborted) => "aborted",
+        Some(Code::OutOfRange) => "out-of-range",
+        Some(Code::Unimplemented) => "unimplemented",
+        Some(Code::Internal) => "internal",
+        Some(Code::Unavailable) => "unavailable",
+        Some(Code::DataLoss) => "data-loss",
+        Some(Code::Unauthenticated) => "unauthenticated",
     }
 }
 
@@ -424,6 +475,6 @@ mod tests {
     fn an_answer_says_what_became_of_the_call() {
         assert_eq!(outcome(&http::Response::new(Body::empty())), "ok");
         let refused = Status::not_found("x").into_http();
-        assert_eq!(outcome(&refused), "failed: NotFound");
+        assert_eq!(outcome(&refused), "not-found");
     }
 }

@@ -38,6 +38,7 @@ use crate::{
     density::{self, Density},
     guest::{self, ports::Ports},
     leases::Leases,
+    metrics,
     node::{Node, now},
     peers::Peers,
     reconcile, secrets,
@@ -208,6 +209,7 @@ impl Agent {
             identity: local.identity,
             authority: local.authority,
             audit: Arc::clone(&audit),
+            metrics: metrics::install()?,
             raft,
             vms: Arc::new(Vms::new(
                 engine,
@@ -277,6 +279,9 @@ impl Agent {
         spawn_server(&servers, &failed, "local", server);
 
         node.tasks.spawn(api::renew_leases(Arc::clone(&node)));
+        let upkeep = Arc::clone(&node);
+        node.tasks
+            .spawn(async move { metrics::keep(&upkeep).await });
         let keep = renewal::keep(data.clone(), Arc::clone(&node), shown, own);
         node.tasks.spawn(keep);
         node.tasks

@@ -7,13 +7,17 @@ mod observe;
 pub mod plan;
 mod restart;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use raft::state::{Command as Change, State};
 
 use self::plan::Is;
 use crate::{
     guest::{Contact, identity},
+    metrics,
     node::{Node, now},
 };
 
@@ -85,8 +89,11 @@ pub async fn run(node: Arc<Node>) {
     let mut published = node.raft.published();
     loop {
         let state = Arc::clone(&published.borrow_and_update().view);
+        let begun = Instant::now();
         let observed = observe::observe(&node, &state);
-        for action in plan::plan(&state, node.id(), now(), &observed) {
+        let actions = plan::plan(&state, node.id(), now(), &observed);
+        metrics::planned(begun.elapsed());
+        for action in actions {
             execute::execute(&node, &state, action);
         }
         introduce(&node, &state, &observed);

@@ -25,6 +25,7 @@ use crate::{
         becoming::{self, One},
         identity,
     },
+    metrics,
     node::Node,
     reconcile::plan::Is,
     store::Way,
@@ -130,6 +131,13 @@ impl Run {
 
     /// Says what became of children, or of the VM.
     pub(super) async fn report(&self, results: Vec<(u32, ChildResult)>) {
+        for (_, result) in &results {
+            metrics::child(
+                Duration::from_micros(result.running_us),
+                Duration::from_micros(result.ready_us),
+                !result.error.is_empty(),
+            );
+        }
         self.node
             .report(Change::ReportChildren {
                 operation: self.operation,
@@ -213,6 +221,7 @@ impl Run {
                     chain(&error)
                 }
             })?;
+        metrics::capture(&captured.report);
         let agent = handle.guest().answers();
         content_of(&captured, &stream, agent)
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
