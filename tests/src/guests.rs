@@ -317,24 +317,35 @@ esac
 while read -r word; do show; done
 "#;
 
-/// How far a guest's clock is from this host's, seconds, as bounds: what is known after some looks at both. Fails when that is not within
-/// `most` either way; looks again while it is not known whether it is.
+/// How far a guest's clock is from this host's, seconds, as bounds: see [`clock_within`].
 pub fn clock_offset(
     cluster: &Cluster,
     through: usize,
     vm: &str,
     most: f64,
 ) -> anyhow::Result<(f64, f64)> {
-    // One program that is asked again and again: what a look takes is bounded from both sides by this host's clock, and the bounds of
-    // all looks hold at the same time.
+    // One program that is asked again and again: each look takes little.
     let asked = ["sh", "-c", CLOCK];
     let mut clock = Program::start(cluster, through, vm, &[], &asked)?;
+    clock_within(vm, most, || {
+        clock.say("look")?;
+        Ok(clock.line()?.trim().parse()?)
+    })
+}
+
+/// How far a clock that can be looked at is from this host's, seconds, as bounds: what is known after some looks at both. Fails when that
+/// is not within `most` either way; looks again while it is not known whether it is.
+pub fn clock_within(
+    vm: &str,
+    most: f64,
+    mut look: impl FnMut() -> anyhow::Result<f64>,
+) -> anyhow::Result<(f64, f64)> {
     let (mut least, mut greatest) = (f64::NEG_INFINITY, f64::INFINITY);
     let begun = Instant::now();
     loop {
+        // What a look takes is bounded from both sides by this host's clock, and the bounds of all looks hold at the same time.
         let before = host_clock()?;
-        clock.say("look")?;
-        let guest: f64 = clock.line()?.trim().parse()?;
+        let guest = look()?;
         let after = host_clock()?;
         least = least.max(guest - after);
         greatest = greatest.min(guest - before);

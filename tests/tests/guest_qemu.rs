@@ -1,17 +1,11 @@
 //! An image that has QEMU's own guest agent, and not this project's: a real one, in Debian. Programs, files and the clock.
 
-use std::{
-    fs,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
-    thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, thread, time::Duration};
 
 use anyhow::Context as _;
 use harness::{
     cluster::Cluster,
-    guests::{exec_with, ready, shell},
+    guests::{clock_within, exec_with, ready, shell},
     image::Image,
 };
 
@@ -20,28 +14,11 @@ const CLOCK: f64 = 0.05;
 /// So many bytes are copied.
 const BYTES: usize = 3 << 20;
 
-fn host_clock() -> anyhow::Result<f64> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs_f64())
-}
-
-/// Looks at a guest's clock until it is known to be right, or not to be.
 fn clock_is_right(cluster: &Cluster, vm: &str) -> anyhow::Result<()> {
-    let (mut least, mut most) = (f64::NEG_INFINITY, f64::INFINITY);
-    for _ in 0..50 {
-        let before = host_clock()?;
-        let guest: f64 = shell(cluster, 1, vm, "date +%s.%N")?.trim().parse()?;
-        let after = host_clock()?;
-        least = least.max(guest - after);
-        most = most.min(guest - before);
-        anyhow::ensure!(
-            least <= CLOCK && most >= -CLOCK,
-            "the clock of {vm} is off by {least} to {most} s"
-        );
-        if least >= -CLOCK && most <= CLOCK {
-            return Ok(());
-        }
-    }
-    anyhow::bail!("all that is known is that the clock of {vm} is off by {least} to {most} s")
+    clock_within(vm, CLOCK, || {
+        Ok(shell(cluster, 1, vm, "date +%s.%N")?.trim().parse()?)
+    })?;
+    Ok(())
 }
 
 #[test]

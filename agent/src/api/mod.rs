@@ -31,7 +31,7 @@ use proto::{
         snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
     },
 };
-use raft::state::{Command, RequestKey, Response, State};
+use raft::state::{Command, ForkSource, RequestKey, Response, State};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tonic::{Request, service::Routes};
@@ -212,7 +212,12 @@ fn subject(command: &Command) -> String {
         | Command::ResetVm { vm, .. }
         | Command::SuspendVm { vm, .. }
         | Command::CreateSnapshot { vm, .. } => format!("VM {vm}"),
-        Command::Fork { source, .. } => format!("{source:?}"),
+        Command::Fork { source, .. } => match source {
+            ForkSource::Vm(vm) => format!("VM {vm}"),
+            ForkSource::Snapshot { snapshot, vm } => {
+                format!("snapshot {}@{snapshot}", vm.as_deref().unwrap_or_default())
+            }
+        },
         Command::CancelOperation { operation } => format!("operation {operation}"),
         Command::TagSnapshot { snapshot, .. }
         | Command::WarmSnapshot { snapshot, .. }

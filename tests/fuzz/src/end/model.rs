@@ -136,8 +136,9 @@ impl Model {
     /// The number of the next stream that the other side may begin.
     pub fn next_of_theirs(&self) -> u32 {
         match self.side {
-            Side::Host => self.seen + 2,
-            Side::Guest => (self.seen + 1) | 1,
+            // Once it has begun the last that there is, it can begin no other: whichever it names is refused.
+            Side::Host => self.seen.saturating_add(2),
+            Side::Guest => self.seen.saturating_add(1) | 1,
         }
     }
 
