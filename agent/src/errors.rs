@@ -218,7 +218,7 @@ impl ApiError {
             Self::NotAllowed(_) => Answer::new(
                 PermissionDenied,
                 Reason::NotAllowed,
-                "use an administrator's certificate (--certs)",
+                "use a certificate with the role that it needs (--certs); an administrator makes one with `fpagent cert create`",
             ),
             Self::Internal(_) => {
                 Answer::new(Internal, Reason::WorkFailed, "look at the agent's log")
