@@ -17,7 +17,7 @@ use qemu::{
 };
 use raft::{
     node::Published,
-    state::{Accelerator, Capacity, CertificateId, ClusterId, Command},
+    state::{Accelerator, Capacity, ClusterId, Command},
 };
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
@@ -526,18 +526,16 @@ async fn note_first_admin(node: &Node, certs: &Path) {
         }
     };
     match authority::user_of(&certificate) {
-        Ok((serial, name, role, expires_at)) => {
-            let id = CertificateId(serial.0);
-            if !node.state().certificates.contains_key(&id) {
-                node.report(Command::IssueCertificate {
-                    id,
-                    name,
-                    role,
-                    expires_at,
-                })
-                .await;
-            }
+        Ok(user) if !node.state().certificates.contains_key(&user.certificate) => {
+            let command = Command::IssueCertificate {
+                id: user.certificate,
+                name: user.name,
+                role: user.role,
+                expires_at: user.expires_at,
+            };
+            node.report(command).await;
         }
+        Ok(_) => {}
         Err(error) => {
             tracing::warn!(%error, file = %file.display(), "it is not known whose certificate this is");
         }

@@ -5,7 +5,7 @@
 
 use std::{path::Path, time::SystemTime};
 
-use raft::state::Role;
+use raft::state::{CertificateId, Millis, Role};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
@@ -37,7 +37,7 @@ pub const fn unit_of(role: Role) -> &'static str {
 }
 
 /// The role that an organizational unit names.
-pub fn role_of(unit: &str) -> Option<Role> {
+fn role_of(unit: &str) -> Option<Role> {
     [Role::Viewer, Role::Operator, Role::Admin]
         .into_iter()
         .find(|role| unit_of(*role) == unit)
@@ -94,10 +94,7 @@ impl Credentials {
         if spki_of(&self.certificate)? == self.key_pair()?.subject_public_key_info() {
             return Ok(());
         }
-        Err(TrustError::Malformed {
-            what: "the certificate",
-            problem: "it is for another key".to_owned(),
-        })
+        Err(malformed("it is for another key"))
     }
 
     fn key_pair(&self) -> Result<KeyPair, TrustError> {
@@ -287,7 +284,8 @@ impl Authority {
         self.sign_node(id, name, &own.key_pair()?)
     }
 
-    /// The same, with an end of its own: for tests of what comes then.
+    /// The same, with an end of its own.
+    #[cfg(test)]
     pub fn sign_node_until(
         &self,
         id: u64,
@@ -365,46 +363,62 @@ pub fn subject_of(certificate: &X509Certificate<'_>) -> Option<Subject> {
 /// # Errors
 /// `Malformed` when it is none.
 pub fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, TrustError> {
-    let malformed = |problem: String| TrustError::Malformed {
-        what: "the certificate",
-        problem,
-    };
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|error| malformed(error.to_string()))?;
-    let seconds = u64::try_from(parsed.validity().not_after.timestamp())
-        .map_err(|_| malformed("it ended before 1970".to_owned()))?;
-    Ok(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds))
+    let parsed = parse(certificate)?;
+    let end = end_of(&parsed).ok_or_else(|| malformed("it ended before 1970"))?;
+    Ok(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(end))
 }
 
-/// The serial number of a certificate of somebody who uses the cluster; `None` when it has not the form of one.
-pub fn serial_of(certificate: &X509Certificate<'_>) -> Option<Ulid> {
-    let bytes = certificate.tbs_certificate.serial.to_bytes_be();
-    let bytes: [u8; 16] = bytes.try_into().ok()?;
-    Some(Ulid::from_bytes(bytes))
+/// The same in seconds since the epoch; `None` when that was before.
+fn end_of(certificate: &X509Certificate<'_>) -> Option<u64> {
+    u64::try_from(certificate.validity().not_after.timestamp()).ok()
 }
 
-/// Whose a certificate is, and until when: its serial number, the name, the role, and milliseconds since the epoch.
+/// Somebody who uses the cluster, as a certificate says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// The name.
+    pub name: String,
+    /// What it allows.
+    pub role: Role,
+    /// Its serial number.
+    pub certificate: CertificateId,
+    /// When it ends.
+    pub expires_at: Millis,
+}
+
+/// Whose a certificate is; `None` when it is not one of somebody who uses the cluster.
+pub fn user(certificate: &X509Certificate<'_>) -> Option<User> {
+    let Subject { unit, name, .. } = subject_of(certificate)?;
+    let serial = certificate.tbs_certificate.serial.to_bytes_be();
+    let serial = Ulid::from_bytes(serial.try_into().ok()?);
+    Some(User {
+        name,
+        role: role_of(&unit)?,
+        certificate: CertificateId(serial.0),
+        expires_at: end_of(certificate)?.checked_mul(1000)?,
+    })
+}
+
+/// The same of its DER form.
 ///
 /// # Errors
-/// `Malformed` when it is not one of somebody who uses the cluster.
-pub fn user_of(certificate: &CertificateDer<'_>) -> Result<(Ulid, String, Role, u64), TrustError> {
-    let malformed = |problem: String| TrustError::Malformed {
+/// `Malformed` when it is not one.
+pub fn user_of(certificate: &CertificateDer<'_>) -> Result<User, TrustError> {
+    user(&parse(certificate)?).ok_or_else(|| malformed("it is not a user's"))
+}
+
+fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, TrustError> {
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    parsed
+        .map(|(_, parsed)| parsed)
+        .map_err(|error| malformed(error.to_string()))
+}
+
+fn malformed(problem: impl Into<String>) -> TrustError {
+    TrustError::Malformed {
         what: "the certificate",
-        problem,
-    };
-    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
-        .map_err(|error| malformed(error.to_string()))?;
-    let user = || {
-        let Subject { unit, name, .. } = subject_of(&parsed)?;
-        let seconds = u64::try_from(parsed.validity().not_after.timestamp()).ok()?;
-        Some((
-            serial_of(&parsed)?,
-            name,
-            role_of(&unit)?,
-            seconds.checked_mul(1000)?,
-        ))
-    };
-    user().ok_or_else(|| malformed("it is not a user's".to_owned()))
+        problem: problem.into(),
+    }
 }
 
 /// A newcomer's key and its certificate request (PKCS #10, DER).
@@ -426,13 +440,7 @@ pub fn fingerprint(certificate: &CertificateDer<'_>) -> [u8; 32] {
 
 /// A certificate's SubjectPublicKeyInfo, DER.
 pub(super) fn spki_of(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, TrustError> {
-    match x509_parser::parse_x509_certificate(certificate) {
-        Ok((_, parsed)) => Ok(parsed.public_key().raw.to_vec()),
-        Err(error) => Err(TrustError::Malformed {
-            what: "the certificate",
-            problem: error.to_string(),
-        }),
-    }
+    Ok(parse(certificate)?.public_key().raw.to_vec())
 }
 
 /// Reads a certificate, PEM.

@@ -2,7 +2,6 @@
 
 use std::{fmt, sync::Arc};
 
-use raft::state::{CertificateId, Role};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
     SignatureScheme,
@@ -20,7 +19,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use super::{ALPN_HTTP2, own::OwnCertificate, provider};
 use crate::trust::{
     TrustError,
-    authority::{NODE_ROLE, Subject, role_of, serial_of, subject_of},
+    authority::{NODE_ROLE, Subject, User, subject_of, user},
     identity::LocalNode,
 };
 
@@ -44,17 +43,6 @@ pub enum PeerRole {
     },
     /// Somebody on this host who may open the Unix socket: counts as an administrator.
     Local,
-}
-
-/// Somebody who uses the cluster, by a certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct User {
-    /// From the certificate.
-    pub name: String,
-    /// What it allows.
-    pub role: Role,
-    /// Its serial number.
-    pub certificate: CertificateId,
 }
 
 /// The server's configuration, and the verifier that tells who a peer is.
@@ -152,23 +140,14 @@ impl PeerVerifier {
     fn member_role(&self, leaf: &CertificateDer<'_>) -> Result<PeerRole, Error> {
         let wrong = || Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
         let (_, leaf) = X509Certificate::from_der(leaf).map_err(|_| wrong())?;
-        let Subject {
-            cluster,
-            unit,
-            name,
-        } = subject_of(&leaf).ok_or_else(wrong)?;
+        let Subject { cluster, unit, .. } = subject_of(&leaf).ok_or_else(wrong)?;
         if cluster != self.cluster {
             return Err(wrong());
         }
         if unit == NODE_ROLE {
             return node_id(&leaf).map(PeerRole::Node).ok_or_else(wrong);
         }
-        let (role, serial) = role_of(&unit).zip(serial_of(&leaf)).ok_or_else(wrong)?;
-        Ok(PeerRole::User(User {
-            name,
-            role,
-            certificate: CertificateId(serial.0),
-        }))
+        user(&leaf).map(PeerRole::User).ok_or_else(wrong)
     }
 }
 
