@@ -296,8 +296,8 @@ fn take_identity(agent: &Arc<Agent>, hello: &Hello, identity: &Identity) -> bool
         agent.identity.send_replace(Some(Arc::clone(&identity)));
     }
     if !agent.me().settled && (is_news || known.is_none()) {
-        // The same VM at another moment keeps its own.
-        let is_another = is_news && identity.origin() == Origin::Fork;
+        // The same VM at another moment, or booted anew, keeps its own.
+        let is_another = identity.origin() == Origin::Fork;
         let (sender, word) = oneshot::channel();
         {
             let mut me = agent.me();
@@ -315,8 +315,8 @@ async fn settle(agent: Arc<Agent>, identity: Arc<Identity>, word: oneshot::Recei
         // It is somebody else by now.
         return;
     };
-    let keys = agent.me().wants_host_keys.then_some(word.host_keys);
-    let mut failed = settle::settle(&agent.root, &identity, keys).await;
+    let wants_keys = agent.me().wants_host_keys;
+    let mut failed = settle::settle(&agent.root, &identity, wants_keys, word).await;
     if let Err(error) = identity::remember_settled(&agent.root, &identity.incarnation) {
         failed.push(Failed {
             step: "settled".to_owned(),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use fp_guest::channel::message::{Failed, HostKeys, Identity, Origin};
+use fp_guest::channel::message::{Failed, HostKeys, Identity, Origin, Settle};
 use tokio::{process::Command, time::timeout};
 
 use super::identity::{self, Root};
@@ -21,11 +21,12 @@ const HOOK_PATIENCE: Duration = Duration::from_secs(30);
 /// The most of a hook's errors that is told.
 const MOST_ERRORS: usize = 400;
 
-/// Does all of it, and gives what failed. `keys` are those that the host sent: `None` where none are wanted.
+/// Does all of it with what the host sent for it, and gives what failed.
 pub async fn settle(
     root: &Root,
     identity: &Identity,
-    keys: Option<Option<HostKeys>>,
+    wants_host_keys: bool,
+    word: Settle,
 ) -> Vec<Failed> {
     let mut failed = Vec::new();
     let mut note = |step: String, result: Result<(), String>| {
@@ -36,8 +37,8 @@ pub async fn settle(
         "hostname".to_owned(),
         kept.map_err(|error| error.to_string()),
     );
-    if let Some(keys) = keys {
-        note("ssh-host-keys".to_owned(), take_keys(root, keys));
+    if wants_host_keys {
+        note("ssh-host-keys".to_owned(), take_keys(root, word.host_keys));
     }
     if identity.origin() == Origin::Fork {
         match hooks(&root.file(HOOKS)) {
