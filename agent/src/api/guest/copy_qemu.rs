@@ -1,5 +1,5 @@
-//! Files on their way into guests that have QEMU's agent only, and out of them: one at a time, without a way to go on where a copy
-//! was broken off. What QEMU's agent cannot do with a file, programs of the guest do (`test`, `stat`, `mv`).
+//! Files on their way into guests that have QEMU's agent only, and out of them: one at a time, without their times, and without a
+//! way to go on where a copy was broken off. What QEMU's agent cannot do with a file, programs of the guest do (`test`, `stat`, `mv`).
 
 use std::{fmt::Display, sync::Arc};
 
@@ -17,6 +17,7 @@ use proto::v1::{
     CopyInRequest, CopyInResponse, CopyInStart, CopyOutRequest, CopyOutResponse, CopyOutStart,
     copy_in_request::Part as In, copy_out_request::Part as Back,
 };
+use rustix::fs::FileType;
 use tonic::Streaming;
 
 use super::super::carry::{Answers, Found};
@@ -30,11 +31,6 @@ use crate::{
 const LONGEST_SHOWN: usize = 300;
 /// What `test` says of what is not so.
 const NO: i32 = 1;
-/// What kind of file it is, and which kind a regular one is, in a file's mode (inode(7)).
-const KIND: u32 = 0o170_000;
-/// See there.
-const REGULAR: u32 = 0o100_000;
-
 /// Brings a file into a VM.
 pub(super) fn open_in(
     node: &Arc<Node>,
@@ -55,25 +51,26 @@ pub(super) fn open_in(
         say(Reply::Wanted(Wanted::default())).await?;
         // Beside its place until it is whole.
         let part = format!("{target}{}", guest::files::PART_ENDING);
-        let file = qemu.open(&part, "w").await?;
-        let written = async {
-            while let Some(content) = inputs.content().await? {
+        let placed = async {
+            let file = qemu.open(&part, "w").await?;
+            loop {
+                let content = inputs.content().await?;
                 file.write(&content.bytes).await?;
                 if content.last {
-                    return inputs.end().await;
+                    break;
                 }
             }
-            Err(failed("the file has no end"))
+            inputs.end().await?;
+            file.close().await?;
+            let mode = format!("{:o}", piece.mode);
+            run(&qemu, &["chmod", &mode, "--", &part]).await?;
+            run(&qemu, &["mv", "-f", "-T", "--", &part, &target]).await
         };
-        let written = written.await;
-        let closed = file.close().await;
-        if let Err(problem) = written.and(closed) {
+        if let Err(problem) = placed.await {
             // What went wrong is told, not that this does as well.
             let _left = run(&qemu, &["rm", "-f", "--", &part]).await;
             return Err(problem);
         }
-        run(&qemu, &["chmod", &format!("{:o}", piece.mode), "--", &part]).await?;
-        run(&qemu, &["mv", "-f", "-T", "--", &part, &target]).await?;
         say(Reply::Done(Done::default())).await
     })
 }
@@ -101,37 +98,33 @@ pub(super) fn open_out(
         };
         if !wanted.same {
             let file = qemu.open(&path, "r").await?;
-            let given = async {
-                let mut offset = 0;
-                loop {
-                    let left = bytes - offset;
-                    let most = left.min(CHUNK as u64) as usize;
-                    let read = match most {
-                        0 => Vec::new(),
-                        most => file.read(most).await?,
-                    };
-                    if read.is_empty() && left > 0 {
-                        return Err(failed(format!(
-                            "{path}: it became shorter while it was read"
-                        )));
-                    }
-                    let content = Content {
-                        offset,
-                        last: read.len() as u64 == left,
-                        bytes: read.into(),
-                        gone: false,
-                    };
-                    offset += content.bytes.len() as u64;
-                    let last = content.last;
-                    say(Said::Content(content)).await?;
-                    if last {
-                        return Ok(());
-                    }
+            let mut offset = 0;
+            loop {
+                let left = bytes - offset;
+                let most = left.min(CHUNK as u64) as usize;
+                let read = match most {
+                    0 => Vec::new(),
+                    most => file.read(most).await?,
+                };
+                if read.is_empty() && left > 0 {
+                    return Err(failed(format!(
+                        "{path}: it became shorter while it was read"
+                    )));
                 }
-            };
-            let given = given.await;
-            let closed = file.close().await;
-            given.and(closed)?;
+                let last = read.len() as u64 == left;
+                let content = Content {
+                    offset,
+                    last,
+                    bytes: read.into(),
+                    gone: false,
+                };
+                offset += content.bytes.len() as u64;
+                say(Said::Content(content)).await?;
+                if last {
+                    break;
+                }
+            }
+            file.close().await?;
         }
         say(Said::End(TreeEnd::default())).await?;
         match back(&mut inputs).await? {
@@ -209,7 +202,7 @@ async fn stat(qemu: &Qemu, path: &str) -> Result<(Piece, u64), Unheard> {
             "its stat says {said:?} of a file"
         )));
     };
-    if mode & KIND != REGULAR {
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
         return Err(Unheard::Unable(
             "it copies files one at a time, no folders or devices",
         ));
@@ -270,14 +263,15 @@ impl Inputs {
         }
     }
 
-    /// More of it; `None` where it was deleted meanwhile.
-    async fn content(&mut self) -> Result<Option<Content>, Unheard> {
-        match self.next().await? {
-            Said::Content(content) => {
-                check::content(&content).map_err(failed)?;
-                Ok((!content.gone).then_some(content))
-            }
-            _ => Err(failed("something else comes before the file's end")),
+    /// More of it.
+    async fn content(&mut self) -> Result<Content, Unheard> {
+        let Said::Content(content) = self.next().await? else {
+            return Err(failed("something else comes before the file's end"));
+        };
+        check::content(&content).map_err(failed)?;
+        match content.gone {
+            false => Ok(content),
+            true => Err(failed("it was deleted before it was read")),
         }
     }
 
