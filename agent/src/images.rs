@@ -4,6 +4,7 @@ use std::{io, sync::Arc, sync::PoisonError};
 
 use proto::peer::FetchFileRequest;
 use raft::state::{Blob, Command, Image, ImageId, NodeId};
+use ulid::Ulid;
 
 use crate::{
     blobs::{Incoming, hex, is_here},
@@ -48,7 +49,7 @@ pub enum FetchError {
 }
 
 impl Node {
-    /// Makes sure that an image's files are all here. One fetch at a time for each image.
+    /// Makes sure that an image's files are all here.
     pub async fn fetch_image(self: &Arc<Self>, id: ImageId) -> Result<(), String> {
         let state = self.state();
         let image = state
@@ -136,7 +137,8 @@ impl Node {
             .map_err(refused)?
             .into_inner();
         let layout = self.vms.engine().layout.clone();
-        let name = format!("fetch-{}", hex(&blob.sha256));
+        // Of its own: somebody else may be fetching the same.
+        let name = format!("fetch-{}", Ulid::new());
         let mut incoming = Incoming::begin(&layout, &name)?;
         while let Some(part) = stream.message().await.map_err(refused)? {
             incoming.write(&part.chunk)?;
