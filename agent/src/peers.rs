@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -13,13 +14,13 @@ use raft::{
     state::NodeId,
 };
 use rustls::ClientConfig;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tonic::transport::Channel;
 
 use crate::trust::{
     identity::Member,
     tls::{
-        connect::{STREAMS, Target, channel, channel_with},
+        connect::{STREAMS, Target, channel, channel_with, probe},
         node_server_name,
     },
 };
@@ -103,17 +104,30 @@ impl Peers {
         {
             return Ok(channel.clone());
         }
-        let target = Target::Tls {
-            address: address.clone(),
-            server_name: node_server_name(node),
-            config: Arc::clone(&self.config),
-        };
+        let target = self.target(node, address.clone());
         let made = match what {
             Use::Calls => channel(target),
             Use::Streams => channel_with(target, STREAMS),
         };
         channels.insert((node, what), (address, made.clone()));
         Ok(made)
+    }
+
+    fn target(&self, node: NodeId, address: String) -> Target {
+        Target::Tls {
+            address,
+            server_name: node_server_name(node),
+            config: Arc::clone(&self.config),
+        }
+    }
+
+    /// Whether a node proves within this time that it is there, on a connection of its own.
+    pub async fn is_there(&self, node: NodeId, within: Duration) -> bool {
+        let Some(address) = self.address(node) else {
+            return false;
+        };
+        let target = self.target(node, address);
+        matches!(timeout(within, probe(&target)).await, Ok(Ok(())))
     }
 
     /// A client for calls that are streams of people's work.

@@ -1,11 +1,11 @@
 # The Debian image: debootstrap's smallest system with systemd, OpenSSH and Python, both agents, and
-# nothing that wakes an idle guest. Sourced by build-image.sh.
+# nothing that wakes an idle guest. busybox is for what the rest has not, as nc and ps. Sourced by build-image.sh.
 # shellcheck shell=bash disable=SC2034,SC2154
 
 # The agent names the network's device eth0; the rest saves looking for what is not there.
 cmdline_more=" net.ifnames=0 systemd.gpt_auto=0 fsck.mode=skip"
 
-packages="acpid iproute2 kmod openssh-server python3 qemu-guest-agent systemd-sysv udev"
+packages="acpid busybox-static iproute2 kmod openssh-server python3 qemu-guest-agent systemd-sysv udev"
 
 # What would wait for a network that nobody configures but the agent, write to the disk of a fork that
 # does nothing, or look at each boot for what a VM has not.

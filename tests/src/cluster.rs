@@ -264,6 +264,13 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Agents with the image whose guests are worked in: see [`Image::of_guests`]. It is called `guest`.
+    pub fn with_guests(nodes: usize) -> anyhow::Result<Self> {
+        let cluster = Self::start(nodes)?;
+        cluster.import_image("guest", Image::of_guests()?, "")?;
+        Ok(cluster)
+    }
+
     /// An agent, by its number from 1 on.
     pub fn node(&self, number: usize) -> &Agent {
         &self.agents[number - 1]

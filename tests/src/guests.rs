@@ -13,13 +13,16 @@ use anyhow::Context as _;
 
 use crate::{
     cluster::{Cluster, PATIENCE},
-    fpagent, wait_for,
+    fpagent,
+    image::Image,
+    wait_for,
 };
 
-/// Boots VMs of the tiny image, with these options each, and waits until their guests are ready.
+/// Boots VMs of a cluster's image of guests, with these options each, and waits until their guests are ready.
 pub fn boot(cluster: &Cluster, through: usize, vms: &[(&str, &[&str])]) -> anyhow::Result<()> {
+    let memory = Image::of_guests()?.memory();
     for (name, options) in vms {
-        let create = ["vm", "create", name, "--image", "tiny"];
+        let create = ["vm", "create", name, "--image", "guest", "--memory", memory];
         let create = [&create, *options].concat();
         cluster.node(through).fp(&create)?.success()?;
     }
@@ -104,7 +107,7 @@ pub fn exec_with(
 /// Waits until a program in a guest, by its path and first arguments, stands still: it waits in the kernel, and does not run again.
 pub fn wait_still(cluster: &Cluster, vm: &str, command: &str) -> anyhow::Result<()> {
     let look = format!(
-        "for pid in $(ps -o pid,args | awk '{{ pid = $1; $1 = \"\"; if (index($0 \" \", \" {command} \") == 1) print pid }}'); do
+        "for pid in $(busybox ps -o pid,args | awk '{{ pid = $1; $1 = \"\"; if (index($0 \" \", \" {command} \") == 1) print pid }}'); do
             grep -E '^State|ctxt' /proc/$pid/status
         done; :"
     );

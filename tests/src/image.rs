@@ -15,7 +15,28 @@ pub enum Image {
     Debian,
 }
 
+/// Says in which image's guests the tests work that can do so in any: `tiny` or `debian`.
+const GUESTS: &str = "FP_TEST_GUESTS";
+
 impl Image {
+    /// The one that guests are of whose tests ask for no more than that they can be worked in: the tiny one unless the environment says
+    /// otherwise.
+    pub fn of_guests() -> anyhow::Result<Self> {
+        match env::var(GUESTS).as_deref() {
+            Err(env::VarError::NotPresent) | Ok("tiny") => Ok(Self::Tiny),
+            Ok("debian") => Ok(Self::Debian),
+            other => anyhow::bail!("{GUESTS} is {other:?}: tiny and debian are known"),
+        }
+    }
+
+    /// What a VM of it needs.
+    pub fn memory(self) -> &'static str {
+        match self {
+            Self::Tiny => "256M",
+            Self::Debian => "512M",
+        }
+    }
+
     /// Where it lies: in the folder that the environment names, or where `deploy/test.sh` makes it.
     pub fn folder(self) -> PathBuf {
         let (variable, _) = self.names();

@@ -26,7 +26,7 @@ use rustix::{
 
 /// A cluster with a guest `v` on its second node.
 fn cluster() -> anyhow::Result<Cluster> {
-    let cluster = Cluster::with_image(3)?;
+    let cluster = Cluster::with_guests(3)?;
     boot(&cluster, 1, &[("v", &["--node", "node2"])])?;
     Ok(cluster)
 }
@@ -133,7 +133,7 @@ fn run_nobody(cluster: &Cluster) -> anyhow::Result<()> {
 /// Waits until no program with this command line is in the guest. The one that looks is another.
 fn is_gone(cluster: &Cluster, command: &str) -> anyhow::Result<()> {
     let (head, tail) = command.split_at(1);
-    let look = format!("ps -o args | grep -c '^[{head}]{tail}$' || true");
+    let look = format!("busybox ps -o args | grep -c '^[{head}]{tail}$' || true");
     wait_for(&format!("{command:?} to be gone"), PATIENCE, || {
         let count = shell(cluster, 1, "v", &look)?;
         Ok((count.trim() == "0").then_some(()))
@@ -251,7 +251,7 @@ fn a_program_has_a_terminal_with_its_users_size() -> anyhow::Result<()> {
             &cluster,
             1,
             "v",
-            "ps -o args | grep -c '^[s]leep 3333$' || true",
+            "busybox ps -o args | grep -c '^[s]leep 3333$' || true",
         )?;
         Ok((look.trim() == "1").then_some(()))
     })?;
@@ -320,7 +320,7 @@ fn data_comes_back_whole_in_bounded_memory() -> anyhow::Result<()> {
     }
     // The guest's agent, among the processes that are fpguest's.
     let script = "for each in /proc/[0-9]*; do
-        [ \"$(tr '\\0' ' ' <$each/cmdline)\" = '/bin/fpguest agent ' ] && agent=$each; done
+        [ \"$(tr '\\0' ' ' <$each/cmdline | sed 's|^.*/||')\" = 'fpguest agent ' ] && agent=$each; done
         case $1 in
             forget) echo 5 >$agent/clear_refs ;;
         esac

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE, signal},
     fpagent::{Answer, binary},
+    guests::boot,
     lineage::fork,
     wait_for,
 };
@@ -23,14 +24,8 @@ const LARGE: u64 = 64 << 20;
 
 /// A cluster of three with a VM `v` on the second, that answers.
 fn with_vm() -> anyhow::Result<Cluster> {
-    let cluster = Cluster::with_image(3)?;
-    let create = [
-        "vm", "create", "v", "--image", "tiny", "--node", "node2", "--wait",
-    ];
-    cluster.node(1).fp(&create)?.success()?;
-    wait_for("the guest's agent", PATIENCE, || {
-        Ok((exec(&cluster, "v", "true")?.code == 0).then_some(()))
-    })?;
+    let cluster = Cluster::with_guests(3)?;
+    boot(&cluster, 1, &[("v", &["--node", "node2"])])?;
     Ok(cluster)
 }
 
@@ -117,14 +112,14 @@ fn a_tree_goes_in_through_one_node_and_out_through_another() -> anyhow::Result<(
     let files = make_tree(Path::new(&from))?;
     let (one, three) = (cluster.node(1), cluster.node(3));
 
-    let first = one.json(&["cp", &from, "v:/srv"])?;
+    let first = one.json(&["cp", &from, "v:/tree"])?;
     assert_eq!(first["files"], files, "{first}");
-    three.fp(&["cp", "v:/srv", &to])?.success()?;
+    three.fp(&["cp", "v:/tree", &to])?.success()?;
     assert_eq!(listed(Path::new(&from))?, listed(Path::new(&to))?);
     // Again, below what is there by now; and then nothing is left to be done but for what is empty.
-    one.fp(&["cp", &from, "v:/srv"])?.success()?;
-    told(&cluster, "v", "test -f /srv/from/a/program")?;
-    let again = three.json(&["cp", &from, "v:/srv"])?;
+    one.fp(&["cp", &from, "v:/tree"])?.success()?;
+    told(&cluster, "v", "test -f /tree/from/a/program")?;
+    let again = three.json(&["cp", &from, "v:/tree"])?;
     assert_eq!(
         (&again["bytes"], &again["sameFiles"]),
         (&0.into(), &(files - 1).into())

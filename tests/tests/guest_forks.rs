@@ -23,7 +23,7 @@ const CONNECTIONS: usize = 20;
 
 /// Has a guest send back what comes to [`ECHO`].
 fn serve_echo(cluster: &Cluster, vm: &str) -> anyhow::Result<()> {
-    let serve = format!("setsid nc -ll -p {ECHO} -e cat >/dev/null 2>&1 </dev/null &");
+    let serve = format!("setsid busybox nc -ll -p {ECHO} -e cat >/dev/null 2>&1 </dev/null &");
     shell(cluster, 1, vm, &serve)?;
     let port = format!("port:{ECHO}");
     cluster
@@ -77,7 +77,7 @@ fn count_to(counter: &Program, next: &mut u64, least: u64) -> anyhow::Result<()>
 
 #[test]
 fn what_is_under_way_goes_on_in_the_parent_and_not_in_the_child() -> anyhow::Result<()> {
-    let cluster = Cluster::with_image(3)?;
+    let cluster = Cluster::with_guests(3)?;
     boot(&cluster, 1, &[("v", &["--node", "node2"])])?;
     serve_echo(&cluster, "v")?;
     let counts = "i=0; while :; do echo $i; i=$((i + 1)); done";
@@ -131,7 +131,7 @@ fn what_is_under_way_goes_on_in_the_parent_and_not_in_the_child() -> anyhow::Res
 
 /// Connections to the port that are there in a guest.
 fn connections(cluster: &Cluster, through: usize, vm: &str) -> anyhow::Result<usize> {
-    let look = format!("netstat -tn | grep -c ':{ECHO} .*ESTABLISHED' || true");
+    let look = format!("busybox netstat -tn | grep -c ':{ECHO} .*ESTABLISHED' || true");
     let count = shell(cluster, through, vm, &look)?;
     count.trim().parse().context("no count")
 }
@@ -165,13 +165,13 @@ const MUCH: usize = 4 << 20;
 
 #[test]
 fn each_side_of_a_connection_ends_for_itself() -> anyhow::Result<()> {
-    let cluster = Cluster::with_image(3)?;
+    let cluster = Cluster::with_guests(3)?;
     boot(&cluster, 1, &[("v", &["--node", "node2"])])?;
     for through in [2, 3] {
         let serve = |port: u16, command: &str| -> anyhow::Result<Forward> {
             let start = format!("rm -f /tmp/came; setsid {command} >/tmp/came 2>/dev/null & :");
             shell(&cluster, 1, "v", &start.replace("PORT", &port.to_string()))?;
-            let listens = format!("until netstat -tln | grep -q ':{port} '; do :; done");
+            let listens = format!("until busybox netstat -tln | grep -q ':{port} '; do :; done");
             shell(&cluster, 1, "v", &listens)?;
             Forward::start(&cluster, through, "v", port)
         };
@@ -179,7 +179,7 @@ fn each_side_of_a_connection_ends_for_itself() -> anyhow::Result<()> {
 
         // The caller has said all, and is answered then.
         put_script(&cluster, 1, "v", "/root/count", "cat | wc -c; echo done")?;
-        let forward = serve(port, "nc -l -p PORT -e /root/count")?;
+        let forward = serve(port, "busybox nc -l -p PORT -e /root/count")?;
         let mut connection = forward.connect()?;
         connection.write_all(&vec![7; MUCH])?;
         connection.shutdown(Shutdown::Write)?;
@@ -188,7 +188,7 @@ fn each_side_of_a_connection_ends_for_itself() -> anyhow::Result<()> {
         assert_eq!(answer, format!("{MUCH}\ndone\n"));
 
         // The guest has said all, and hears on.
-        let forward = serve(port + 1, "sh -c 'echo hello | nc -l -p PORT'")?;
+        let forward = serve(port + 1, "sh -c 'echo hello | busybox nc -l -p PORT'")?;
         let mut connection = forward.connect()?;
         let mut greeting = String::new();
         connection.read_to_string(&mut greeting)?;
@@ -201,7 +201,7 @@ fn each_side_of_a_connection_ends_for_itself() -> anyhow::Result<()> {
         // A caller who does not read what comes is heard all the same.
         let flood = "/bin/busybox cat /dev/zero & cat >/tmp/heard";
         put_script(&cluster, 1, "v", "/root/flood", flood)?;
-        let forward = serve(port + 2, "nc -l -p PORT -e /root/flood")?;
+        let forward = serve(port + 2, "busybox nc -l -p PORT -e /root/flood")?;
         let mut connection = forward.connect()?;
         let mut first = [1];
         connection.read_exact(&mut first)?;
@@ -217,7 +217,7 @@ fn each_side_of_a_connection_ends_for_itself() -> anyhow::Result<()> {
                 &cluster,
                 1,
                 "v",
-                "ps -o args | grep -c '^/bin/busybox cat' || true",
+                "busybox ps -o args | grep -c '^/bin/busybox cat' || true",
             )?;
             Ok((look.trim() == "0").then_some(()))
         })?;

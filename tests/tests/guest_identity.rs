@@ -57,7 +57,7 @@ fn all_differ(what: &str, values: &[String]) -> anyhow::Result<()> {
 
 #[test]
 fn no_two_forks_agree_on_who_they_are() -> anyhow::Result<()> {
-    let cluster = Cluster::with_image(3)?;
+    let cluster = Cluster::with_guests(3)?;
     let port = PORT.to_string();
     boot(
         &cluster,
@@ -66,7 +66,7 @@ fn no_two_forks_agree_on_who_they_are() -> anyhow::Result<()> {
     )?;
     put_script(&cluster, 1, "parent", "/etc/forkypig/fork.d/10-note", HOOK)?;
     // Answers with the name of the guest that it runs in.
-    let serve = format!("setsid nc -ll -p {PORT} -e hostname >/dev/null 2>&1 </dev/null &");
+    let serve = format!("setsid busybox nc -ll -p {PORT} -e hostname >/dev/null 2>&1 </dev/null &");
     shell(&cluster, 3, "parent", &serve)?;
     let capture = ["snapshot", "create", "parent", "s"];
     cluster.node(1).fp(&capture)?.success()?;
@@ -154,7 +154,7 @@ fn no_two_forks_agree_on_who_they_are() -> anyhow::Result<()> {
 /// A hook that fails is told of; whether the fork is then held is its parent's policy.
 #[test]
 fn a_step_that_fails_is_told_and_the_fork_is_held_where_asked() -> anyhow::Result<()> {
-    let cluster = Cluster::with_image(1)?;
+    let cluster = Cluster::with_guests(1)?;
     boot(
         &cluster,
         1,

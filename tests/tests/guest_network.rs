@@ -36,7 +36,9 @@ impl Outside {
     /// What a guest does to say a word here. It goes on until the word was heard, or nobody is reached.
     fn call(&self, word: &str) -> anyhow::Result<String> {
         let port = self.0.local_addr()?.port();
-        Ok(format!("(echo {word} | timeout 20 nc -w 3 {HOST} {port})"))
+        Ok(format!(
+            "(echo {word} | timeout 20 busybox nc -w 3 {HOST} {port})"
+        ))
     }
 
     fn hear(&self) -> anyhow::Result<String> {
@@ -60,7 +62,7 @@ impl Outside {
 
 /// Has a guest answer on [`PORT`] with its name, in its present and its forks' futures.
 fn serve(cluster: &Cluster, vm: &str) -> anyhow::Result<()> {
-    let serve = format!("setsid nc -ll -p {PORT} -e hostname >/dev/null 2>&1 </dev/null &");
+    let serve = format!("setsid busybox nc -ll -p {PORT} -e hostname >/dev/null 2>&1 </dev/null &");
     shell(cluster, 1, vm, &serve).map(drop)
 }
 
@@ -78,7 +80,7 @@ fn wait_port(
 
 #[test]
 fn a_guest_reaches_out_where_it_may_and_is_reached_where_it_is_published() -> anyhow::Result<()> {
-    let mut cluster = Cluster::with_image(2)?;
+    let mut cluster = Cluster::with_guests(2)?;
     let port = PORT.to_string();
     let all = [
         ("open", &["--node", "node2", "--publish", &port][..]),
@@ -94,7 +96,7 @@ fn a_guest_reaches_out_where_it_may_and_is_reached_where_it_is_published() -> an
         "create",
         "x",
         "--image",
-        "tiny",
+        "guest",
         "--network",
         "none",
         "--publish",
@@ -185,8 +187,9 @@ fn a_guest_reaches_out_where_it_may_and_is_reached_where_it_is_published() -> an
     }
     // What comes through a published port ends as connections do, each side for itself.
     put_script(&cluster, 1, "c-1", "/root/count", "cat | wc -c")?;
-    let swap =
-        format!("killall nc; setsid nc -ll -p {PORT} -e /root/count >/dev/null 2>&1 </dev/null &");
+    let swap = format!(
+        "busybox killall busybox; setsid busybox nc -ll -p {PORT} -e /root/count >/dev/null 2>&1 </dev/null &"
+    );
     shell(&cluster, 1, "c-1", &swap)?;
     wait_port(&cluster, 1, "c-1", "30s")?.success()?;
     let mut connection = connect(published(&cluster, 1, "c-1", PORT)?)?;

@@ -65,7 +65,7 @@ fn time_of_day(line: &str) -> anyhow::Result<Duration> {
 
 #[test]
 fn guests_wait_for_their_hosts_agent_and_answer_at_once() -> anyhow::Result<()> {
-    let mut cluster = Cluster::with_image(3)?;
+    let mut cluster = Cluster::with_guests(3)?;
     boot(&cluster, 1, &[("v", &["--node", "node2"])])?;
     let elsewhere = tempfile::tempdir()?;
     let file = elsewhere.path().join("key");
@@ -76,7 +76,7 @@ fn guests_wait_for_their_hosts_agent_and_answer_at_once() -> anyhow::Result<()> 
         &cluster,
         1,
         "v",
-        "setsid nc -ll -p 7001 -e cat >/dev/null 2>&1 </dev/null &",
+        "setsid busybox nc -ll -p 7001 -e cat >/dev/null 2>&1 </dev/null &",
     )?;
     cluster
         .node(1)
@@ -161,7 +161,7 @@ fn guests_wait_for_their_hosts_agent_and_answer_at_once() -> anyhow::Result<()> 
             &cluster,
             3,
             "v",
-            "ps -o args | grep -c '^[s]leep 6666' || true",
+            "busybox ps -o args | grep -c '^[s]leep 6666' || true",
         )?;
         Ok((look.trim() == "0").then_some(()))
     })?;
@@ -181,7 +181,7 @@ fn guests_wait_for_their_hosts_agent_and_answer_at_once() -> anyhow::Result<()> 
 /// The guest's agent ends, and is started again by the guest's first process: its host notices, and it is worked in as before.
 #[test]
 fn a_guests_agent_that_ends_comes_back() -> anyhow::Result<()> {
-    let cluster = Cluster::with_image(1)?;
+    let cluster = Cluster::with_guests(1)?;
     boot(&cluster, 1, &[("v", &[])])?;
     put_script(
         &cluster,
@@ -198,7 +198,7 @@ fn a_guests_agent_that_ends_comes_back() -> anyhow::Result<()> {
     ready(&cluster, 1, "child")?;
     let before = exec(&cluster, 1, "child", &["fpguest", "identity"])?;
     let kill = "for each in /proc/[0-9]*; do
-        [ \"$(tr '\\0' ' ' <$each/cmdline)\" = '/bin/fpguest agent ' ] && agent=${each#/proc/}; done
+        [ \"$(tr '\\0' ' ' <$each/cmdline | sed 's|^.*/||')\" = 'fpguest agent ' ] && agent=${each#/proc/}; done
         echo found; read -r word; kill -9 $agent; sleep 7777";
     let mut killer = Program::start(&cluster, 1, "child", &[], &["sh", "-c", kill])?;
     assert_eq!(killer.line()?, "found");

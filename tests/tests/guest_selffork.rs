@@ -74,7 +74,7 @@ fn vms(cluster: &Cluster) -> anyhow::Result<BTreeMap<String, Value>> {
 fn a_guest_forks_itself_three_levels_deep_and_what_it_may_not_is_refused() -> anyhow::Result<()> {
     let count = u32::try_from(amount("FP_SELF_FORKS", 2))?;
     let all: u32 = (1..=LEVELS).map(|level| count.pow(level)).sum();
-    let cluster = Cluster::with_image(3)?;
+    let cluster = Cluster::with_guests(3)?;
     let most = all.to_string();
     let may = ["--node", "node2", "--allow-self-fork", &most];
     boot(&cluster, 1, &[("p", &may), ("plain", &["--node", "node3"])])?;
@@ -197,7 +197,7 @@ fn one_set(cluster: &Cluster, count: usize) -> anyhow::Result<()> {
 
 #[test]
 fn a_program_that_waits_for_its_fork_gets_one_answer() -> anyhow::Result<()> {
-    let mut cluster = Cluster::with_image(3)?;
+    let mut cluster = Cluster::with_guests(3)?;
     boot(
         &cluster,
         1,

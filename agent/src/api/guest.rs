@@ -57,7 +57,7 @@ impl GuestService for Api {
             return Ok(Response::new(answers));
         }
         start.vm = found.vm.to_string();
-        let mut client = self.stream_client(&found)?;
+        let mut client = self.stream_client(&found).await?;
         let first = ExecRequest {
             part: Some(exec_request::Part::Start(start)),
         };
@@ -82,7 +82,7 @@ impl GuestService for Api {
             return Ok(Response::new(answers));
         }
         start.vm = found.vm.to_string();
-        let mut client = self.stream_client(&found)?;
+        let mut client = self.stream_client(&found).await?;
         let first = ForwardRequest {
             part: Some(forward_request::Part::Start(start)),
         };
@@ -107,7 +107,7 @@ impl GuestService for Api {
             return Ok(Response::new(answers));
         }
         start.vm = found.vm.to_string();
-        let mut client = self.stream_client(&found)?;
+        let mut client = self.stream_client(&found).await?;
         let first = CopyInRequest {
             part: Some(copy_in_request::Part::Start(start)),
         };
@@ -132,7 +132,7 @@ impl GuestService for Api {
             return Ok(Response::new(answers));
         }
         start.vm = found.vm.to_string();
-        let mut client = self.stream_client(&found)?;
+        let mut client = self.stream_client(&found).await?;
         let first = CopyOutRequest {
             part: Some(copy_out_request::Part::Start(start)),
         };

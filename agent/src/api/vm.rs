@@ -395,7 +395,7 @@ impl Api {
     }
 
     /// A client for calls that are streams of work in a VM.
-    pub(super) fn stream_client(
+    pub(super) async fn stream_client(
         &self,
         found: &super::carry::Found,
     ) -> Result<
@@ -403,16 +403,20 @@ impl Api {
         ApiError,
     > {
         let state = self.node.state();
-        self.check_online(&state, found.node)?;
+        self.check_online(&state, found.node).await?;
         self.node
             .peers
             .stream_client(found.node)
             .map_err(|error| offline(&state, found.node, error.to_string()))
     }
 
-    fn check_online(&self, state: &State, node: NodeId) -> Result<(), ApiError> {
+    /// Refuses at once what a node that is not there would be waited for with.
+    async fn check_online(&self, state: &State, node: NodeId) -> Result<(), ApiError> {
         let online = self.node.leases.online();
-        if online.is_some_and(|online| !online.contains(&node)) {
+        // The leader hears of an agent that has just been started within a second; it answers before.
+        if online.is_some_and(|online| !online.contains(&node))
+            && !self.node.peers.is_there(node, OBSERVE_PATIENCE).await
+        {
             return Err(offline(state, node, "its agent does not answer".to_owned()));
         }
         Ok(())
@@ -426,7 +430,7 @@ impl Api {
         proto::peer::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
         ApiError,
     > {
-        self.check_online(state, node)?;
+        self.check_online(state, node).await?;
         self.node
             .peers
             .client(node)
