@@ -32,9 +32,9 @@ pub fn boot(cluster: &Cluster, through: usize, vms: &[(&str, &[&str])]) -> anyho
     Ok(())
 }
 
-/// Waits until a guest is ready.
+/// Waits until a guest is ready; several that boot at once take their time.
 pub fn ready(cluster: &Cluster, through: usize, vm: &str) -> anyhow::Result<()> {
-    let wait = ["vm", "wait", vm, "--for", "ready"];
+    let wait = ["vm", "wait", vm, "--for", "ready", "--timeout", "2m"];
     let answer = cluster.node(through).fp(&wait)?;
     answer
         .success()

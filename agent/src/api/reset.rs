@@ -78,7 +78,7 @@ impl Api {
         let arrived = Instant::now();
         let operation = OperationId::from_ulid(Ulid::new().0);
         let told = match (names::vm(&self.node.state(), vm), source) {
-            (Ok(vm), Some(source)) => {
+            (Ok(vm), Some(source)) if !self.was_carried_out(&key) => {
                 Some(self.prepare(vm.node, operation, source, 1, CaptureMode::Auto))
             }
             _ => None,
@@ -108,7 +108,9 @@ impl Api {
         self.has_room()?;
         let key = super::request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
-        if let Ok(vm) = names::vm(&self.node.state(), &request.vm) {
+        if !self.was_carried_out(&key)
+            && let Ok(vm) = names::vm(&self.node.state(), &request.vm)
+        {
             let source = Source::Vm(vm.id);
             self.prepare(vm.node, operation, source, 0, CaptureMode::Auto);
         }
