@@ -4,7 +4,7 @@
 
 usage() {
     cat <<'USAGE'
-usage: deploy/test.sh [NEXTEST_ARGUMENT...]
+usage: deploy/test.sh [--full] [NEXTEST_ARGUMENT...]
 
 Installs what is needed (deploy/deps.sh --test), checks format and lints, builds the agent and the
 guest image, fuzzes the channel to guests' agents, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
@@ -14,17 +14,37 @@ that a test started is left.
 The tests get
   FP_TEST_IMAGE   the directory of the tiny image
   FP_TEST_DEBIAN  the directory of the Debian image
+  FP_TEST_GUESTS  the one whose guests are worked in, where either will do: tiny or debian
   FPAGENT         the agent that is tested, unless it is given: built with debug assertions
   TMPDIR          a directory of their own, deleted at the end
 
-FP_KILLS says how often the agent is killed at random moments (30); before a release, 300.
-FP_FUZZ_SECONDS says how long the channel is fuzzed (60); before a release, 3600.
+The loops have a share that shows something in minutes. With --full, for before a release, they have all
+of it, some hours, and the guests' tests are run once more in Debian. Each can be said by itself, too:
+
+                              without  --full
+  FP_KILLS                         30     300  kills of an agent at random moments
+  FP_FORKS                         12     100  forks whose every trait is compared
+  FP_SELF_FORKS                     2       3  children of each machine that forks itself, three levels deep
+  FP_EXEC_MIB                      32    1024  MiB through a program in a guest, and back
+  FP_EXACT_CASES                   12     100  random memories that are captured and compared, and
+  FP_EXACT_ROUNDS                   8      40  captures of each guest whose memory is
+  FP_FUZZ_SECONDS                  60    1800  seconds of fuzzing each target
 USAGE
 }
 
+full=''
 case "${1:-}" in
     -h | --help) usage; exit 0 ;;
+    --full) full=yes; shift ;;
 esac
+
+profile=default
+if [ -n "$full" ]; then
+    profile=full
+    export FP_KILLS=${FP_KILLS:-300} FP_FORKS=${FP_FORKS:-100} FP_SELF_FORKS=${FP_SELF_FORKS:-3}
+    export FP_EXEC_MIB=${FP_EXEC_MIB:-1024} FP_EXACT_CASES=${FP_EXACT_CASES:-100} FP_EXACT_ROUNDS=${FP_EXACT_ROUNDS:-40}
+    FP_FUZZ_SECONDS=${FP_FUZZ_SECONDS:-1800}
+fi
 
 "$repo/deploy/deps.sh" --test
 hash -r
@@ -89,6 +109,15 @@ trap 'exit 130' INT TERM
 
 # What was built is still being written, and for seconds nothing else gets through to the disk.
 sync
-say "tests"
-FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
-    cargo nextest run --workspace "$@"
+run() { # SAY NEXTEST_ARGUMENT...
+    say "$1"
+    FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
+        cargo nextest run --workspace --profile "$profile" "${@:2}"
+}
+failed=0
+if [ -n "$full" ]; then
+    FP_TEST_GUESTS=debian run "guests' tests in Debian" --package fp-tests \
+        -E 'binary(/^guest_(exec|files|forks|identity|network|restart|selffork)$/)' || failed=1
+fi
+run tests "$@" || failed=1
+exit $failed
