@@ -219,6 +219,7 @@ pub fn node(
                 .map(|one| accelerator_name(*one).to_owned())
                 .collect(),
             agent_version: capacity.agent_version.clone(),
+            newest_version: capacity.newest_version,
             problems: capacity.problems.clone(),
         }),
         vms: state.vms.values().filter(|vm| vm.node == node.id).count() as u32,

@@ -21,4 +21,5 @@ pub mod reconcile;
 pub mod secrets;
 pub mod store;
 pub mod trust;
+pub mod upgrade;
 pub mod vms;

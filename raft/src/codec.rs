@@ -8,9 +8,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     state::{Outcome, Proposal, State},
     stored::{Mirror, v1},
+    version::{FIRST, newest},
 };
 
-/// The version that is written. Readers know all that were ever released.
+/// The form of what is not replicated: of the log's own records and of messages. Readers know all that were ever released.
 const V1: u8 = 1;
 
 /// The most that one record from the network may decode to, bytes.
@@ -36,13 +37,23 @@ pub enum CodecError {
     Malformed(#[source] bincode::Error),
 }
 
-/// Encodes a record.
+/// Encodes a record that every version of this program understands.
 ///
 /// # Panics
 ///
 /// When a type says that it cannot be encoded; none of ours does.
 pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    let mut record = vec![V1];
+    record(V1, value)
+}
+
+/// Encodes what is replicated in the form of a version.
+fn encode_in<T: Serialize>(version: u32, value: &T) -> Vec<u8> {
+    // Every version there is has had this form.
+    record(u8::try_from(version).unwrap_or(u8::MAX), value)
+}
+
+fn record<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    let mut record = vec![version];
     #[allow(clippy::expect_used)]
     options()
         .serialize_into(&mut record, value)
@@ -54,7 +65,7 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 pub fn decode<T: DeserializeOwned>(record: &[u8], limit: u64) -> Result<T, CodecError> {
     match record.split_first() {
         None => Err(CodecError::Empty),
-        Some((&V1, body)) => options()
+        Some((&version, body)) if (FIRST..=newest()).contains(&version.into()) => options()
             .with_limit(limit)
             .deserialize(body)
             .map_err(CodecError::Malformed),
@@ -68,9 +79,9 @@ fn options() -> impl bincode::Options {
         .reject_trailing_bytes()
 }
 
-/// A proposal's record.
-pub fn encode_proposal(proposal: &Proposal) -> Vec<u8> {
-    encode(&v1::Proposal::store(proposal))
+/// A proposal's record, in the form of a version.
+pub fn encode_proposal(proposal: &Proposal, version: u32) -> Vec<u8> {
+    encode_in(version, &v1::Proposal::store(proposal))
 }
 
 /// Reads a proposal's record.
@@ -88,9 +99,9 @@ pub fn decode_outcome(record: &[u8]) -> Result<Outcome, CodecError> {
     decode::<v1::Outcome>(record, NETWORK_LIMIT).map(Mirror::load)
 }
 
-/// A state's record.
+/// A state's record, in the form of the version that it has reached.
 pub fn encode_state(state: &State) -> Vec<u8> {
-    encode(&v1::State::store(state))
+    encode_in(state.version, &v1::State::store(state))
 }
 
 /// Reads a state's record.

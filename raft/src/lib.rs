@@ -16,3 +16,4 @@ pub mod log;
 pub mod node;
 pub mod state;
 pub mod stored;
+pub mod version;

@@ -114,9 +114,11 @@ impl Handle {
         proposal: &Proposal,
         deadline: Instant,
     ) -> Result<Outcome, ProposeError> {
+        // What this node does not know of yet is only a newer form that could be written, too.
+        let version = self.0.view().borrow().view.version;
         let proposed = self
             .0
-            .propose(codec::encode_proposal(proposal), deadline)
+            .propose(codec::encode_proposal(proposal, version), deadline)
             .await?;
         Ok(codec::decode_outcome(&proposed.outcome)?)
     }

@@ -57,7 +57,7 @@ fn write(file: &str, records: &Records) {
 }
 
 fn proposals() -> Records {
-    let record = |(name, proposal)| (name, codec::encode_proposal(&proposal));
+    let record = |(name, proposal)| (name, codec::encode_proposal(&proposal, 1));
     samples::proposals().into_iter().map(record).collect()
 }
 
@@ -126,7 +126,7 @@ fn write_the_golden_files() {
 #[test]
 fn what_is_cut_short_altered_or_from_the_future_is_refused() {
     let (_, proposal) = samples::proposals().into_iter().next().unwrap();
-    let record = codec::encode_proposal(&proposal);
+    let record = codec::encode_proposal(&proposal, 1);
     for end in 0..record.len() {
         assert!(
             codec::decode_proposal(&record[..end]).is_err(),
@@ -173,7 +173,7 @@ fn the_largest_proposals_are_read() {
             now: 1,
             command,
         };
-        let record = codec::encode_proposal(&proposal);
+        let record = codec::encode_proposal(&proposal, 1);
         assert!(
             (limit - 30..=limit).contains(&record.len()),
             "{} bytes",

@@ -38,6 +38,7 @@ pub struct Agent {
     pub listen: String,
     extra: Vec<String>,
     program: Option<PathBuf>,
+    variables: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -76,6 +77,7 @@ impl Agent {
             .args(waiting)
             .env("RUST_LOG", "info,openraft=off,agent=debug,qemu=debug")
             .env(failpoint::VARIABLE, self.failpoint())
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -97,6 +99,11 @@ impl Agent {
     /// Has it be another program than `fpagent`, from its next start on.
     pub fn set_program(&mut self, program: &str) {
         self.program = Some(program.into());
+    }
+
+    /// Sets a variable of its environment, for its next start.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.variables.push((name.to_owned(), value.to_owned()));
     }
 
     /// Where a failpoint is armed.
@@ -297,6 +304,7 @@ impl Cluster {
             listen,
             extra: Vec::new(),
             program: None,
+            variables: Vec::new(),
             child: None,
         })
     }

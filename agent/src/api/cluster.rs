@@ -21,6 +21,7 @@ use crate::{
     errors::ApiError,
     node::now,
     trust::{authority::UserCertificate, names, tls::server::PeerRole, token::JoinToken},
+    upgrade,
 };
 
 /// How long a token can be used when nobody says otherwise, and at most.
@@ -64,6 +65,7 @@ impl ClusterService for Api {
             started_at: Some(node.started_at.into()),
             state_digest: state::digest(&state),
             memory: Some(node.host_memory().await.map_err(ApiError::Internal)?),
+            version: state.version,
         }))
     }
 
@@ -233,6 +235,7 @@ impl JoinService for Api {
             key_hash,
             name: request.name.clone(),
             address: request.address,
+            newest_version: request.newest_version,
         };
         let id = match self.change(key, command, deadline).await? {
             Outcome::Node(id) => id,
@@ -359,6 +362,7 @@ impl Api {
             let capacity = node.capacity.iter().flat_map(|capacity| &capacity.problems);
             problems.extend(capacity.map(|problem| format!("node {}: {problem}", node.name)));
         }
+        problems.extend(upgrade::held_back_by(&state));
         problems.extend(self.node.density.problems());
         if let Err(ApiError::DiskFull(problem)) = self.has_room() {
             problems.push(format!("{problem}: new work is refused; free room"));

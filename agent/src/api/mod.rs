@@ -226,6 +226,7 @@ fn subject(command: &Command) -> String {
         Command::CreateToken { id, .. } => format!("token {id}"),
         Command::Found { .. }
         | Command::ReportNode { .. }
+        | Command::RaiseVersion { .. }
         | Command::ReportImage { .. }
         | Command::ReportVms { .. }
         | Command::ReportSteps { .. }

@@ -54,6 +54,7 @@ use crate::{
             server::{ServerTls, TokenLookup},
         },
     },
+    upgrade,
     vms::{
         Vms,
         fork::{self, Forks},
@@ -286,6 +287,7 @@ impl Agent {
         node.tasks.spawn(keep);
         node.tasks
             .spawn(introduce(Arc::clone(&node), data.admin_certs()));
+        node.tasks.spawn(upgrade::run(Arc::clone(&node)));
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));
         node.tasks
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
@@ -571,6 +573,7 @@ async fn introduce(node: Arc<Node>, admin_certs: PathBuf) {
         qemu_version: node.fitness.qemu.clone().unwrap_or_default(),
         accelerators: accelerators.collect(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        newest_version: raft::version::newest(),
         problems: crate::doctor::problems(&checks),
     };
     let address = node.identity.advertise.clone();

@@ -61,11 +61,12 @@ pub enum Command {
     /// Makes a certificate useless. Answered with `Response::Certificate`.
     RevokeCertificate { certificate: String },
     /// Uses up a token and notes a new node. Answered with `Response::Node`. Refused when no valid token has this hash,
-    /// or the name is taken.
+    /// the name is taken, or its agent does not understand what the cluster writes.
     Join {
         key_hash: [u8; 32],
         name: String,
         address: String,
+        newest_version: u32,
     },
     /// A node's agent has started: what it has to offer and where it is reached.
     ReportNode {
@@ -73,6 +74,8 @@ pub enum Command {
         address: String,
         capacity: Capacity,
     },
+    /// From here on what this version has is used. Refused when a node has not reported that it understands it.
+    RaiseVersion { to: u32 },
     /// Sets and removes labels.
     LabelNode {
         node: String,
@@ -244,6 +247,7 @@ impl Command {
         match self {
             Self::Found { .. }
             | Self::ReportNode { .. }
+            | Self::RaiseVersion { .. }
             | Self::ReportImage { .. }
             | Self::ReportVms { .. }
             | Self::ReportSteps { .. }

@@ -23,6 +23,8 @@ pub use model::*;
 pub use requests::{RequestRecord, Requests};
 pub use response::*;
 
+use crate::version::FIRST;
+
 /// How many requests' outcomes are kept, at least.
 pub const KEPT_REQUESTS: usize = 10_000;
 
@@ -32,14 +34,11 @@ pub const KEPT_OPERATIONS: usize = 1_000;
 /// How many children a fork may have.
 pub const MAX_CHILDREN: u32 = 1_000;
 
-/// The form of commands and records that this program writes, and the newest it understands.
-pub const VERSION: u32 = 1;
-
 impl Default for State {
     fn default() -> Self {
         Self {
             cluster: None,
-            version: VERSION,
+            version: FIRST,
             next_node: 1,
             nodes: Default::default(),
             tokens: Default::default(),

@@ -24,7 +24,7 @@ pub type Labels = BTreeMap<String, String>;
 pub struct State {
     /// The cluster; `None` before its first command.
     pub cluster: Option<ClusterId>,
-    /// Which form of commands and records all members understand.
+    /// Which form of commands and records all members understand, and all write: see [`crate::version`]. It only grows.
     pub version: u32,
     /// The number that the next node gets.
     pub next_node: NodeId,
@@ -80,6 +80,8 @@ pub struct Capacity {
     pub accelerators: Vec<Accelerator>,
     /// The agent's version.
     pub agent_version: String,
+    /// The newest form of commands and records that it understands.
+    pub newest_version: u32,
     /// What keeps the host from being fully used.
     pub problems: Vec<String>,
 }

@@ -32,8 +32,9 @@ mirrors! {
         RevokeToken { id: String },
         IssueCertificate { id: Id, name: String, role: Role, expires_at: Millis },
         RevokeCertificate { certificate: String },
-        Join { key_hash: [u8; 32], name: String, address: String },
+        Join { key_hash: [u8; 32], name: String, address: String, newest_version: u32 },
         ReportNode { node: NodeId, address: String, capacity: Capacity },
+        RaiseVersion { to: u32 },
         LabelNode { node: String, set: Labels, remove: Vec<String> },
         CordonNode { node: String, schedulable: bool },
         ImportImage {
@@ -160,6 +161,7 @@ mirrors! {
         qemu_version: String,
         accelerators: Vec<Accelerator>,
         agent_version: String,
+        newest_version: u32,
         problems: Vec<String>,
     }
     struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis }

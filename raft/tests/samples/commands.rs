@@ -46,8 +46,10 @@ fn commands() -> Vec<(&'static str, Command)> {
                 key_hash: [9; 32],
                 name: "n2".into(),
                 address: "h2:7000".into(),
+                newest_version: 1,
             },
         ),
+        ("raise-version", Command::RaiseVersion { to: 2 }),
         (
             "report-node",
             Command::ReportNode {

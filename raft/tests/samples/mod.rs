@@ -28,6 +28,7 @@ fn capacity() -> Capacity {
         qemu_version: "10.0.2".into(),
         accelerators: vec![Accelerator::Kvm, Accelerator::Tcg],
         agent_version: "0.1.0".into(),
+        newest_version: 1,
         problems: vec!["no write tracking".into()],
     }
 }

@@ -36,6 +36,7 @@ pub(crate) async fn run(context: &Context, args: JoinArgs) -> Result<(), Failure
         name: args.node.name.clone(),
         address: advertise.clone(),
         csr: csr.into(),
+        newest_version: raft::version::newest(),
         request_id: request_id(&token, &args.node.name)?,
     };
     let reach = Reach::for_joiner(&token, context.global.timeout())?;

@@ -25,6 +25,7 @@ pub struct StatusView {
     pub started_at: Option<String>,
     pub state_digest: String,
     pub memory: Option<HostMemoryView>,
+    pub version: u32,
 }
 
 impl From<v1::GetStatusResponse> for StatusView {
@@ -44,6 +45,7 @@ impl From<v1::GetStatusResponse> for StatusView {
             started_at: time(status.started_at),
             state_digest: status.state_digest,
             memory: status.memory.map(HostMemoryView::from),
+            version: status.version,
         }
     }
 }
@@ -86,6 +88,7 @@ impl StatusView {
             ),
             ("quorum", quorum.to_owned()),
             ("nodes", format!("{online} of {} online", self.nodes.len())),
+            ("version", self.version.to_string()),
             (
                 "holds",
                 format!(

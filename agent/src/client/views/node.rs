@@ -36,6 +36,7 @@ pub struct CapacityView {
     pub qemu_version: String,
     pub accelerators: Vec<String>,
     pub agent_version: String,
+    pub newest_version: u32,
     pub problems: Vec<String>,
 }
 
@@ -66,6 +67,7 @@ impl From<v1::NodeCapacity> for CapacityView {
             qemu_version: capacity.qemu_version,
             accelerators: capacity.accelerators,
             agent_version: capacity.agent_version,
+            newest_version: capacity.newest_version,
             problems: capacity.problems,
         }
     }

@@ -35,6 +35,7 @@ fn a_node() {
         qemu_version: "10.0.2".into(),
         accelerators: vec!["tcg".into()],
         agent_version: "0.1.0".into(),
+        newest_version: 1,
         problems: vec![],
     };
     let node = NodeView::from(v1::Node {
@@ -56,7 +57,7 @@ fn a_node() {
             "id": 2, "name": "host-b", "address": "10.0.0.2:7400", "state": "online", "schedulable": true,
             "role": "voter", "leader": false, "labels": {"rack": "7"}, "createdAt": "2023-11-14T22:13:20.250Z", "vms": 3,
             "capacity": {"cpus": 2, "memoryBytes": 17_179_869_184_u64, "qemuVersion": "10.0.2", "accelerators": ["tcg"],
-                         "agentVersion": "0.1.0", "problems": []},
+                         "agentVersion": "0.1.0", "newestVersion": 1, "problems": []},
         }),
     );
     rows(&node);
@@ -406,6 +407,7 @@ fn the_cluster() {
         leader: "host-a".into(),
         quorum: false,
         term: 3,
+        version: 1,
         applied_index: 9,
         problems: vec!["host-b is offline".into()],
         memory: Some(v1::HostMemory {
@@ -425,6 +427,7 @@ fn the_cluster() {
             "memory": {"totalBytes": 4, "availableBytes": 3, "pressure": "some", "processes": 2,
                        "guests": {"privateBytes": 0, "sharedBytes": 0, "mergedBytes": 0, "mergeProfitBytes": 0},
                        "merging": {"setting": "", "running": false, "reason": "", "scannerSeconds": 0.0, "scannerPercent": 0.0}},
+            "version": 1,
         }),
     );
     assert!(

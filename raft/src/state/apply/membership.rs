@@ -20,11 +20,8 @@ pub(super) fn found(
     match state.cluster {
         Some(existing) if existing == cluster => return Ok(Response::Done),
         Some(existing) => {
-            return Err(Rejection::WrongState {
-                kind: Kind::Node,
-                name: name.to_owned(),
-                problem: format!("cannot found a cluster: it is in {existing} already"),
-            });
+            let problem = format!("cannot found a cluster: it is in {existing} already");
+            return Err(wrong_state(name, problem));
         }
         None => {}
     }
@@ -141,6 +138,7 @@ pub(super) fn join(
     key_hash: &[u8; 32],
     name: &str,
     address: &str,
+    newest_version: u32,
 ) -> Outcome {
     // The token first: nothing is told to somebody without one.
     let token = state
@@ -156,6 +154,13 @@ pub(super) fn join(
             kind: Kind::Node,
             name: name.to_owned(),
         });
+    }
+    if newest_version < state.version {
+        let problem = format!(
+            "cannot join: the cluster uses version {} of its records, and this fpagent understands {newest_version} at most",
+            state.version
+        );
+        return Err(wrong_state(name, problem));
     }
     state.tokens.remove(&token);
     Ok(Response::Node(add_node(state, now, name, address)))
@@ -194,6 +199,32 @@ pub(super) fn report_node(
         }
     }
     Ok(Response::Done)
+}
+
+pub(super) fn raise_version(state: &mut State, to: u32) -> Outcome {
+    if state.nodes.is_empty() {
+        return Err(invalid(
+            "to",
+            "nobody has said what it understands: the cluster is not founded yet",
+        ));
+    }
+    for node in state.nodes.values() {
+        let understands = node.capacity.as_ref().map(|own| own.newest_version);
+        if understands.is_none_or(|newest| newest < to) {
+            let problem = format!("does not understand version {to} of the cluster's records");
+            return Err(wrong_state(&node.name, problem));
+        }
+    }
+    state.version = state.version.max(to);
+    Ok(Response::Done)
+}
+
+fn wrong_state(node: &str, problem: String) -> Rejection {
+    Rejection::WrongState {
+        kind: Kind::Node,
+        name: node.to_owned(),
+        problem,
+    }
 }
 
 pub(super) fn label_node(

@@ -100,12 +100,14 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             key_hash,
             name,
             address,
-        } => membership::join(state, now, key_hash, name, address),
+            newest_version,
+        } => membership::join(state, now, key_hash, name, address, *newest_version),
         Command::ReportNode {
             node,
             address,
             capacity,
         } => membership::report_node(state, *node, address, capacity),
+        Command::RaiseVersion { to } => membership::raise_version(state, *to),
         Command::LabelNode { node, set, remove } => {
             membership::label_node(state, node, set, remove)
         }

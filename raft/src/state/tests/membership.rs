@@ -24,6 +24,7 @@ fn a_token_lets_one_node_in_until_it_ends() {
         key_hash,
         name: name.into(),
         address: "h3:1".into(),
+        newest_version: 1,
     };
     let token = |id, expires_at| Command::CreateToken {
         id: TokenId(id),
@@ -161,6 +162,7 @@ fn addresses_are_hosts_with_ports() {
             key_hash: [9; 32],
             name: "n3".into(),
             address: address.into(),
+            newest_version: 1,
         };
         assert_eq!(world.invalid(join), "address", "{address}");
     }
@@ -168,6 +170,7 @@ fn addresses_are_hosts_with_ports() {
         key_hash: [9; 32],
         name: "n3".into(),
         address: "[::1]:7000".into(),
+        newest_version: 1,
     });
 }
 
@@ -330,4 +333,55 @@ fn bad_images_are_refused() {
             "{refused}"
         );
     }
+}
+
+#[test]
+fn the_oldest_agent_says_what_is_used() {
+    let mut world = World::new();
+    let raise = |to| Command::RaiseVersion { to };
+    let report = |node, newest_version| Command::ReportNode {
+        node,
+        address: "h:1".into(),
+        capacity: Capacity {
+            newest_version,
+            ..capacity()
+        },
+    };
+    assert_eq!(world.state.version, 1);
+    let nobody = Proposal {
+        request: None,
+        now: 0,
+        command: raise(2),
+    };
+    apply(&mut State::new(), &nobody).unwrap_err();
+    world.ok(report(1, 3));
+    let refused = world.wrong_state(raise(2));
+    assert!(refused.contains("version 2"), "{refused}");
+    world.ok(report(2, 2));
+    world.wrong_state(raise(3));
+    world.ok(raise(2));
+    assert_eq!(world.state.version, 2);
+    // It only grows.
+    world.ok(raise(1));
+    assert_eq!(world.state.version, 2);
+
+    // Whoever is older does not get in, and has used up nothing.
+    let join = |newest_version| Command::Join {
+        key_hash: [9; 32],
+        name: "n3".into(),
+        address: "h3:1".into(),
+        newest_version,
+    };
+    world.ok(Command::CreateToken {
+        id: TokenId(7),
+        key_hash: [9; 32],
+        expires_at: world.now + 10,
+    });
+    let refused = world.wrong_state(join(1));
+    assert!(refused.contains("cannot join"), "{refused}");
+    assert_eq!(world.ok(join(2)), Response::Node(3));
+    // One that has not reported keeps the version where it is.
+    world.ok(report(1, 3));
+    world.ok(report(2, 3));
+    world.wrong_state(raise(3));
 }

@@ -66,6 +66,7 @@ impl World {
             key_hash,
             name: name.into(),
             address: format!("{name}:7000"),
+            newest_version: 1,
         }) {
             Response::Node(node) => node,
             other => panic!("{other:?}"),
@@ -305,6 +306,7 @@ fn capacity() -> Capacity {
         qemu_version: "10.0.2".into(),
         accelerators: vec![Accelerator::Tcg],
         agent_version: "0.1.0".into(),
+        newest_version: 1,
         problems: Vec::new(),
     }
 }

@@ -258,13 +258,15 @@ fn membership() -> impl Strategy<Value = Command> {
         (key(), name()).prop_map(|(key_hash, name)| Command::Join {
             key_hash,
             name,
-            address: "h:1".into()
+            address: "h:1".into(),
+            newest_version: 1,
         }),
         (1..4u64).prop_map(|node| Command::ReportNode {
             node,
             address: "h:2".into(),
             capacity: capacity()
         }),
+        (0..3u32).prop_map(|to| Command::RaiseVersion { to }),
         (node(), any::<bool>())
             .prop_map(|(node, schedulable)| Command::CordonNode { node, schedulable }),
     ]
@@ -405,7 +407,7 @@ let gone = match &proposal.command {
         // Another member, by way of the stored forms.
         let mut other = first;
         for proposal in &proposals {
-            let record = crate::codec::encode_proposal(proposal);
+            let record = crate::codec::encode_proposal(proposal, 1);
             // Twice in the first one: what was repeated did nothing.
             let _ = apply(&mut other, &crate::codec::decode_proposal(&record).unwrap());
         }
