@@ -28,8 +28,8 @@ const MOST_BYTES: u64 = 16 << 20;
 const KEPT: u32 = 4;
 /// The most that is said of what a call is about, characters.
 const LONGEST: usize = 200;
-/// So many refused connections in a [`PERIOD`] are noted one by one: anybody can cause them, and they must not push out what else is in
-/// the log. Of more, only how many there were.
+/// So many refused connections, and calls of nodes that may not, in a [`PERIOD`] are noted one by one: anybody can cause them, and they
+/// must not push out what else is in the log. Of more, only how many there were.
 const MOST_REFUSALS: u32 = 20;
 /// See there.
 const PERIOD: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ struct Log {
     path: PathBuf,
     file: File,
     bytes: u64,
-    /// Refused connections: since when they are counted, and how many there were.
+    /// Refused connections and nodes: since when they are counted, and how many there were.
     refusals: (Instant, u32),
 }
 
@@ -101,45 +101,21 @@ impl Audit {
 
     /// Notes what became of a call. What cannot be written is an error in the agent's own log: work is not held up by it.
     pub fn note(&self, entry: &Entry<'_>) {
-        let (who, role, certificate, from) = match entry.peer {
-            Some(peer) => {
-                let (who, role, certificate) = described(&peer.role);
-                let from = peer.address.map(|address| address.to_string());
-                (
-                    who,
-                    role,
-                    certificate,
-                    from.unwrap_or_else(|| "local".to_owned()),
-                )
-            }
-            None => (String::new(), "", None, "unknown".to_owned()),
-        };
-        self.log().write(&Line {
-            at: at(),
-            who,
-            role,
-            certificate,
-            from,
-            call: entry.call,
-            about: crate::guest::shown(entry.about, LONGEST),
-            outcome: entry.outcome,
-        });
+        self.log().write(&line(entry));
+    }
+
+    /// Notes that a node was refused.
+    pub fn refused_node(&self, entry: &Entry<'_>) {
+        let mut log = self.log();
+        if log.is_one_of_few() {
+            log.write(&line(entry));
+        }
     }
 
     /// Notes that a connection was refused.
     pub fn refused(&self, address: SocketAddr, why: &str) {
         let mut log = self.log();
-        let (since, count) = log.refusals;
-        if since.elapsed() >= PERIOD {
-            if count > MOST_REFUSALS {
-                let more = format!("refused: {} more connections", count - MOST_REFUSALS);
-                log.write(&refusal("many".to_owned(), &more));
-            }
-            log.refusals = (Instant::now(), 1);
-        } else {
-            log.refusals.1 += 1;
-        }
-        if log.refusals.1 <= MOST_REFUSALS {
+        if log.is_one_of_few() {
             let why = format!("refused: {}", crate::guest::shown(why, LONGEST));
             log.write(&refusal(address.to_string(), &why));
         }
@@ -151,6 +127,24 @@ impl Audit {
 }
 
 impl Log {
+    /// Counts a refusal, and tells whether it is to be noted by itself.
+    fn is_one_of_few(&mut self) -> bool {
+        let (since, count) = self.refusals;
+        if since.elapsed() >= PERIOD {
+            if count > MOST_REFUSALS {
+                let more = format!(
+                    "refused: {} more connections or calls",
+                    count - MOST_REFUSALS
+                );
+                self.write(&refusal("many".to_owned(), &more));
+            }
+            self.refusals = (Instant::now(), 1);
+        } else {
+            self.refusals.1 += 1;
+        }
+        self.refusals.1 <= MOST_REFUSALS
+    }
+
     fn write(&mut self, line: &Line<'_>) {
         let written = serde_json::to_vec(line)
             .map_err(io::Error::from)
@@ -194,6 +188,28 @@ fn open(path: &Path) -> io::Result<File> {
 
 fn at() -> String {
     Timestamp::from(SystemTime::now()).to_string()
+}
+
+fn line<'a>(entry: &Entry<'a>) -> Line<'a> {
+    let (who, role, certificate, from) = match entry.peer {
+        Some(peer) => {
+            let (who, role, certificate) = described(&peer.role);
+            let from = peer.address.map(|address| address.to_string());
+            let from = from.unwrap_or_else(|| "local".to_owned());
+            (who, role, certificate, from)
+        }
+        None => (String::new(), "", None, "unknown".to_owned()),
+    };
+    Line {
+        at: at(),
+        who,
+        role,
+        certificate,
+        from,
+        call: entry.call,
+        about: crate::guest::shown(entry.about, LONGEST),
+        outcome: entry.outcome,
+    }
 }
 
 fn refusal(from: String, outcome: &str) -> Line<'_> {

@@ -7,7 +7,7 @@ use guest::channel::mux::Broken;
 use proto::v1::Reason;
 use raft::{
     node::{ProposeError, ReadError},
-    state::{Kind, OperationId, Rejection},
+    state::{Kind, NodeId, OperationId, Rejection},
 };
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -93,6 +93,9 @@ pub enum ApiError {
     /// The caller may not.
     #[error("{0}")]
     NotAllowed(String),
+    /// The calling node was removed.
+    #[error("node {0} was removed from the cluster")]
+    NodeRemoved(NodeId),
     /// Something that should not happen.
     #[error("{0}")]
     Internal(String),
@@ -220,6 +223,11 @@ impl ApiError {
                 Reason::NotAllowed,
                 "use a certificate with the role that it needs (--certs); an administrator makes one with `fpagent cert create`",
             ),
+            Self::NodeRemoved(_) => Answer::new(
+                PermissionDenied,
+                Reason::NodeRemoved,
+                "its data directory can be used no more: join anew with a new token",
+            ),
             Self::Internal(_) => {
                 Answer::new(Internal, Reason::WorkFailed, "look at the agent's log")
             }
@@ -252,6 +260,18 @@ fn rejected(rejection: &Rejection) -> Answer {
             field: Some("name".to_owned()),
             ..Answer::new(AlreadyExists, Reason::NameTaken, "choose another name")
         },
+        Rejection::GivenUp { .. } => Answer::new(
+            NotFound,
+            Reason::NotFound,
+            "nothing of it can be brought back here; its disk may still be on that host",
+        ),
+        Rejection::InUse {
+            kind: Kind::Node, ..
+        } => Answer::new(
+            FailedPrecondition,
+            Reason::InUse,
+            "delete these first, or give them up with --force",
+        ),
         Rejection::InUse { .. } => {
             Answer::new(FailedPrecondition, Reason::InUse, "delete these first")
         }

@@ -100,6 +100,8 @@ pub struct Node {
     pub cancel: CancellationToken,
     /// Everything that runs.
     pub tasks: TaskTracker,
+    /// How long a newcomer may take until its agent starts.
+    pub newcomer_patience: Duration,
     /// When the agent started.
     pub started_at: SystemTime,
 }

@@ -8,20 +8,23 @@ use std::{
 };
 
 use async_trait::async_trait;
-use proto::peer::peer_service_client::PeerServiceClient;
+use proto::{peer::peer_service_client::PeerServiceClient, v1::Reason};
 use raft::{
     node::{DialError, Dialer, Published},
     state::NodeId,
 };
 use rustls::ClientConfig;
 use tokio::{sync::watch, time::timeout};
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
-use crate::trust::{
-    identity::Member,
-    tls::{
-        connect::{STREAMS, Target, channel, channel_with, probe},
-        node_server_name,
+use crate::{
+    client::failure::reason_of,
+    trust::{
+        identity::Member,
+        tls::{
+            connect::{STREAMS, Target, channel, channel_with, probe},
+            node_server_name,
+        },
     },
 };
 
@@ -39,6 +42,8 @@ pub struct Peers {
     members: BTreeMap<NodeId, String>,
     published: OnceLock<watch::Receiver<Published>>,
     channels: Mutex<BTreeMap<(NodeId, Use), (String, Channel)>>,
+    /// Who has said that this node was removed.
+    removed: watch::Sender<Option<NodeId>>,
 }
 
 /// What a connection is for. Streams that stand still must not hold up what keeps the cluster together.
@@ -70,6 +75,7 @@ impl Peers {
             members,
             published: OnceLock::new(),
             channels: Mutex::default(),
+            removed: watch::Sender::new(None),
         }
     }
 
@@ -77,6 +83,31 @@ impl Peers {
     pub fn follow(&self, published: watch::Receiver<Published>) {
         // Called once, by whoever started the consensus.
         let _first = self.published.set(published);
+    }
+
+    /// The other nodes, as far as is known here.
+    pub fn others(&self, own: NodeId) -> Vec<NodeId> {
+        let replicated = self.published.get().map(|published| {
+            let state = &published.borrow().view;
+            state.nodes.keys().copied().collect::<Vec<_>>()
+        });
+        let known = replicated.filter(|nodes| !nodes.is_empty());
+        let mut nodes = known.unwrap_or_else(|| self.members.keys().copied().collect());
+        nodes.retain(|node| *node != own);
+        nodes
+    }
+
+    /// Takes note of what a node answered instead of doing what it was asked: it may have said that this node was removed. It is one of
+    /// the cluster, which it has proved.
+    pub fn note_refusal(&self, by: NodeId, status: &Status) {
+        if reason_of(status) == Reason::NodeRemoved {
+            self.removed.send_replace(Some(by));
+        }
+    }
+
+    /// Who has said that this node was removed, if anybody has.
+    pub fn removed(&self) -> watch::Receiver<Option<NodeId>> {
+        self.removed.subscribe()
     }
 
     fn address(&self, node: NodeId) -> Option<String> {
@@ -150,5 +181,9 @@ impl Dialer for Peers {
             node,
             source: Box::new(error),
         })
+    }
+
+    fn refused(&self, node: NodeId, status: &Status) {
+        self.note_refusal(node, status);
     }
 }

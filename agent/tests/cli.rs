@@ -299,6 +299,30 @@ async fn a_host_joins() {
 }
 
 #[tokio::test]
+async fn a_host_that_cannot_keep_the_answer_withdraws_and_leaves_nothing() {
+    let fake = Fake::start().await;
+    fake.will_lie();
+    let dir = fake.folder.path().join("not/there/yet");
+    let token = fpagent(&fake.address, &["token", "create"]).await.out;
+    let ran = fpagent(&fake.address, &join_args(&dir, "host-b", &token)).await;
+    assert_eq!((ran.code, ran.err.lines().count()), (1, 1), "{}", ran.err);
+    assert!(ran.err.contains("authority"), "{}", ran.err);
+    assert_eq!(fake.withdrawn(), 1);
+    assert!(!fake.folder.path().join("not").exists());
+    // A directory that was there stays; what cannot be used at all is said before anybody is asked.
+    let there = fake.folder.path().join("there");
+    std::fs::create_dir(&there).unwrap();
+    let ran = fpagent(&fake.address, &join_args(&there, "host-b", &token)).await;
+    assert_eq!((ran.code, fake.withdrawn()), (1, 2), "{}", ran.err);
+    assert_eq!(std::fs::read_dir(&there).unwrap().count(), 0);
+    std::fs::write(there.join("notes.txt"), "mine").unwrap();
+    let ran = fpagent(&fake.address, &join_args(&there, "host-b", &token)).await;
+    assert_eq!((ran.code, fake.withdrawn()), (1, 2), "{}", ran.err);
+    assert!(ran.err.contains("notes.txt"), "{}", ran.err);
+    fake.end().await;
+}
+
+#[tokio::test]
 async fn a_node_of_another_cluster_does_not_join() {
     let (fake, another) = (Fake::start().await, Fake::start().await);
     let dir = fake.folder.path().join("joined");

@@ -1,16 +1,16 @@
 //! A member of the cluster: the consensus over the replicated [`State`]. The agent's way to propose, to read and to follow.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use tokio::{sync::watch, time::Instant};
 
 pub use crate::consensus::{
-    Config, DialError, Dialer, InitializeError, ReadError, StartError, Status,
+    AWAY, Config, DialError, Dialer, InitializeError, ReadError, StartError, Status,
 };
 use crate::{
     codec::{self, CodecError},
-    consensus::{self, App, AppError},
-    state::{ClusterId, NodeId, Outcome, Proposal, State, apply},
+    consensus::{self, App, AppError, Member, Members},
+    state::{ClusterId, Node, NodeId, Outcome, Proposal, State, apply},
 };
 
 /// The state after an applied batch: `view`, which includes the log up to `index`.
@@ -55,8 +55,13 @@ impl App for Replicated {
             .map_err(unreadable)
     }
 
-    fn members(&self) -> BTreeSet<NodeId> {
-        self.0.nodes.keys().copied().collect()
+    fn members(&self) -> Members {
+        let member = |node: &Node| Member {
+            zone: node.zone().to_owned(),
+            is_expected: !node.has_started(),
+        };
+        let nodes = self.0.nodes.iter();
+        nodes.map(|(id, node)| (*id, member(node))).collect()
     }
 }
 
@@ -141,6 +146,17 @@ impl Handle {
     /// Makes this node the first of a cluster. Does nothing when it is in one already.
     pub async fn initialize(&self) -> Result<(), InitializeError> {
         self.0.initialize().await
+    }
+
+    /// Returns once a node, this one, was removed and is not needed any more: the state does not have it, and the consensus has let
+    /// it go.
+    pub async fn removed(&self, node: NodeId) {
+        let mut published = self.published();
+        let gone = published.wait_for(|now| now.view.was_removed(node));
+        if gone.await.is_err() {
+            return std::future::pending().await;
+        }
+        self.0.let_go().await;
     }
 
     /// What the other members call.

@@ -106,6 +106,61 @@ async fn a_lost_voter_is_replaced_when_it_is_removed() {
     .await;
 }
 
+fn impatient(config: &mut Config) {
+    config.away = Duration::from_secs(1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_is_away_for_long_gives_way_and_comes_back_for_its_zone() {
+    within(LIMIT, async {
+        let mut cluster = Cluster::of(3, impatient).await;
+        cluster.start(4, true).await;
+        let leader = cluster.leader(1, &[]).await;
+        let lost = leader % 3 + 1;
+        let last = 6 - leader - lost;
+        let zones = [(leader, "a"), (lost, "b"), (last, "c"), (4, "a")];
+        cluster.set_zones(leader, &zones).await;
+        cluster
+            .until_status(leader, "4 learns", |s| votes(s, &[1, 2, 3], &[4]))
+            .await;
+        cluster.stop(lost).await;
+        let left = [leader, last, 4];
+        cluster
+            .until_status(leader, "4 votes", |s| votes(s, &left, &[lost]))
+            .await;
+        cluster.start(lost, false).await;
+        cluster
+            .until_status(leader, "it is back", |s| votes(s, &[1, 2, 3], &[4]))
+            .await;
+        cluster.end().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_removed_is_let_go_when_that_is_sure() {
+    within(LIMIT, async {
+        let cluster = Cluster::of(3, as_meant).await;
+        let leader = cluster.leader(1, &[]).await;
+        let follower = leader % 3 + 1;
+        let last = 6 - leader - follower;
+        for member in [follower, leader] {
+            let handle = cluster.handle(member);
+            let early = tokio::time::timeout(Duration::from_millis(300), handle.let_go());
+            assert!(early.await.is_err(), "{member} votes");
+        }
+        cluster.set_members(leader, &[leader, last]).await;
+        cluster.handle(follower).let_go().await;
+        cluster.set_members(leader, &[last]).await;
+        cluster.handle(leader).let_go().await;
+        cluster
+            .until_status(last, "it votes alone", |s| s.voters == [last].into())
+            .await;
+        cluster.end().await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_applied_ends_the_member() {
     within(LIMIT, async {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use raft::state::{Role, State};
+use raft::state::{NodeId, Role, State};
 use tonic::{
     Code, Status,
     body::Body,
@@ -37,9 +37,11 @@ enum Needs {
     Token,
     /// A node of the cluster.
     Node,
+    /// A node of the cluster, or one that was removed and that the consensus has not let go yet: it may be needed for that.
+    Consensus,
 }
 
-use Needs::Node as ByNode;
+use Needs::{Consensus, Node as ByNode};
 const VIEWER: Needs = Needs::Role(Role::Viewer);
 const OPERATOR: Needs = Needs::Role(Role::Operator);
 const ADMIN: Needs = Needs::Role(Role::Admin);
@@ -66,6 +68,7 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("GetNode", VIEWER),
             ("LabelNode", ADMIN),
             ("CordonNode", ADMIN),
+            ("DeleteNode", ADMIN),
         ],
     ),
     (
@@ -121,15 +124,18 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("CancelOperation", OPERATOR),
         ],
     ),
-    ("forkypig.v1.JoinService", &[("Join", Needs::Token)]),
+    (
+        "forkypig.v1.JoinService",
+        &[("Join", Needs::Token), ("WithdrawJoin", Needs::Token)],
+    ),
     (
         "forkypig.peer.v1.RaftService",
         &[
-            ("AppendEntries", ByNode),
-            ("Vote", ByNode),
-            ("InstallSnapshot", ByNode),
-            ("Propose", ByNode),
-            ("ReadIndex", ByNode),
+            ("AppendEntries", Consensus),
+            ("Vote", Consensus),
+            ("InstallSnapshot", Consensus),
+            ("Propose", Consensus),
+            ("ReadIndex", Consensus),
         ],
     ),
     (
@@ -167,30 +173,43 @@ fn needs(call: &str) -> Option<Needs> {
     found.map(|(_, needs)| *needs)
 }
 
-/// Whether somebody may do what needs this; if not, why.
-fn check(who: &PeerRole, needs: Needs, state: &State) -> Result<(), String> {
-    match (who, needs) {
-        (PeerRole::Local, Needs::Role(_))
-        | (PeerRole::Joiner { .. }, Needs::Token)
-        | (PeerRole::Node(_), Needs::Node) => Ok(()),
-        (PeerRole::User(user), Needs::Role(least)) => {
-            is_valid(user, state)?;
-            if user.role >= least {
+/// Whether somebody may do what needs this; if not, why. `takes_part` tells whether a node takes part in the consensus.
+fn check(
+    who: &PeerRole,
+    needs: Needs,
+    state: &State,
+    takes_part: impl FnOnce(NodeId) -> bool,
+) -> Result<(), ApiError> {
+    let refused = match (who, needs) {
+        (PeerRole::Local, Needs::Role(_)) | (PeerRole::Joiner { .. }, Needs::Token) => {
+            return Ok(());
+        }
+        (PeerRole::Node(id), Needs::Node | Consensus) => {
+            if !state.was_removed(*id) {
                 return Ok(());
             }
-            let (least, own) = (unit_of(least), unit_of(user.role));
-            Err(format!(
-                "this needs the role {least}, and {} is {own}",
-                user.name
-            ))
+            match (takes_part(*id), needs) {
+                (true, Consensus) => return Ok(()),
+                (true, _) => format!("node {id} is being removed from the cluster"),
+                (false, _) => return Err(ApiError::NodeRemoved(*id)),
+            }
         }
-        (PeerRole::Joiner { .. }, _) => Err("a join token allows nothing but joining".to_owned()),
-        (_, Needs::Token) => Err("joining needs a join token".to_owned()),
-        (_, Needs::Node) => Err("only nodes of the cluster may call this".to_owned()),
+        (PeerRole::User(user), Needs::Role(least)) => match is_valid(user, state) {
+            Ok(()) if user.role >= least => return Ok(()),
+            Ok(()) => {
+                let (least, own) = (unit_of(least), unit_of(user.role));
+                format!("this needs the role {least}, and {} is {own}", user.name)
+            }
+            Err(problem) => problem,
+        },
+        (PeerRole::Joiner { .. }, _) => "a join token allows nothing but joining".to_owned(),
+        (_, Needs::Token) => "joining needs a join token".to_owned(),
+        (_, Needs::Node | Consensus) => "only nodes of the cluster may call this".to_owned(),
         (PeerRole::Node(_), Needs::Role(_)) => {
-            Err("a node's certificate is for what nodes ask of each other".to_owned())
+            "a node's certificate is for what nodes ask of each other".to_owned()
         }
-    }
+    };
+    Err(ApiError::NotAllowed(refused))
 }
 
 /// Whether somebody's certificate is still good: its connection may be older than what became of it. The state forgets one that has
@@ -267,7 +286,8 @@ where
         };
         let checked = match (&peer, needs) {
             (Some(peer), Some(needs)) => {
-                check(&peer.role, needs, &self.node.state()).map_err(ApiError::NotAllowed)
+                let takes_part = |id| self.node.raft.status().takes_part(id);
+                check(&peer.role, needs, &self.node.state(), takes_part)
             }
             // Such as one of a newer client.
             (Some(_), None) => Err(ApiError::Unsupported("there is no such call".to_owned())),
@@ -276,12 +296,17 @@ where
         let name = call.clone();
         let node = Arc::clone(&self.node);
         let entry = move |about: &str, outcome: &str| {
-            node.audit.note(&Entry {
+            let entry = Entry {
                 call: &call,
                 peer: peer.as_ref(),
                 about,
                 outcome,
-            });
+            };
+            match peer.as_ref().map(|peer| &peer.role) {
+                // One that was removed may call again and again.
+                Some(PeerRole::Node(_)) => node.audit.refused_node(&entry),
+                _ => node.audit.note(&entry),
+            }
         };
         if let Err(why) = checked {
             entry("", &format!("refused: {why}"));
@@ -301,7 +326,7 @@ where
         // The one that is ready, and not its copy.
         let next = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, next);
-        let is_audited = !matches!(needs, Some(VIEWER | Needs::Node));
+        let is_audited = !matches!(needs, Some(VIEWER | Needs::Node | Consensus));
         Box::pin(async move {
             let begun = Instant::now();
             let (about, answer) = audit::during(inner.call(request)).await;
@@ -425,11 +450,11 @@ mod tests {
                     VIEWER => [true, true, true, true, false, false],
                     OPERATOR => [false, true, true, true, false, false],
                     ADMIN => [false, false, true, true, false, false],
-                    ByNode => [false, false, false, false, true, false],
+                    ByNode | Consensus => [false, false, false, false, true, false],
                     Needs::Token => [false, false, false, false, false, true],
                 };
                 for (who, may) in everybody().iter().zip(may) {
-                    let checked = check(who, needs, &state);
+                    let checked = check(who, needs, &state, |_| false);
                     assert_eq!(
                         checked.is_ok(),
                         may,
@@ -475,6 +500,22 @@ mod tests {
         ann.expires_at = 2;
         state.certificates.clear();
         assert!(is_valid(&ann, &state).unwrap_err().contains("expired"));
+    }
+
+    #[test]
+    fn a_node_that_was_removed_may_only_help_to_let_it_go() {
+        let mut state = State::new();
+        let node = PeerRole::Node(2);
+        let may = |state: &State, needs, takes_part| check(&node, needs, state, |_| takes_part);
+        assert!(may(&state, ByNode, false).is_ok(), "it is not known yet");
+        state.next_node = 3;
+        assert!(may(&state, Consensus, true).is_ok());
+        let leaving = may(&state, ByNode, true).unwrap_err();
+        assert!(matches!(leaving, ApiError::NotAllowed(_)), "{leaving}");
+        for needs in [ByNode, Consensus] {
+            let removed = may(&state, needs, false).unwrap_err();
+            assert!(matches!(removed, ApiError::NodeRemoved(2)), "{removed}");
+        }
     }
 
     #[test]

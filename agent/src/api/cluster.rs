@@ -7,8 +7,8 @@ use proto::v1::{
     CreateCertificateResponse, CreateTokenRequest, CreateTokenResponse, GetStatusRequest,
     GetStatusResponse, JoinRequest, JoinResponse, ListCertificatesRequest,
     ListCertificatesResponse, ListTokensRequest, ListTokensResponse, RevokeCertificateRequest,
-    RevokeTokenRequest, RevokeTokenResponse, Token, cluster_service_server::ClusterService,
-    join_service_server::JoinService,
+    RevokeTokenRequest, RevokeTokenResponse, Token, WithdrawJoinRequest, WithdrawJoinResponse,
+    cluster_service_server::ClusterService, join_service_server::JoinService,
 };
 use raft::state::{self, CertificateId, Command, RequestKey, Response as Outcome, TokenId};
 use tokio::time::Instant;
@@ -144,7 +144,7 @@ impl ClusterService for Api {
         let tokens = state
             .tokens
             .iter()
-            .filter(|(_, token)| token.expires_at > now);
+            .filter(|(_, token)| token.expires_at > now && token.node.is_none());
         let tokens = tokens.map(|(id, token)| Token {
             id: id.to_string(),
             created_at: Some(convert::timestamp(token.created_at)),
@@ -210,9 +210,7 @@ impl ClusterService for Api {
 impl JoinService for Api {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let deadline = deadline(&request);
-        let Some(PeerRole::Joiner { key_hash }) = role(&request).cloned() else {
-            return Err(ApiError::NotAllowed("joining needs a join token".to_owned()).into());
-        };
+        let key_hash = token_of(&request)?;
         let request = request.into_inner();
         names::check_advertised(&request.address).map_err(|error| ApiError::InvalidField {
             field: "address",
@@ -228,10 +226,12 @@ impl JoinService for Api {
             problem: error.to_string(),
         })?;
         let mut body = request.clone();
-        // A newcomer that tries again after a lost answer has a new key.
+        // The same call sent again may come with another one.
         body.csr.clear();
         let key = request_key(&body, |request| &mut request.request_id);
+        let patience = self.node.newcomer_patience.as_millis() as u64;
         let command = Command::Join {
+            start_by: now() + patience,
             key_hash,
             name: request.name.clone(),
             address: request.address,
@@ -261,6 +261,29 @@ impl JoinService for Api {
                 .map(|one| convert::node(&state, one, online.as_ref(), &status))
                 .collect(),
         }))
+    }
+
+    async fn withdraw_join(
+        &self,
+        request: Request<WithdrawJoinRequest>,
+    ) -> Result<Response<WithdrawJoinResponse>, Status> {
+        let deadline = deadline(&request);
+        let key_hash = token_of(&request)?;
+        let command = Command::WithdrawJoin { key_hash };
+        // Harmless when it is sent again.
+        let outcome = self.node.propose(None, command, deadline).await;
+        outcome.map_err(ApiError::from)?.map_err(ApiError::from)?;
+        Ok(Response::new(WithdrawJoinResponse {}))
+    }
+}
+
+/// The token that a newcomer has shown.
+fn token_of<T>(request: &Request<T>) -> Result<[u8; 32], ApiError> {
+    match role(request) {
+        Some(PeerRole::Joiner { key_hash }) => Ok(*key_hash),
+        _ => Err(ApiError::NotAllowed(
+            "joining needs a join token".to_owned(),
+        )),
     }
 }
 
@@ -353,7 +376,12 @@ impl Api {
             );
         }
         for node in state.nodes.values() {
-            if online.is_some_and(|online| !online.contains(&node.id)) {
+            if !node.has_started() {
+                problems.push(format!(
+                    "node {} has joined and not started: start its agent (fpagent run), or it is forgotten in time",
+                    node.name
+                ));
+            } else if online.is_some_and(|online| !online.contains(&node.id)) {
                 problems.push(format!(
                     "node {} is offline: start its agent (fpagent run)",
                     node.name

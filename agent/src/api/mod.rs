@@ -201,7 +201,9 @@ fn subject(command: &Command) -> String {
         }
         Command::RevokeCertificate { certificate } => format!("certificate {certificate}"),
         Command::Join { name, address, .. } => format!("node {name} at {address}"),
-        Command::LabelNode { node, .. } | Command::CordonNode { node, .. } => {
+        Command::LabelNode { node, .. }
+        | Command::CordonNode { node, .. }
+        | Command::DeleteNode { node, .. } => {
             format!("node {node}")
         }
         Command::ImportImage { name, .. } => format!("image {name}"),
@@ -225,6 +227,9 @@ fn subject(command: &Command) -> String {
         // What has no name of its own yet, and what nodes say by themselves.
         Command::CreateToken { id, .. } => format!("token {id}"),
         Command::Found { .. }
+        | Command::WithdrawJoin { .. }
+        | Command::ForgetNewcomers
+        | Command::MoveNode { .. }
         | Command::ReportNode { .. }
         | Command::RaiseVersion { .. }
         | Command::ReportImage { .. }

@@ -14,7 +14,7 @@ use proto::v1::{
     ConsoleRequest, ConsoleResponse, CopyInRequest, CopyInResponse, CopyOutRequest,
     CopyOutResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
 };
-use raft::state::VmId;
+use raft::state::{Command, NodeId, VmId};
 use tokio::{
     sync::{broadcast, mpsc},
     time::Instant,
@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api,
     carry::{Answers, first},
+    role,
 };
 use crate::{
     convert, density,
@@ -32,6 +33,7 @@ use crate::{
     guest::{self, Contact, wait::Waited},
     node::Node,
     secrets,
+    trust::tls::server::PeerRole,
     vms::{fork::Source, launch, vm_name},
 };
 
@@ -53,7 +55,13 @@ impl PeerService for Api {
                 "this node does not lead the cluster",
             ));
         }
-        let ages = self.node.leases.renew(request.into_inner().node);
+        let caller = role(&request).cloned();
+        let RenewLeaseRequest { node, address } = request.into_inner();
+        if caller != Some(PeerRole::Node(node)) {
+            return Err(Status::invalid_argument("a node renews its own lease"));
+        }
+        self.note_address(node, address).await;
+        let ages = self.node.leases.renew(node);
         let ages = ages.into_iter().map(|(node, age)| NodeAge {
             node,
             age_ms: Some(age.as_millis() as u64),
@@ -326,34 +334,65 @@ pub fn console(node: &Node, vm: VmId, follow: bool) -> Result<Chunks, ApiError> 
     Ok(stream::iter(kept).chain(live).take_until(ended).boxed())
 }
 
+impl Api {
+    /// Has the state know of a node's address that is another one by now. What does not get through comes again with the next renewal.
+    async fn note_address(&self, node: NodeId, address: String) {
+        let state = self.node.state();
+        let known = state.nodes.get(&node).map(|node| &node.address);
+        if known.is_none_or(|known| *known == address) {
+            return;
+        }
+        tracing::info!(node, address, "a node is reached elsewhere from now on");
+        let command = Command::MoveNode { node, address };
+        let deadline = Instant::now() + RENEW_PATIENCE / 2;
+        if let Err(error) = self.node.propose(None, command, deadline).await {
+            tracing::debug!(node, %error, "a node's address could not be noted yet");
+        }
+    }
+}
+
 /// How long the leader may take to answer a renewal.
 const RENEW_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Renews this node's lease with the leader until the node ends.
 pub async fn renew_leases(node: std::sync::Arc<Node>) {
     loop {
-        if let Some(leader) = node.raft.status().leader {
-            if leader == node.id() {
+        match node.raft.status().leader {
+            Some(leader) if leader == node.id() => {
                 node.leases.learn(node.leases.renew(node.id()));
-            } else if let Ok(mut client) = node.peers.client(leader).await {
-                let request = RenewLeaseRequest { node: node.id() };
-                match tokio::time::timeout(RENEW_PATIENCE, client.renew_lease(request)).await {
-                    Ok(Ok(answer)) => {
-                        let ages = answer.into_inner().ages.into_iter();
-                        let ages = ages
-                            .filter_map(|one| Some((one.node, Duration::from_millis(one.age_ms?))));
-                        node.leases.learn(ages.collect());
-                    }
-                    Ok(Err(status)) => {
-                        tracing::debug!(%status, leader, "the lease was not renewed")
-                    }
-                    Err(_) => tracing::debug!(leader, "the leader did not renew the lease in time"),
-                }
+            }
+            Some(leader) => renew_with(&node, leader).await,
+            // The leader may not find this node where it is now, and this node may have been removed: somebody will say so.
+            None => {
+                let others = node.peers.others(node.id());
+                join_all(others.into_iter().map(|other| renew_with(&node, other))).await;
             }
         }
         tokio::select! {
             () = node.cancel.cancelled() => return,
             () = tokio::time::sleep(crate::leases::RENEWAL) => {}
         }
+    }
+}
+
+async fn renew_with(node: &Node, other: NodeId) {
+    let Ok(mut client) = node.peers.client(other).await else {
+        return;
+    };
+    let request = RenewLeaseRequest {
+        node: node.id(),
+        address: node.identity.advertise.clone(),
+    };
+    match tokio::time::timeout(RENEW_PATIENCE, client.renew_lease(request)).await {
+        Ok(Ok(answer)) => {
+            let ages = answer.into_inner().ages.into_iter();
+            let ages = ages.filter_map(|one| Some((one.node, Duration::from_millis(one.age_ms?))));
+            node.leases.learn(ages.collect());
+        }
+        Ok(Err(status)) => {
+            node.peers.note_refusal(other, &status);
+            tracing::debug!(%status, other, "the lease was not renewed");
+        }
+        Err(_) => tracing::debug!(other, "the lease was not renewed in time"),
     }
 }

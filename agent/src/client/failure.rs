@@ -74,6 +74,17 @@ impl Failure {
         Self::new(FailureKind::Usage, message, hint)
     }
 
+    /// The same with something more to say.
+    pub fn and(mut self, more: &str) -> Self {
+        self.message = format!("{}; {more}", self.message);
+        self
+    }
+
+    /// What is wrong, and what to do about it.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The line for standard error.
     pub fn line(&self) -> String {
         // What comes from elsewhere must neither break the line nor command the terminal.
@@ -177,6 +188,10 @@ impl From<TrustError> for Failure {
             TrustError::NoNode { .. } => (
                 FailureKind::Refused,
                 "prepare it with `fpagent init` or `fpagent join`",
+            ),
+            TrustError::Removed { .. } => (
+                FailureKind::Refused,
+                "take what you need out of it and empty it, or choose another --data-dir, and join with a new token",
             ),
             TrustError::Locked { .. } => (
                 FailureKind::Refused,

@@ -35,17 +35,19 @@ use crate::{
     admission::Reserves,
     api::{self, access::Access},
     audit::Audit,
+    client::failure::Failure,
     density::{self, Density},
     guest::{self, ports::Ports},
     leases::Leases,
-    metrics,
+    metrics, newcomers,
     node::{Node, now},
     peers::Peers,
-    reconcile, secrets,
+    reconcile, removal, secrets,
     store::Store,
     trust::{
+        TrustError,
         authority::{self, load_certificate},
-        identity::{DataDir, LocalNode},
+        identity::{DataDir, DataLock, LocalNode},
         renewal,
         tls::{
             accept::{bind_unix, tls_incoming, unix_incoming},
@@ -81,8 +83,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     );
     come_first();
     let data = DataDir::new(&options.data_dir);
-    let _lock = data.lock()?;
-    let local = data.load()?;
+    let (_lock, local) = take(&data, &options)?;
     tracing::info!(
         node = local.identity.node,
         name = local.identity.name,
@@ -97,6 +98,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        told_by = removal::learned(&agent.node) => {
+            Err(anyhow::anyhow!(removal::depart(&agent.node, &data, told_by).await))
+        }
         reason = fatal => Err(anyhow::anyhow!("the replicated state can no longer be kept: {reason}")),
         ended = agent.ended() => Err(anyhow::anyhow!("a part of the agent ended unexpectedly: {ended}")),
     };
@@ -106,6 +110,24 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     }
     agent.stop().await;
     outcome
+}
+
+/// The node that a data directory holds, kept from others.
+fn take(data: &DataDir, options: &RunOptions) -> anyhow::Result<(DataLock, LocalNode)> {
+    let explained = |error: TrustError| anyhow::anyhow!(Failure::from(error).message().to_owned());
+    if data.identity().map_err(explained)?.is_none() {
+        anyhow::bail!(
+            "{} holds no node: prepare it with `fpagent init` or `fpagent join`. If it held one, its disk is not mounted, or lost; a node \
+             that lost its disk is removed (`fpagent node rm NAME --force`), and joins anew",
+            data.root().display()
+        );
+    }
+    let lock = data.lock().map_err(explained)?;
+    let mut local = data.load().map_err(explained)?;
+    let (listen, advertise) = (options.listen.as_deref(), options.advertise.as_deref());
+    data.relocate(&mut local.identity, listen, advertise)
+        .map_err(explained)?;
+    Ok((lock, local))
 }
 
 fn start_logging(format: LogFormat) {
@@ -170,13 +192,17 @@ impl Agent {
         // A log that was there once must be there: without it the node has lost what it voted for.
         let marker = data.root().join(STARTED);
         let create = !marker.exists() && !data.raft().exists();
+        let config = raft::node::config(
+            local.identity.node,
+            ClusterId(local.identity.cluster.0),
+            data.raft(),
+            create,
+        );
         let raft = raft::node::start(
-            raft::node::config(
-                local.identity.node,
-                ClusterId(local.identity.cluster.0),
-                data.raft(),
-                create,
-            ),
+            raft::node::Config {
+                away: options.voter_away,
+                ..config
+            },
             Arc::clone(&peers) as Arc<dyn raft::node::Dialer>,
         )
         .await
@@ -246,6 +272,7 @@ impl Agent {
             cancel: CancellationToken::new(),
             ports,
             tasks,
+            newcomer_patience: options.newcomer_patience,
             started_at: SystemTime::now(),
         });
         // Before anything else is done to them, guests that an earlier agent left are found.
@@ -280,6 +307,7 @@ impl Agent {
         spawn_server(&servers, &failed, "local", server);
 
         node.tasks.spawn(api::renew_leases(Arc::clone(&node)));
+        node.tasks.spawn(newcomers::forget_late(Arc::clone(&node)));
         let upkeep = Arc::clone(&node);
         node.tasks
             .spawn(async move { metrics::keep(&upkeep).await });

@@ -1,10 +1,10 @@
 //! How the daemon is started: the options of `fpagent run`.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum};
 
-use crate::client::units::parse_size;
+use crate::client::units::{parse_duration, parse_size};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -53,6 +53,12 @@ pub struct RunOptions {
     /// The data directory that `fpagent init` or `fpagent join` prepared.
     #[arg(long, value_name = "DIR", env = "FPAGENT_DATA_DIR")]
     pub data_dir: PathBuf,
+    /// Where the agent listens from now on, when that is to change: it is kept for the next starts.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<String>,
+    /// Where others reach it from now on: kept, too. Without it, a node that was reached where it listens is reached there again.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub advertise: Option<String>,
     /// The Unix socket for clients on this host; it has the mode 0600.
     #[arg(long, value_name = "PATH", default_value = "/run/fpagent/agent.sock")]
     pub socket: PathBuf,
@@ -62,6 +68,12 @@ pub struct RunOptions {
     /// How log lines are written. RUST_LOG chooses which ones.
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
+    /// After how long without an answer a voter may be replaced by another node.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration, hide = true)]
+    pub voter_away: Duration,
+    /// How long a host that has joined may take until its agent starts; until its token ends at least.
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration, hide = true)]
+    pub newcomer_patience: Duration,
     /// Where the kernel names the host's boot: files that are not known to be on disk are given up when it has changed.
     #[arg(long, value_name = "FILE", default_value = qemu::record::HOST_BOOT, hide = true)]
     pub host_boot_file: PathBuf,

@@ -3,14 +3,19 @@
 //! `fpagent init` and `join` prepare it, `run` loads it. `identity.json` is written last: a directory without it holds no
 //! node.
 
+mod prepare;
+
+pub use prepare::{Prepared, Reserved};
+
 use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
     thread::sleep,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use prost_types::Timestamp;
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
@@ -27,6 +32,7 @@ use super::{
 };
 
 const IDENTITY: &str = "identity.json";
+const REMOVED: &str = "removed.json";
 const PREPARING: &str = ".preparing";
 const CERTS: &str = "certs";
 /// How long a directory may be in use by another until that is an error, and how long is waited in between.
@@ -45,7 +51,7 @@ pub struct Member {
     pub address: String,
 }
 
-/// Who a node is. Never changes.
+/// Who a node is. Of it only the addresses may change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster's id.
@@ -67,6 +73,15 @@ impl Identity {
     pub fn is_founder(&self) -> bool {
         self.node == 1
     }
+}
+
+/// `removed.json` as it is stored: that the node was removed from its cluster.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredRemoval {
+    version: u32,
+    /// When it learned of that.
+    removed_at: String,
 }
 
 /// `identity.json` as it is stored.
@@ -91,15 +106,6 @@ pub struct LocalNode {
     pub authority: Authority,
     /// Its own certificate and key.
     pub credentials: Credentials,
-}
-
-/// What became of preparing a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Prepared {
-    /// It holds a new node now.
-    New,
-    /// It held this node before; nothing was changed.
-    Already(Identity),
 }
 
 /// Keeps other processes from using a data directory, until it is dropped.
@@ -208,11 +214,13 @@ impl DataDir {
     /// Loads the directory's node.
     ///
     /// # Errors
-    /// `NoNode` when it holds none, `Damaged` when something of it is not as it was written.
+    /// `NoNode` when it holds none, `Removed` when that was removed from its cluster, `Damaged` when something of it is not as it was
+    /// written.
     pub fn load(&self) -> Result<LocalNode, TrustError> {
         let identity = self.identity()?.ok_or_else(|| TrustError::NoNode {
             path: self.root.clone(),
         })?;
+        self.check_removed(&identity)?;
         let certs = self.root.join(CERTS);
         let authority = Authority::load(
             identity.cluster,
@@ -227,6 +235,68 @@ impl DataDir {
         })
     }
 
+    /// Notes that the node was removed from its cluster: it cannot be loaded any more.
+    pub fn mark_removed(&self) -> Result<(), TrustError> {
+        let stored = StoredRemoval {
+            version: 1,
+            removed_at: Timestamp::from(SystemTime::now()).to_string(),
+        };
+        write_json(&self.root.join(REMOVED), &stored)
+    }
+
+    fn check_removed(&self, identity: &Identity) -> Result<(), TrustError> {
+        let path = self.root.join(REMOVED);
+        let content = match files::read(&path) {
+            Err(TrustError::File { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(());
+            }
+            read => read?,
+        };
+        let stored: StoredRemoval =
+            serde_json::from_slice(&content).map_err(|error| TrustError::Damaged {
+                path,
+                problem: error.to_string(),
+            })?;
+        Err(TrustError::Removed {
+            path: self.root.clone(),
+            name: identity.name.clone(),
+            at: stored.removed_at,
+        })
+    }
+
+    /// Has the node listen, and be reached, elsewhere from its next start on. What is not given stays, but for a node that was reached
+    /// where it listens: that stays so.
+    ///
+    /// # Errors
+    /// An address is not written as it must be, or nobody could dial it; the directory cannot be written.
+    pub fn relocate(
+        &self,
+        identity: &mut Identity,
+        listen: Option<&str>,
+        advertise: Option<&str>,
+    ) -> Result<(), TrustError> {
+        let was_same = identity.advertise == identity.listen;
+        let new_listen = listen.unwrap_or(&identity.listen);
+        let new_advertise = match (advertise, was_same) {
+            (Some(advertise), _) => advertise,
+            (None, true) => new_listen,
+            (None, false) => &identity.advertise,
+        };
+        if (new_listen, new_advertise) == (&*identity.listen, &*identity.advertise) {
+            return Ok(());
+        }
+        names::check_address(new_listen)?;
+        names::check_advertised(new_advertise)?;
+        let moved = Identity {
+            listen: new_listen.to_owned(),
+            advertise: new_advertise.to_owned(),
+            ..identity.clone()
+        };
+        write_json(&self.identity_file(), &StoredIdentity::from(&moved))?;
+        *identity = moved;
+        Ok(())
+    }
+
     /// Replaces the node's certificate by another one for the same key.
     pub fn replace_certificate(&self, certificate: &CertificateDer<'_>) -> Result<(), TrustError> {
         save_certificate(certificate, &self.root.join(CERTS).join("node.pem"))
@@ -235,9 +305,10 @@ impl DataDir {
     /// Tells whether the directory can take a node of this name, without changing anything.
     ///
     /// # Errors
-    /// `OtherCluster`, `OtherNode`, `NotEmpty` when it cannot.
+    /// `OtherCluster`, `OtherNode`, `Removed`, `NotEmpty` when it cannot.
     pub fn check(&self, cluster: Option<Ulid>, name: &str) -> Result<Option<Identity>, TrustError> {
         if let Some(identity) = self.identity()? {
+            self.check_removed(&identity)?;
             return match cluster {
                 Some(cluster) if identity.cluster != cluster => {
                     let cluster = identity.cluster.to_string();
@@ -282,90 +353,15 @@ impl DataDir {
         }
         Ok(None)
     }
-
-    /// Writes a node, and with `admin` an administrator's certificate, into the directory. On failure nothing of it is
-    /// left.
-    ///
-    /// # Errors
-    /// As [`DataDir::check`], and `Locked`.
-    pub fn prepare(
-        &self,
-        node: &LocalNode,
-        admin: Option<&Credentials>,
-    ) -> Result<Prepared, TrustError> {
-        let created = !self.root.exists();
-        files::private_folder(&self.root)?;
-        let lock = self.lock()?;
-        // Checked again under the lock: another `join` may have been faster.
-        let written = match self.check(Some(node.identity.cluster), &node.identity.name) {
-            Ok(None) => self.write(node, admin).map(|()| Prepared::New),
-            Ok(Some(identity)) => Ok(Prepared::Already(identity)),
-            Err(error) => Err(error),
-        };
-        drop(lock);
-        if written.is_err() && created {
-            // Only when it is empty: what somebody else put there meanwhile stays.
-            let _ = fs::remove_dir(&self.root);
-        }
-        written
-    }
-
-    fn write(&self, node: &LocalNode, admin: Option<&Credentials>) -> Result<(), TrustError> {
-        let preparing = self.root.join(PREPARING);
-        let certs = self.root.join(CERTS);
-        self.clear()?;
-        let written = stage(&preparing, node, admin)
-            .and_then(|()| files::rename(&preparing.join(CERTS), &certs))
-            .and_then(|()| files::rename(&preparing.join(IDENTITY), &self.identity_file()));
-        match written {
-            // What is left of it is an empty folder, which the next start of a preparation would clear.
-            Ok(()) => fs::remove_dir(&preparing).map_err(TrustError::file("remove", &preparing)),
-            Err(error) => {
-                self.clear()?;
-                Err(error)
-            }
-        }
-    }
-
-    /// Removes what an interrupted preparation left.
-    fn clear(&self) -> Result<(), TrustError> {
-        let preparing = self.root.join(PREPARING);
-        if preparing.exists() {
-            remove_all(&self.root.join(CERTS))?;
-            remove_all(&preparing)?;
-        }
-        Ok(())
-    }
 }
 
-fn remove_all(path: &Path) -> Result<(), TrustError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        removed => removed.map_err(TrustError::file("remove", path)),
-    }
-}
-
-fn stage(folder: &Path, node: &LocalNode, admin: Option<&Credentials>) -> Result<(), TrustError> {
-    let certs = folder.join(CERTS);
-    files::private_folder(&certs)?;
-    node.authority
-        .save(&certs.join("ca.pem"), &certs.join("ca.key.pem"))?;
-    node.credentials
-        .save(&certs.join("node.pem"), &certs.join("node.key.pem"))?;
-    if let Some(admin) = admin {
-        let folder = certs.join("admin");
-        files::private_folder(&folder)?;
-        save_certificate(node.authority.certificate(), &folder.join("ca.pem"))?;
-        admin.save(&folder.join("cert.pem"), &folder.join("key.pem"))?;
-    }
-    let stored = StoredIdentity::from(&node.identity);
-    let path = folder.join(IDENTITY);
-    let text = serde_json::to_vec_pretty(&stored).map_err(|error| TrustError::File {
+fn write_json(path: &Path, stored: &impl Serialize) -> Result<(), TrustError> {
+    let text = serde_json::to_vec_pretty(stored).map_err(|error| TrustError::File {
         action: "write",
-        path: path.clone(),
+        path: path.to_owned(),
         source: error.into(),
     })?;
-    files::write(&path, &text, Readers::Everybody)
+    files::write(path, &text, Readers::Everybody)
 }
 
 impl From<&Identity> for StoredIdentity {

@@ -73,6 +73,18 @@ pub enum TrustError {
         /// The name of the node it belongs to.
         name: String,
     },
+    /// The directory's node was removed from its cluster.
+    #[error(
+        "{} holds node {name:?}, which was removed from its cluster on {at} and cannot come back", path.display()
+    )]
+    Removed {
+        /// The directory.
+        path: PathBuf,
+        /// The node's name.
+        name: String,
+        /// When it learned of that.
+        at: String,
+    },
     /// The directory holds something else.
     #[error("{} is not empty and holds no node ({found:?} is in it)", path.display())]
     NotEmpty {

@@ -5,7 +5,10 @@ mod services;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use agent::trust::{
@@ -52,6 +55,9 @@ pub struct Shared {
     request_ids: Mutex<Vec<String>>,
     told: Mutex<Option<Told>>,
     tokens: Arc<Tokens>,
+    /// Whether newcomers are answered with another cluster's authority, and how many of them withdrew.
+    lies: AtomicBool,
+    withdrawn: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +137,8 @@ impl Fake {
             request_ids: Mutex::default(),
             told: Mutex::default(),
             tokens: Arc::default(),
+            lies: AtomicBool::default(),
+            withdrawn: AtomicUsize::default(),
         });
         let socket = folder.path().join("agent.sock");
         let tls = ServerTls::new(
@@ -175,6 +183,16 @@ impl Fake {
     /// What all calls are answered with from now on; `None` for as usual.
     pub fn will_always(&self, reply: Option<Reply>) {
         *self.shared.always.lock().unwrap() = reply;
+    }
+
+    /// Newcomers are answered with another cluster's authority from now on.
+    pub fn will_lie(&self) {
+        self.shared.lies.store(true, Ordering::Relaxed);
+    }
+
+    /// How many newcomers have withdrawn.
+    pub fn withdrawn(&self) -> usize {
+        self.shared.withdrawn.load(Ordering::Relaxed)
     }
 
     /// The request ids that have come, in their order.

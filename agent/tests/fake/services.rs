@@ -1,8 +1,10 @@
 //! The services of the fake agent.
 
-use std::pin::Pin;
+use std::{pin::Pin, sync::atomic::Ordering};
 
-use agent::trust::{tls::accept::Peer, tls::server::PeerRole, token::JoinToken};
+use agent::trust::{
+    authority::Authority, tls::accept::Peer, tls::server::PeerRole, token::JoinToken,
+};
 use futures::{Stream, stream};
 use proto::v1::{import_image_request::Part, *};
 use tonic::{Request, Response, Status, Streaming};
@@ -346,9 +348,19 @@ impl join_service_server::JoinService for Shared {
         else {
             return Err(Status::permission_denied("only with a token"));
         };
-        assert!(self.tokens.0.lock().unwrap().remove(&key_hash));
+        let lies = self.lies.load(Ordering::Relaxed);
+        if !lies {
+            assert!(self.tokens.0.lock().unwrap().remove(&key_hash));
+        }
         let request = request.into_inner();
         let authority = &self.node.authority;
+        let shown = match lies {
+            true => Authority::create(Ulid::new())
+                .unwrap()
+                .certificate()
+                .to_vec(),
+            false => authority.certificate().to_vec(),
+        };
         let certificate = authority
             .sign_node_request(2, &request.name, &request.csr)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -362,9 +374,17 @@ impl join_service_server::JoinService for Shared {
             cluster_id: authority.cluster().to_string(),
             node_id: 2,
             certificate: certificate.to_vec().into(),
-            authority_certificate: authority.certificate().to_vec().into(),
+            authority_certificate: shown.into(),
             authority_key: authority.key_der().into(),
             nodes: vec![founder],
         }))
+    }
+
+    async fn withdraw_join(
+        &self,
+        _request: Request<WithdrawJoinRequest>,
+    ) -> Answer<WithdrawJoinResponse> {
+        self.withdrawn.fetch_add(1, Ordering::Relaxed);
+        Ok(Response::new(WithdrawJoinResponse {}))
     }
 }

@@ -1,6 +1,6 @@
 //! What the consensus knows of what it replicates. Implemented by the crate's typed front and by tests.
 
-use std::{collections::BTreeSet, error::Error};
+use std::{collections::BTreeMap, error::Error};
 
 /// A state machine: the same proposals in the same order give the same state and outcomes on every node. It starts from
 /// its default.
@@ -24,8 +24,20 @@ pub trait App: Default + Send + Sync + 'static {
     /// A state from a snapshot.
     fn restore(snapshot: &[u8]) -> Result<Self, AppError>;
 
-    /// The ids of the nodes that belong to the cluster. While it is empty, the membership stays as it is.
-    fn members(&self) -> BTreeSet<u64>;
+    /// The nodes that belong to the cluster, by their ids. While it is empty, the membership stays as it is.
+    fn members(&self) -> Members;
+}
+
+/// Nodes that belong to the cluster, by their ids.
+pub type Members = BTreeMap<u64, Member>;
+
+/// A node that belongs to the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// What fails together with it; empty where that is not known. Those without a zone count as of one.
+    pub zone: String,
+    /// Whether it has never been there yet: it is let in, and counts for nothing else.
+    pub is_expected: bool,
 }
 
 /// A proposal or snapshot that cannot be decoded. Going on would let this node's state differ from the others', so the

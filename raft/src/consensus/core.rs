@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use openraft::LogIdOptionExt as _;
 use proto::peer::ReadIndexRequest;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -87,6 +88,16 @@ impl Core {
             applied: *self.applied.borrow(),
             ..status(&self.metrics().borrow(), self.health.is_fine())
         }
+    }
+
+    /// Whether the consensus does without this node: others vote, and that is sure.
+    pub(super) fn is_let_go(&self) -> bool {
+        let metrics = self.metrics();
+        let metrics = metrics.borrow();
+        let membership = &metrics.membership_config;
+        let votes = membership.membership().voter_ids().any(|id| id == self.id);
+        let is_sure = metrics.last_applied.index() >= membership.log_id().index();
+        !votes && is_sure && metrics.current_leader != Some(self.id)
     }
 
     /// Whether nothing will come of anything any more.

@@ -1,7 +1,7 @@
 //! The way to a running member: proposals and linearizable reads from any node, the published state, and what is known
 //! of the consensus. Used by the crate's typed front.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::pending, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use openraft::{EmptyNode, error::RaftError};
@@ -186,6 +186,16 @@ impl<A: App> Handle<A> {
     /// The same whenever something but the log's indices has changed.
     pub fn metrics_changed(&self) -> watch::Receiver<Status> {
         self.core.status.clone()
+    }
+
+    /// Returns once the consensus does without this node: others vote, and that is sure.
+    pub async fn let_go(&self) {
+        let mut metrics = self.core.metrics();
+        while !self.core.is_let_go() {
+            if metrics.changed().await.is_err() {
+                return pending().await;
+            }
+        }
     }
 
     /// Makes this node the first of a cluster. Does nothing when it is in one already.

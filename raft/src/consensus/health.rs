@@ -46,6 +46,13 @@ pub struct Status {
     pub quorum_ok: bool,
 }
 
+impl Status {
+    /// Whether a node takes part in the consensus, with a vote or without.
+    pub fn takes_part(&self, node: u64) -> bool {
+        self.voters.contains(&node) || self.learners.contains(&node)
+    }
+}
+
 /// When the consensus last worked.
 pub(super) struct Health {
     last_good: Mutex<Instant>,

@@ -1,7 +1,6 @@
 //! openraft's view of the state machine: applies what is committed, publishes the state, and keeps snapshots.
 
 use std::{
-    collections::BTreeSet,
     error::Error,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -15,7 +14,7 @@ use openraft::{
 use tokio::{sync::watch, task::spawn_blocking};
 
 use super::{
-    app::{App, AppError, Published},
+    app::{App, AppError, Members, Published},
     snapshots::Snapshots,
     types::{
         Batch, Entry, LogId, Outcomes, SnapshotBytes, SnapshotMeta, StorageError, StoredMembership,
@@ -31,7 +30,7 @@ pub struct Outlets<A: App> {
     /// The last applied index; changed after `published`.
     pub applied: watch::Receiver<u64>,
     /// The nodes that the state says belong to the cluster.
-    pub members: watch::Receiver<BTreeSet<u64>>,
+    pub members: watch::Receiver<Members>,
 }
 
 /// The state machine, for openraft.
@@ -43,7 +42,7 @@ pub struct Machine<A: App> {
     durable: Durable,
     published: watch::Sender<Published<A::View>>,
     applied: watch::Sender<u64>,
-    members: watch::Sender<BTreeSet<u64>>,
+    members: watch::Sender<Members>,
 }
 
 impl<A: App> Machine<A> {

@@ -21,14 +21,15 @@ mod snapshots;
 #[cfg(test)]
 mod store_tests;
 pub mod types;
+mod voters;
 mod wire;
 
 pub use self::{
-    app::{App, AppError, Published},
+    app::{App, AppError, Member, Members, Published},
     errors::{InitializeError, ProposeError, ReadError, StartError},
     handle::{Handle, Proposed},
     health::Status,
-    node::{Config, start, start_on},
+    node::{AWAY, Config, start, start_on},
     peers::{DialError, Dialer},
     service::Service,
     snapshots::SnapshotError,

@@ -20,7 +20,7 @@ use super::{
     handle::Handle,
     health::{Health, Observer, status},
     machine::{Machine, Outlets},
-    membership::Membership,
+    membership::{Membership, Past},
     network::Factory,
     peers::{Dialer, Peers},
     proposals::{self, Batcher},
@@ -51,7 +51,12 @@ pub struct Config {
     pub keep_entries: u64,
     /// How long there may be no majority before requests are refused.
     pub patience: Duration,
+    /// After how long without an answer a voter may be replaced.
+    pub away: Duration,
 }
+
+/// A host that is started anew is back within this time. One that is not weighs on the quorum until another votes in its place.
+pub const AWAY: Duration = Duration::from_secs(5 * 60);
 
 impl Config {
     /// With the times and sizes that are meant for use.
@@ -66,6 +71,7 @@ impl Config {
             snapshot_every: 5_000,
             keep_entries: 1_000,
             patience: Duration::from_secs(2),
+            away: AWAY,
         }
     }
 
@@ -232,6 +238,8 @@ fn assemble<A: App>(
         members,
         reads: reads_tx.clone(),
         stop: stop.clone(),
+        away: config.away,
+        past: Past::default(),
     };
     tasks.spawn(observer.run());
     tasks.spawn(batcher.run());

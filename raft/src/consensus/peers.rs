@@ -29,6 +29,11 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(2);
 pub trait Dialer: Send + Sync + 'static {
     /// A connection to a node; it need not be up yet. Called again when one has gone silent.
     async fn channel(&self, node: u64) -> Result<Channel, DialError>;
+
+    /// Told what a node answered instead of doing what it was asked.
+    fn refused(&self, node: u64, status: &Status) {
+        let _of_no_interest = (node, status);
+    }
 }
 
 /// A node cannot be dialled.
@@ -137,6 +142,7 @@ impl Peers {
                     Ok(response.into_inner())
                 }
                 Err(status) => {
+                    self.dialer.refused(node, &status);
                     self.refused(node, &status);
                     Err(CallError::Status {
                         node,
@@ -176,12 +182,9 @@ impl Peers {
             .map_err(|source| CallError::Answer { node, source })
     }
 
-    /// Whether a node has answered lately.
-    pub(super) fn is_live(&self, node: u64, within: Duration) -> bool {
-        self.lock()
-            .get(&node)
-            .and_then(|peer| peer.answered)
-            .is_some_and(|at| at.elapsed() < within)
+    /// When a node answered last.
+    pub(super) fn answered_at(&self, node: u64) -> Option<Instant> {
+        self.lock().get(&node).and_then(|peer| peer.answered)
     }
 
     async fn channel(&self, node: u64) -> Result<Channel, Arc<str>> {

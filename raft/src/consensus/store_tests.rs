@@ -1,12 +1,12 @@
 //! openraft's own checks of a store, and what a damaged log looks like when it is opened.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use openraft::testing::{StoreBuilder, Suite};
 use tempfile::TempDir;
 
 use super::{
-    app::{App, AppError},
+    app::{App, AppError, Members},
     machine::Machine,
     snapshots::Snapshots,
     types::{StorageError, TypeConfig},
@@ -42,8 +42,8 @@ impl App for Counter {
         Ok(Self(u64::from_be_bytes(number)))
     }
 
-    fn members(&self) -> BTreeSet<u64> {
-        BTreeSet::new()
+    fn members(&self) -> Members {
+        Members::new()
     }
 }
 

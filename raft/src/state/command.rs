@@ -60,14 +60,21 @@ pub enum Command {
     },
     /// Makes a certificate useless. Answered with `Response::Certificate`.
     RevokeCertificate { certificate: String },
-    /// Uses up a token and notes a new node. Answered with `Response::Node`. Refused when no valid token has this hash,
-    /// the name is taken, or its agent does not understand what the cluster writes.
+    /// Uses up a token and notes a new node, which must start until `start_by`, or until the token ends if that is later. Answered
+    /// with `Response::Node`. Refused when no valid token has this hash, the name is taken, or its agent does
+    /// not understand what the cluster writes. While the node has not started, the
+    /// token lets it in once more, under its name and another number.
     Join {
         key_hash: [u8; 32],
         name: String,
         address: String,
         newest_version: u32,
+        start_by: Millis,
     },
+    /// The newcomer that a token let in gives up before it started: it is forgotten, and the token can be used again.
+    WithdrawJoin { key_hash: [u8; 32] },
+    /// Forgets newcomers that have not started in time.
+    ForgetNewcomers,
     /// A node's agent has started: what it has to offer and where it is reached.
     ReportNode {
         node: NodeId,
@@ -76,6 +83,10 @@ pub enum Command {
     },
     /// From here on what this version has is used. Refused when a node has not reported that it understands it.
     RaiseVersion { to: u32 },
+    /// A node is reached elsewhere from now on.
+    MoveNode { node: NodeId, address: String },
+    /// Removes a node for good; what only it has is given up with it, but only with `force`. Answered with `Response::DeletedNode`.
+    DeleteNode { node: String, force: bool },
     /// Sets and removes labels.
     LabelNode {
         node: String,
@@ -248,6 +259,9 @@ impl Command {
             Self::Found { .. }
             | Self::ReportNode { .. }
             | Self::RaiseVersion { .. }
+            | Self::MoveNode { .. }
+            | Self::WithdrawJoin { .. }
+            | Self::ForgetNewcomers
             | Self::ReportImage { .. }
             | Self::ReportVms { .. }
             | Self::ReportSteps { .. }
@@ -262,6 +276,7 @@ impl Command {
             | Self::IssueCertificate { .. }
             | Self::RevokeCertificate { .. }
             | Self::Join { .. }
+            | Self::DeleteNode { .. }
             | Self::LabelNode { .. }
             | Self::CordonNode { .. }
             | Self::ImportImage { .. }

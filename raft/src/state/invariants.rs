@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Debug};
 
 use super::{
-    KEPT_OPERATIONS, KEPT_REQUESTS, MAX_CHILDREN,
+    KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAX_CHILDREN,
     ids::{DERIVED_IDS, ImageId, SnapshotId, VmId},
     model::{ObjectId, OperationKind, OperationState, Phase, Power, Source, State, Vm, VmSpec},
     names,
@@ -22,6 +22,7 @@ pub struct Violation {
 /// Checks a whole state.
 pub fn check(state: &State) -> Result<(), Violation> {
     nodes(state)?;
+    tokens(state)?;
     images(state)?;
     vms(state)?;
     snapshots(state)?;
@@ -66,6 +67,33 @@ fn nodes(state: &State) -> Result<(), Violation> {
         hold(*id == node.id, id, "a node is kept under its number")?;
         hold(*id < state.next_node, id, "a node's number was given out")?;
     }
+    for id in state.removed.keys() {
+        hold(
+            !state.nodes.contains_key(id) && *id < state.next_node,
+            id,
+            "a node that was removed is gone for good",
+        )?;
+    }
+    let removed = state.removed.len();
+    hold(
+        removed <= KEPT_REMOVED,
+        removed,
+        "records of removed nodes are bounded",
+    )
+}
+
+fn tokens(state: &State) -> Result<(), Violation> {
+    for (id, token) in &state.tokens {
+        let waits = |node| {
+            let found = state.nodes.get(&node);
+            found.is_some_and(|node| !node.has_started())
+        };
+        hold(
+            token.node.is_none_or(waits),
+            id,
+            "a token waits for a newcomer that has not started",
+        )?;
+    }
     Ok(())
 }
 
@@ -81,7 +109,11 @@ fn images(state: &State) -> Result<(), Violation> {
             id,
             "an image's nodes exist",
         )?;
-        hold(!image.nodes.is_empty(), id, "an image is somewhere")?;
+        hold(
+            !image.nodes.is_empty() || !state.removed.is_empty(),
+            id,
+            "an image is somewhere, unless that was removed",
+        )?;
     }
     Ok(())
 }
@@ -241,10 +273,12 @@ fn operations(state: &State) -> Result<(), Violation> {
             id,
             "ids can be derived from an operation's",
         )?;
+        let open = operation.state == OperationState::Open;
         hold(
-            state.nodes.contains_key(&operation.node),
+            state.nodes.contains_key(&operation.node)
+                || (!open && operation.node < state.next_node),
             id,
-            "an operation's node exists",
+            "an operation's node exists, unless it ended and that was removed",
         )?;
         hold(
             operation
@@ -269,7 +303,6 @@ fn operations(state: &State) -> Result<(), Violation> {
                 "what changes a VM has one, and one result",
             )?,
         }
-        let open = operation.state == OperationState::Open;
         hold(
             open == operation.ended_at.is_none(),
             id,
@@ -303,6 +336,12 @@ fn tombstones(state: &State) -> Result<(), Violation> {
             !tombstone.nodes.is_empty(),
             object,
             "a tombstone waits for a node",
+        )?;
+        let exist = |node| state.nodes.contains_key(node);
+        hold(
+            tombstone.nodes.iter().all(exist),
+            object,
+            "the nodes that a tombstone waits for exist",
         )?;
         let lives = match object {
             ObjectId::Image(id) => state.images.contains_key(id),

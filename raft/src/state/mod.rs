@@ -31,6 +31,9 @@ pub const KEPT_REQUESTS: usize = 10_000;
 /// How many operations that ended are kept.
 pub const KEPT_OPERATIONS: usize = 1_000;
 
+/// Of how many nodes that were removed is kept what was given up with them.
+pub const KEPT_REMOVED: usize = 32;
+
 /// How many children a fork may have.
 pub const MAX_CHILDREN: u32 = 1_000;
 
@@ -41,6 +44,7 @@ impl Default for State {
             version: FIRST,
             next_node: 1,
             nodes: Default::default(),
+            removed: Default::default(),
             tokens: Default::default(),
             certificates: Default::default(),
             images: Default::default(),
@@ -57,6 +61,11 @@ impl State {
     /// The state of a cluster that was not founded yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether a node belonged to the cluster and does not any more. One that this state has not heard of yet may belong to it.
+    pub fn was_removed(&self, node: NodeId) -> bool {
+        node < self.next_node && !self.nodes.contains_key(&node)
     }
 }
 

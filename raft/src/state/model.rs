@@ -30,6 +30,8 @@ pub struct State {
     pub next_node: NodeId,
     /// The hosts.
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// The last [`super::KEPT_REMOVED`] hosts that were removed.
+    pub removed: BTreeMap<NodeId, Arc<RemovedNode>>,
     /// Join tokens that can still be used.
     pub tokens: BTreeMap<TokenId, Token>,
     /// Certificates of those who use the cluster that have not expired, revoked ones included.
@@ -65,6 +67,38 @@ pub struct Node {
     pub created_at: Millis,
     /// What it reported when its agent started last; `None` before it did.
     pub capacity: Option<Capacity>,
+    /// Of a newcomer whose agent has not started yet: until when it must have. `None` once it has.
+    pub start_by: Option<Millis>,
+}
+
+impl Node {
+    /// Whether its agent has ever started. One that has not is a member only in that it is let in.
+    pub fn has_started(&self) -> bool {
+        self.start_by.is_none()
+    }
+
+    /// Its zone, by its label; empty where it has none.
+    pub fn zone(&self) -> &str {
+        self.labels.get(ZONE).map_or("", String::as_str)
+    }
+}
+
+/// The label that says in which zone a node is: what fails together.
+pub const ZONE: &str = "zone";
+
+/// A host that was removed, and what was given up with it, by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemovedNode {
+    /// Its name.
+    pub name: String,
+    /// When it was removed.
+    pub removed_at: Millis,
+    /// VMs that lived there. Their processes are to be ended: it stands for their tombstones.
+    pub vms: BTreeMap<VmId, String>,
+    /// Snapshots whose files only it had.
+    pub snapshots: BTreeMap<SnapshotId, String>,
+    /// Images whose files only it had.
+    pub images: BTreeMap<ImageId, String>,
 }
 
 /// What a host has to offer.
@@ -95,6 +129,8 @@ pub struct Token {
     pub created_at: Millis,
     /// When it ends.
     pub expires_at: Millis,
+    /// The newcomer that it let in, while that has not started yet: it lets nobody else in, and is forgotten when it has.
+    pub node: Option<NodeId>,
 }
 
 /// What somebody may do. Each may do what the ones before may.

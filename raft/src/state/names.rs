@@ -87,9 +87,28 @@ pub fn image<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Image>, Rejecti
     find(&state.images, Kind::Image, text, |image| Some(&image.name))
 }
 
-/// Finds a VM.
+/// Finds a VM. Of one that was given up with its node that is said.
 pub fn vm<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Vm>, Rejection> {
-    find(&state.vms, Kind::Vm, text, |vm| Some(&vm.name))
+    let found = find(&state.vms, Kind::Vm, text, |vm| Some(&vm.name));
+    match found {
+        Err(Rejection::NotFound { .. }) => Err(given_up(state, text)),
+        found => found,
+    }
+}
+
+/// Why there is no VM of this name or id.
+fn given_up(state: &State, text: &str) -> Rejection {
+    let id = text.parse().ok();
+    let is_it = |(vm, name): (&VmId, &String)| name == text || Some(*vm) == id;
+    let node = state.removed.values().rev();
+    match node.into_iter().find(|node| node.vms.iter().any(is_it)) {
+        Some(node) => Rejection::GivenUp {
+            kind: Kind::Vm,
+            name: text.to_owned(),
+            node: node.name.clone(),
+        },
+        None => not_found(Kind::Vm, text),
+    }
 }
 
 /// Finds a snapshot. `VM@SNAPSHOT` is one that was captured from this VM.
@@ -113,7 +132,7 @@ pub fn snapshot_of<'a>(
     let (id, name) = &found.vm;
     let is_its_vm = match vm(state, of) {
         Ok(vm) => vm.id == *id,
-        Err(Rejection::NotFound { .. }) => {
+        Err(Rejection::NotFound { .. } | Rejection::GivenUp { .. }) => {
             !state.vms.contains_key(id) && (name == of || of.parse() == Ok(*id))
         }
         Err(other) => return Err(other),

@@ -14,6 +14,8 @@ pub enum Response {
     Done,
     /// This node was added or changed.
     Node(NodeId),
+    /// This node was removed.
+    DeletedNode(NodeId),
     /// This image was added.
     Image(ImageId),
     /// This VM was added or changed.
@@ -74,6 +76,13 @@ pub enum Rejection {
     /// There is no such object.
     #[error("there is no {kind} {name:?}")]
     NotFound { kind: Kind, name: String },
+    /// It is not there any more: it was given up with the node that it was on.
+    #[error("there is no {kind} {name:?} any more: it was given up when node {node} was removed")]
+    GivenUp {
+        kind: Kind,
+        name: String,
+        node: String,
+    },
     /// An id prefix fits several objects: some of their names or ids.
     #[error("{name:?} fits more than one {kind}: {matches:?}")]
     Ambiguous {

@@ -32,9 +32,13 @@ mirrors! {
         RevokeToken { id: String },
         IssueCertificate { id: Id, name: String, role: Role, expires_at: Millis },
         RevokeCertificate { certificate: String },
-        Join { key_hash: [u8; 32], name: String, address: String, newest_version: u32 },
+        Join { key_hash: [u8; 32], name: String, address: String, newest_version: u32, start_by: Millis },
+        WithdrawJoin { key_hash: [u8; 32] },
+        ForgetNewcomers,
         ReportNode { node: NodeId, address: String, capacity: Capacity },
         RaiseVersion { to: u32 },
+        MoveNode { node: NodeId, address: String },
+        DeleteNode { node: String, force: bool },
         LabelNode { node: String, set: Labels, remove: Vec<String> },
         CordonNode { node: String, schedulable: bool },
         ImportImage {
@@ -125,6 +129,7 @@ mirrors! {
     enum Response {
         Done,
         Node(id: NodeId),
+        DeletedNode(id: NodeId),
         Image(id: Id),
         Vm(id: Id),
         DeletedVm(id: Id),
@@ -137,6 +142,7 @@ mirrors! {
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
+        GivenUp { kind: Kind, name: String, node: String },
         Ambiguous { kind: Kind, name: String, matches: Vec<String> },
         NameTaken { kind: Kind, name: String },
         InUse { kind: Kind, name: String, dependents: Vec<String> },
@@ -154,6 +160,14 @@ mirrors! {
         labels: Labels,
         created_at: Millis,
         capacity: Option<Capacity>,
+        start_by: Option<Millis>,
+    }
+    struct RemovedNode {
+        name: String,
+        removed_at: Millis,
+        vms: BTreeMap<Id, String>,
+        snapshots: BTreeMap<Id, String>,
+        images: BTreeMap<Id, String>,
     }
     struct Capacity {
         cpus: u32,
@@ -164,7 +178,7 @@ mirrors! {
         newest_version: u32,
         problems: Vec<String>,
     }
-    struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis }
+    struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis, node: Option<NodeId> }
     enum Role { Viewer, Operator, Admin }
     struct Certificate {
         name: String,
@@ -341,6 +355,7 @@ mirrors! {
         version: u32,
         next_node: NodeId,
         nodes: BTreeMap<NodeId, Box<Node>>,
+        removed: BTreeMap<NodeId, Box<RemovedNode>>,
         tokens: BTreeMap<Id, Token>,
         certificates: BTreeMap<Id, Certificate>,
         images: BTreeMap<Id, Box<Image>>,

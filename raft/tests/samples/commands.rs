@@ -47,6 +47,23 @@ fn commands() -> Vec<(&'static str, Command)> {
                 name: "n2".into(),
                 address: "h2:7000".into(),
                 newest_version: 1,
+                start_by: 98,
+            },
+        ),
+        ("withdraw-join", Command::WithdrawJoin { key_hash: [9; 32] }),
+        ("forget-newcomers", Command::ForgetNewcomers),
+        (
+            "move-node",
+            Command::MoveNode {
+                node: 2,
+                address: "h2:7002".into(),
+            },
+        ),
+        (
+            "delete-node",
+            Command::DeleteNode {
+                node: "n2".into(),
+                force: true,
             },
         ),
         ("raise-version", Command::RaiseVersion { to: 2 }),

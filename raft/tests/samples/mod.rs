@@ -134,6 +134,7 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
     let mut outcomes: Vec<(String, Outcome)> = vec![
         ("done".into(), Ok(Response::Done)),
         ("node".into(), Ok(Response::Node(3))),
+        ("deleted-node".into(), Ok(Response::DeletedNode(3))),
         ("image".into(), Ok(Response::Image(ImageId(id)))),
         ("vm".into(), Ok(Response::Vm(VmId(id)))),
         ("deleted-vm".into(), Ok(Response::DeletedVm(VmId(id)))),
@@ -181,6 +182,14 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
                 kind,
                 name: name(),
                 matches: some(),
+            }),
+        ),
+        (
+            "given-up".to_owned(),
+            Err(Rejection::GivenUp {
+                kind,
+                name: name(),
+                node: "n3".to_owned(),
             }),
         ),
         (

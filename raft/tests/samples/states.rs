@@ -26,7 +26,7 @@ pub fn state() -> State {
         assert!(apply(&mut state, &proposal).is_err(), "{name}");
     }
     state.cluster = Some(ClusterId(0x11));
-    state.next_node = 3;
+    state.next_node = 4;
     for (id, capacity) in [(1, Some(capacity())), (2, None)] {
         let node = Node {
             id,
@@ -35,16 +35,26 @@ pub fn state() -> State {
             schedulable: id == 1,
             labels: labels(),
             created_at: 10 + id,
+            start_by: capacity.is_none().then_some(77),
             capacity,
         };
         state.nodes.insert(id, Arc::new(node));
     }
+    let removed = RemovedNode {
+        name: "n3".into(),
+        removed_at: 50,
+        vms: [(VmId(0x48), "given-up".into())].into(),
+        snapshots: [(SnapshotId(0x58), "moment".into())].into(),
+        images: [(ImageId(0x38), "old".into())].into(),
+    };
+    state.removed.insert(3, Arc::new(removed));
     state.tokens.insert(
         TokenId(0x21),
         Token {
             key_hash: [9; 32],
             created_at: 20,
             expires_at: 99,
+            node: Some(2),
         },
     );
     for (id, role, revoked_at) in [

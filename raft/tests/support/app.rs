@@ -1,11 +1,8 @@
 //! A state machine for tests: a list of texts, and who belongs to the cluster.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use raft::consensus::{App, AppError};
+use raft::consensus::{App, AppError, Member, Members};
 use serde::{Deserialize, Serialize};
 
 /// What the state holds.
@@ -15,7 +12,8 @@ pub struct Texts {
     pub list: Vec<String>,
     /// The place of each request, by its id.
     pub requests: BTreeMap<u64, usize>,
-    pub members: BTreeSet<u64>,
+    /// Each with its zone.
+    pub members: BTreeMap<u64, String>,
 }
 
 /// A proposal.
@@ -24,7 +22,7 @@ pub enum Ask {
     /// Adds a text, once for a request id. The outcome is its place.
     Text(u64, String),
     /// Sets who belongs to the cluster.
-    Members(BTreeSet<u64>),
+    Members(BTreeMap<u64, String>),
     /// Looks fine, and cannot be applied.
     Poison,
 }
@@ -82,7 +80,12 @@ impl App for TextApp {
         Ok(Self(Arc::new(texts)))
     }
 
-    fn members(&self) -> BTreeSet<u64> {
-        self.0.members.clone()
+    fn members(&self) -> Members {
+        let member = |zone: &String| Member {
+            zone: zone.clone(),
+            is_expected: false,
+        };
+        let members = self.0.members.iter();
+        members.map(|(id, zone)| (*id, member(zone))).collect()
     }
 }

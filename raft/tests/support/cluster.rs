@@ -190,7 +190,14 @@ impl Cluster {
     }
 
     pub async fn set_members(&self, id: u64, members: &[u64]) {
-        let ask = Ask::Members(members.iter().copied().collect()).bytes();
+        let members: Vec<_> = members.iter().map(|id| (*id, "")).collect();
+        self.set_zones(id, &members).await;
+    }
+
+    /// The same, each with its zone.
+    pub async fn set_zones(&self, id: u64, members: &[(u64, &str)]) {
+        let members = members.iter().map(|(id, zone)| (*id, (*zone).to_owned()));
+        let ask = Ask::Members(members.collect()).bytes();
         self.handle(id)
             .propose(ask, Instant::now() + PATIENCE)
             .await

@@ -22,7 +22,9 @@ Examples:
   fpagent join --data-dir /var/lib/fpagent --name host-b --listen 10.0.0.2:7400 --token fpjoin1.…
   fpagent join --data-dir /var/lib/fpagent --name host-b --listen 10.0.0.2:7400 --token - < token.txt
 
-Then start it with `fpagent run`. A directory that belongs to the cluster already is left as it is.";
+Then start it with `fpagent run`, while the token is valid or within an hour: a host that does not start is forgotten.
+A directory that belongs to the cluster already is left as it is. When it fails it leaves nothing behind, here or in
+the cluster, and can be tried again with the same token.";
 
 /// Help of `token`.
 pub const TOKEN_EXAMPLES: &str = "\
@@ -45,8 +47,11 @@ Roles: a viewer looks; an operator also works with images, VMs, snapshots and fo
 pub const NODE_EXAMPLES: &str = "\
 Examples:
   fpagent node ls -o wide
-  fpagent node label host-b rack=7 old-
-  fpagent node cordon host-b";
+  fpagent node label host-b zone=west old-
+  fpagent node cordon host-b
+  fpagent node rm host-b
+
+Those that vote are spread over the zones that the label `zone` names.";
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]
@@ -203,6 +208,25 @@ pub enum NodeCommand {
     Uncordon {
         /// Its name or id.
         node: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Removes a node from the cluster, for good: one that runs, one that is gone, or the leader.
+    #[command(after_help = "\
+Examples:
+  fpagent node rm host-b
+  fpagent node rm host-b --force
+
+Refused while only that node has VMs, snapshots or images, which --force gives up. Its agent ends, and so do the VMs
+that were given up; their files stay on its host. Its data directory cannot be used again. A host that lost its disk
+is removed with --force, and joins again with a new token.")]
+    Rm {
+        /// Its name or id.
+        node: String,
+        /// Gives up what only that node has: its VMs, and snapshots and images whose files are nowhere else.
+        #[arg(long)]
+        force: bool,
         /// See there.
         #[command(flatten)]
         change: Change,

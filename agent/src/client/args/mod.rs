@@ -129,8 +129,10 @@ pub enum Command {
 Examples:
   fpagent run --data-dir /var/lib/fpagent
   fpagent run --data-dir /var/lib/fpagent --log-format json
+  fpagent run --data-dir /var/lib/fpagent --listen 10.0.0.9:7400
 
-SIGTERM ends it in order. Its VMs run on; the next start finds them again.")]
+SIGTERM ends it in order. Its VMs run on; the next start finds them again. A host that has another address says so
+once, with --listen or --advertise: the others find it there, and its certificate stays good.")]
     Run(Box<RunOptions>),
     /// Makes the first node of a new cluster.
     #[command(after_help = cluster::INIT_EXAMPLES)]

@@ -1,16 +1,19 @@
 //! `fpagent join`: makes this host a node of a cluster that is there.
 
-use std::io::Read as _;
+use std::{io::Read as _, time::Duration};
 
-use proto::v1::{self, JoinRequest};
+use proto::v1::{self, JoinRequest, WithdrawJoinRequest};
 use rustls::pki_types::CertificateDer;
-use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 
 use super::init::{PreparedView, check_args};
 use crate::{
     client::{
-        Context, args::cluster::JoinArgs, failure::Failure, progress::Progress, reach::Reach,
+        Context,
+        args::cluster::{InitArgs, JoinArgs},
+        failure::{Failure, FailureKind},
+        progress::Progress,
+        reach::Reach,
     },
     trust::{
         TrustError,
@@ -19,6 +22,9 @@ use crate::{
         token::JoinToken,
     },
 };
+
+/// How long the cluster is told of a join that failed here.
+const WITHDRAWAL: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(context: &Context, args: JoinArgs) -> Result<(), Failure> {
     let advertise = check_args(&args.node)?;
@@ -31,34 +37,26 @@ pub(crate) async fn run(context: &Context, args: JoinArgs) -> Result<(), Failure
     }
     // Nothing is asked of the cluster that this host could not keep.
     dir.check(None, &args.node.name)?;
-    let (key, csr) = certificate_request()?;
-    let request = JoinRequest {
-        name: args.node.name.clone(),
-        address: advertise.clone(),
-        csr: csr.into(),
-        newest_version: raft::version::newest(),
-        request_id: request_id(&token, &args.node.name)?,
-    };
+    let reserved = dir.reserve()?;
     let reach = Reach::for_joiner(&token, context.global.timeout())?;
     let progress = Progress::spinner("joining");
-    let answer = reach
-        .call(async |attempt| attempt.join().join(attempt.request(request.clone())).await)
-        .await;
-    drop(progress);
-    let answer = answer?;
-    let identity = Identity {
-        cluster: Ulid::from_string(&answer.cluster_id)
-            .map_err(|_| Failure::refused("the cluster answered with an id that is none", ""))?,
-        node: answer.node_id,
-        name: args.node.name,
-        listen: args.node.listen,
-        advertise,
-        members: answer.nodes.iter().map(member).collect(),
+    let joined = tokio::select! {
+        joined = let_in(&reach, &token, args.node, advertise) => joined,
+        _ = tokio::signal::ctrl_c() => Err(Unjoined::Maybe(Failure::refused("interrupted", ""))),
     };
-    let node = accept(answer, identity, key, &token)?;
-    match dir.prepare(&node, None)? {
-        Prepared::New => {}
-        Prepared::Already(identity) => return said_already(context, &identity, &dir),
+    let prepared = joined.and_then(|node| {
+        let prepared = reserved.prepare(&node, None);
+        let prepared = prepared.map_err(|error| Unjoined::Maybe(error.into()))?;
+        Ok((node, prepared))
+    });
+    drop(progress);
+    let (node, prepared) = match prepared {
+        Ok(prepared) => prepared,
+        Err(Unjoined::Refused(failure)) => return Err(failure),
+        Err(Unjoined::Maybe(failure)) => return Err(withdraw(&token, failure).await),
+    };
+    if let Prepared::Already(identity) = prepared {
+        return said_already(context, &identity, &dir);
     }
     if !context.for_people() {
         return context.data(&PreparedView::new("new", &node.identity, &dir));
@@ -76,6 +74,72 @@ pub(crate) async fn run(context: &Context, args: JoinArgs) -> Result<(), Failure
         "  start it            fpagent run --data-dir {}",
         dir.root().display()
     ))
+}
+
+/// Why a host has not joined.
+enum Unjoined {
+    /// The cluster refused: it knows nothing of it.
+    Refused(Failure),
+    /// The cluster may have let it in.
+    Maybe(Failure),
+}
+
+/// Has the cluster let this host in.
+async fn let_in(
+    reach: &Reach,
+    token: &JoinToken,
+    args: InitArgs,
+    advertise: String,
+) -> Result<LocalNode, Unjoined> {
+    let refused = |error: TrustError| Unjoined::Refused(error.into());
+    let (key, csr) = certificate_request().map_err(refused)?;
+    let request = JoinRequest {
+        name: args.name.clone(),
+        address: advertise.clone(),
+        csr: csr.into(),
+        newest_version: raft::version::newest(),
+        // Another one each time: an earlier one may have been answered, and there must not be two of one number.
+        request_id: Ulid::new().to_string(),
+    };
+    let answer = reach
+        .call(async |attempt| attempt.join().join(attempt.request(request.clone())).await)
+        .await
+        .map_err(|failure| match failure.kind {
+            FailureKind::Refused => Unjoined::Refused(failure),
+            _ => Unjoined::Maybe(failure),
+        })?;
+    let cluster = Ulid::from_string(&answer.cluster_id).map_err(|_| {
+        Unjoined::Maybe(Failure::refused(
+            "the cluster answered with an id that is none",
+            "",
+        ))
+    })?;
+    let identity = Identity {
+        cluster,
+        node: answer.node_id,
+        name: args.name,
+        listen: args.listen,
+        advertise,
+        members: answer.nodes.iter().map(member).collect(),
+    };
+    accept(answer, identity, key, token).map_err(Unjoined::Maybe)
+}
+
+/// Tells the cluster that this host does not join after all. Should that not get through, the cluster forgets it in time.
+async fn withdraw(token: &JoinToken, failure: Failure) -> Failure {
+    let told = async {
+        let reach = Reach::for_joiner(token, WITHDRAWAL)?;
+        let request = WithdrawJoinRequest {};
+        reach
+            .call(async |attempt| attempt.join().withdraw_join(attempt.request(request)).await)
+            .await
+    };
+    match told.await {
+        Ok(_) => failure,
+        Err(_) => failure.and(
+            "should the cluster have let this host in, it forgets it in time, and takes the token again until then",
+        ),
+    }
 }
 
 /// The node that the directory holds already, when it is one of the token's cluster.
@@ -139,20 +203,6 @@ fn member(node: &v1::Node) -> Member {
         name: node.name.clone(),
         address: node.address.clone(),
     }
-}
-
-/// The same join sent again has the same id: derived from what makes it the same.
-fn request_id(token: &JoinToken, name: &str) -> Result<String, Failure> {
-    let digest = Sha256::new()
-        .chain_update(token.key_hash()?)
-        .chain_update(name)
-        .finalize();
-    let hex: String = digest
-        .iter()
-        .take(16)
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Ok(format!("join-{hex}"))
 }
 
 fn read_token(argument: &str) -> Result<String, Failure> {

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use proto::v1::{CordonNodeRequest, GetNodeRequest, LabelNodeRequest, ListNodesRequest};
+use proto::v1::{
+    CordonNodeRequest, DeleteNodeRequest, GetNodeRequest, LabelNodeRequest, ListNodesRequest,
+};
 
 use crate::client::{
     Context,
@@ -11,7 +13,8 @@ use crate::client::{
         cluster::{LabelChange, NodeCommand},
     },
     failure::Failure,
-    views::node::NodeView,
+    progress::Progress,
+    views::node::{NodeView, RemovedNodeView},
 };
 
 pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), Failure> {
@@ -70,6 +73,32 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
         }
         NodeCommand::Cordon { node, change } => cordon(context, node, false, change).await,
         NodeCommand::Uncordon { node, change } => cordon(context, node, true, change).await,
+        NodeCommand::Rm {
+            node,
+            force,
+            change,
+        } => {
+            let request = DeleteNodeRequest {
+                node,
+                force,
+                request_id: change.id(),
+            };
+            let _progress = Progress::spinner(format!("removing {}", request.node));
+            let removed = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .nodes()
+                    .delete_node(attempt.request(request.clone()))
+                    .await
+            });
+            let removed = RemovedNodeView::from(removed.await?);
+            if !context.for_people() {
+                return context.data(&removed);
+            }
+            removed
+                .lines()
+                .into_iter()
+                .try_for_each(|line| context.say(line))
+        }
     }
 }
 

@@ -73,6 +73,49 @@ impl From<v1::NodeCapacity> for CapacityView {
     }
 }
 
+/// A node that was removed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct RemovedNodeView {
+    pub id: u64,
+    pub name: String,
+    pub vms: Vec<String>,
+    pub snapshots: Vec<String>,
+    pub images: Vec<String>,
+}
+
+impl From<v1::DeleteNodeResponse> for RemovedNodeView {
+    fn from(removed: v1::DeleteNodeResponse) -> Self {
+        Self {
+            id: removed.id,
+            name: removed.name,
+            vms: removed.vms,
+            snapshots: removed.snapshots,
+            images: removed.images,
+        }
+    }
+}
+
+impl RemovedNodeView {
+    /// For people: what is gone.
+    pub fn lines(&self) -> Vec<String> {
+        let given_up = |what: &str, names: &[String]| {
+            (!names.is_empty()).then(|| format!("  given up: {what} {}", names.join(", ")))
+        };
+        let first = format!("{} is no node of the cluster any more.", self.name);
+        [Some(first)]
+            .into_iter()
+            .chain([
+                given_up("VMs", &self.vms),
+                given_up("snapshots", &self.snapshots),
+                given_up("images", &self.images),
+            ])
+            .flatten()
+            .collect()
+    }
+}
+
 impl Row for NodeView {
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec![

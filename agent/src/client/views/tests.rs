@@ -28,6 +28,29 @@ fn rows<T: Row>(view: &T) {
 }
 
 #[test]
+fn a_node_that_was_removed() {
+    let removed = RemovedNodeView::from(v1::DeleteNodeResponse {
+        id: 3,
+        name: "host-c".into(),
+        vms: vec!["web".into(), "db".into()],
+        snapshots: vec![],
+        images: vec!["tiny".into()],
+    });
+    assert_eq!(
+        removed.lines(),
+        [
+            "host-c is no node of the cluster any more.",
+            "  given up: VMs web, db",
+            "  given up: images tiny",
+        ]
+    );
+    check(
+        &removed,
+        &json!({"id": 3, "name": "host-c", "vms": ["web", "db"], "snapshots": [], "images": ["tiny"]}),
+    );
+}
+
+#[test]
 fn a_node() {
     let capacity = v1::NodeCapacity {
         cpus: 2,

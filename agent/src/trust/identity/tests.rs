@@ -121,6 +121,84 @@ fn a_failed_preparation_leaves_nothing() {
 }
 
 #[test]
+fn a_directory_that_is_not_used_after_all_is_gone_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = DataDir::new(parent.path().join("a/b/c"));
+    let reserved = dir.reserve().unwrap();
+    assert!(matches!(dir.reserve(), Err(TrustError::Locked { .. })));
+    assert!(dir.root().exists(), "it is the first one's");
+    drop(reserved);
+    assert_eq!(names_in(parent.path()), BTreeSet::new());
+
+    // What was there before stays, and so does what somebody else put there.
+    fs::create_dir(parent.path().join("a")).unwrap();
+    let reserved = dir.reserve().unwrap();
+    fs::write(parent.path().join("a/b/note"), "mine").unwrap();
+    drop(reserved);
+    assert_eq!(
+        names_in(&parent.path().join("a/b")),
+        BTreeSet::from(["note".to_owned()])
+    );
+}
+
+#[test]
+fn a_node_that_was_removed_is_not_loaded_any_more() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = DataDir::new(parent.path());
+    let (node, _) = node(1, "host-a");
+    dir.prepare(&node, None).unwrap();
+    dir.mark_removed().unwrap();
+    let removed = [
+        dir.load().map(drop),
+        dir.prepare(&node, None).map(drop),
+        dir.check(None, "host-b").map(drop),
+    ];
+    for removed in removed {
+        let error = removed.unwrap_err();
+        assert!(
+            matches!(&error, TrustError::Removed { name, .. } if name == "host-a"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_node_moves() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = DataDir::new(parent.path());
+    let (node, _) = node(1, "host-a");
+    dir.prepare(&node, None).unwrap();
+    let mut own = node.identity.clone();
+    let addresses = |own: &Identity| (own.listen.clone(), own.advertise.clone());
+    let both = |address: &str| (address.to_owned(), address.to_owned());
+    dir.relocate(&mut own, None, None).unwrap();
+    assert_eq!(own, node.identity);
+    dir.relocate(&mut own, Some("10.0.0.2:1"), None).unwrap();
+    assert_eq!(addresses(&own), both("10.0.0.2:1"));
+    assert_eq!(dir.identity().unwrap().as_ref(), Some(&own), "it is kept");
+    // One that is reached elsewhere than where it listens stays so.
+    dir.relocate(&mut own, Some("0.0.0.0:1"), Some("host-a:1"))
+        .unwrap();
+    dir.relocate(&mut own, Some("0.0.0.0:2"), None).unwrap();
+    assert_eq!(
+        addresses(&own),
+        ("0.0.0.0:2".to_owned(), "host-a:1".to_owned())
+    );
+    for (listen, advertise) in [
+        (Some("x"), None),
+        (None, Some("0.0.0.0:1")),
+        (None, Some("x")),
+    ] {
+        assert!(dir.relocate(&mut own, listen, advertise).is_err());
+    }
+    assert_eq!(dir.identity().unwrap().as_ref(), Some(&own));
+    assert_eq!(
+        dir.load().unwrap().credentials.certificate,
+        node.credentials.certificate
+    );
+}
+
+#[test]
 fn one_process_at_a_time() {
     let parent = tempfile::tempdir().unwrap();
     let dir = DataDir::new(parent.path());

@@ -23,9 +23,10 @@ use crate::trust::{
     identity::LocalNode,
 };
 
-/// Knows which join tokens can still be used.
+/// Knows which join tokens somebody may come with.
 pub trait TokenLookup: fmt::Debug + Send + Sync {
-    /// Whether an unused, unexpired token has a public key with this SHA-256. Must not block: it is called in handshakes.
+    /// Whether a token that has not expired, and whose newcomer has not started yet, has a public key with this SHA-256. Must not
+    /// block: it is called in handshakes.
     fn is_valid(&self, key_hash: &[u8; 32]) -> bool;
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{check_address, check_labels, invalid};
+use super::{check_address, check_labels, invalid, leaving};
 use crate::state::{
     ids::{CertificateId, ClusterId, NodeId, TokenId},
     model::{Capacity, Certificate, Labels, Millis, Node, Role, State, Token},
@@ -28,7 +28,7 @@ pub(super) fn found(
     names::check_name("name", name)?;
     check_address(address)?;
     state.cluster = Some(cluster);
-    Ok(Response::Node(add_node(state, now, name, address)))
+    Ok(Response::Node(add_node(state, now, name, address, None)))
 }
 
 pub(super) fn create_token(
@@ -67,6 +67,7 @@ pub(super) fn create_token(
             key_hash: *key_hash,
             created_at: now,
             expires_at,
+            node: None,
         },
     );
     Ok(Response::Done)
@@ -139,17 +140,24 @@ pub(super) fn join(
     name: &str,
     address: &str,
     newest_version: u32,
+    start_by: Millis,
 ) -> Outcome {
     // The token first: nothing is told to somebody without one.
-    let token = state
+    let (id, token) = state
         .tokens
         .iter()
         .find(|(_, token)| token.key_hash == *key_hash && now < token.expires_at)
-        .map(|(id, _)| *id)
+        .map(|(id, token)| (*id, token.clone()))
         .ok_or(Rejection::BadToken)?;
+    let before = token.node.and_then(|node| state.nodes.get(&node));
+    if before.is_some_and(|before| before.name != name) {
+        return Err(Rejection::BadToken);
+    }
+    let before = before.map(|before| before.id);
     names::check_name("name", name)?;
     check_address(address)?;
-    if state.nodes.values().any(|node| node.name == name) {
+    let is_other = |node: &Arc<Node>| node.name == name && Some(node.id) != before;
+    if state.nodes.values().any(is_other) {
         return Err(Rejection::NameTaken {
             kind: Kind::Node,
             name: name.to_owned(),
@@ -162,11 +170,49 @@ pub(super) fn join(
         );
         return Err(wrong_state(name, problem));
     }
-    state.tokens.remove(&token);
-    Ok(Response::Node(add_node(state, now, name, address)))
+    if let Some(before) = before {
+        // The answer to that may have got lost. Should it not have, there must not be two of that number.
+        leaving::forget_newcomer(state, before);
+    }
+    let start_by = Some(start_by.max(token.expires_at));
+    let node = add_node(state, now, name, address, start_by);
+    let token = Token {
+        node: Some(node),
+        ..token
+    };
+    state.tokens.insert(id, token);
+    Ok(Response::Node(node))
 }
 
-fn add_node(state: &mut State, now: Millis, name: &str, address: &str) -> NodeId {
+/// Never refused: the token, or the newcomer, may be gone.
+pub(super) fn withdraw_join(state: &mut State, key_hash: &[u8; 32]) -> Outcome {
+    let found = state
+        .tokens
+        .iter()
+        .find(|(_, token)| token.key_hash == *key_hash)
+        .map(|(id, token)| (*id, token.clone()));
+    if let Some((id, token)) = found
+        && let Some(node) = token.node
+    {
+        leaving::forget_newcomer(state, node);
+        state.tokens.insert(
+            id,
+            Token {
+                node: None,
+                ..token
+            },
+        );
+    }
+    Ok(Response::Done)
+}
+
+fn add_node(
+    state: &mut State,
+    now: Millis,
+    name: &str,
+    address: &str,
+    start_by: Option<Millis>,
+) -> NodeId {
     let id = state.next_node;
     state.next_node += 1;
     state.nodes.insert(
@@ -179,6 +225,7 @@ fn add_node(state: &mut State, now: Millis, name: &str, address: &str) -> NodeId
             labels: Labels::new(),
             created_at: now,
             capacity: None,
+            start_by,
         }),
     );
     id
@@ -191,12 +238,23 @@ pub(super) fn report_node(
     address: &str,
     capacity: &Capacity,
 ) -> Outcome {
-    if let Some(node) = state.nodes.get_mut(&node) {
-        let node = Arc::make_mut(node);
-        node.capacity = Some(capacity.clone());
-        if check_address(address).is_ok() {
-            address.clone_into(&mut node.address);
-        }
+    if let Some(found) = state.nodes.get_mut(&node) {
+        let found = Arc::make_mut(found);
+        found.capacity = Some(capacity.clone());
+        found.start_by = None;
+        // Whoever has the token cannot be the node any more.
+        state.tokens.retain(|_, token| token.node != Some(node));
+    }
+    move_node(state, node, address)
+}
+
+/// Never refused: a node that is gone may still say where it is.
+pub(super) fn move_node(state: &mut State, node: NodeId, address: &str) -> Outcome {
+    if let Some(node) = state.nodes.get_mut(&node)
+        && node.address != address
+        && check_address(address).is_ok()
+    {
+        address.clone_into(&mut Arc::make_mut(node).address);
     }
     Ok(Response::Done)
 }

@@ -4,6 +4,7 @@
 
 mod fork;
 mod image;
+mod leaving;
 mod membership;
 mod operation;
 mod placement;
@@ -101,13 +102,26 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             name,
             address,
             newest_version,
-        } => membership::join(state, now, key_hash, name, address, *newest_version),
+            start_by,
+        } => membership::join(
+            state,
+            now,
+            key_hash,
+            name,
+            address,
+            *newest_version,
+            *start_by,
+        ),
+        Command::WithdrawJoin { key_hash } => membership::withdraw_join(state, key_hash),
+        Command::ForgetNewcomers => leaving::forget_newcomers(state, now),
         Command::ReportNode {
             node,
             address,
             capacity,
         } => membership::report_node(state, *node, address, capacity),
         Command::RaiseVersion { to } => membership::raise_version(state, *to),
+        Command::MoveNode { node, address } => membership::move_node(state, *node, address),
+        Command::DeleteNode { node, force } => leaving::delete_node(state, now, node, *force),
         Command::LabelNode { node, set, remove } => {
             membership::label_node(state, node, set, remove)
         }

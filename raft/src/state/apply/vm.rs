@@ -85,6 +85,14 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
             format!("{:?} has no kernel, which a VM is started from", image.name),
         ));
     }
+    if image.nodes.is_empty() {
+        return Err(Rejection::WrongState {
+            kind: Kind::Image,
+            name: image.name.clone(),
+            problem: "is lost: the only node that held it was removed; delete and import it again"
+                .to_owned(),
+        });
+    }
     let spec = VmSpec {
         image: image.id,
         cpus: *cpus,

@@ -25,6 +25,7 @@ fn a_token_lets_one_node_in_until_it_ends() {
         name: name.into(),
         address: "h3:1".into(),
         newest_version: 1,
+        start_by: 0,
     };
     let token = |id, expires_at| Command::CreateToken {
         id: TokenId(id),
@@ -163,6 +164,7 @@ fn addresses_are_hosts_with_ports() {
             name: "n3".into(),
             address: address.into(),
             newest_version: 1,
+            start_by: 0,
         };
         assert_eq!(world.invalid(join), "address", "{address}");
     }
@@ -171,6 +173,7 @@ fn addresses_are_hosts_with_ports() {
         name: "n3".into(),
         address: "[::1]:7000".into(),
         newest_version: 1,
+        start_by: 0,
     });
 }
 
@@ -371,6 +374,7 @@ fn the_oldest_agent_says_what_is_used() {
         name: "n3".into(),
         address: "h3:1".into(),
         newest_version,
+        start_by: 0,
     };
     world.ok(Command::CreateToken {
         id: TokenId(7),

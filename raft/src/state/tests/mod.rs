@@ -2,6 +2,7 @@
 
 mod family;
 mod forks;
+mod leaving;
 mod membership;
 mod properties;
 mod removal;
@@ -67,6 +68,7 @@ impl World {
             name: name.into(),
             address: format!("{name}:7000"),
             newest_version: 1,
+            start_by: self.now + 1_000,
         }) {
             Response::Node(node) => node,
             other => panic!("{other:?}"),

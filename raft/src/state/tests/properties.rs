@@ -14,7 +14,7 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn node() -> impl Strategy<Value = String> {
-    select(&["n1", "n2", "1", "2", "a"][..]).prop_map(str::to_owned)
+    select(&["n1", "n2", "1", "2", "3", "a"][..]).prop_map(str::to_owned)
 }
 
 fn image_name() -> impl Strategy<Value = String> {
@@ -260,8 +260,16 @@ fn membership() -> impl Strategy<Value = Command> {
             name,
             address: "h:1".into(),
             newest_version: 1,
+            start_by: 50,
         }),
-        (1..4u64).prop_map(|node| Command::ReportNode {
+        key().prop_map(|key_hash| Command::WithdrawJoin { key_hash }),
+        Just(Command::ForgetNewcomers),
+        (1..5u64).prop_map(|node| Command::MoveNode {
+            node,
+            address: "h:3".into()
+        }),
+        (node(), any::<bool>()).prop_map(|(node, force)| Command::DeleteNode { node, force }),
+        (1..5u64).prop_map(|node| Command::ReportNode {
             node,
             address: "h:2".into(),
             capacity: capacity()
