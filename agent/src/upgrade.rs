@@ -99,6 +99,7 @@ mod tests {
                 schedulable: true,
                 labels: Labels::new(),
                 created_at: 0,
+                start_by: None,
                 capacity,
             };
             (id, Arc::new(node))

@@ -179,6 +179,26 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until it ends by itself, and returns what it has logged.
+    pub fn wait_end(&mut self) -> anyhow::Result<String> {
+        let what = format!("the end of {}", self.name);
+        wait_for(&what, PATIENCE, || Ok(self.has_ended()?.then_some(())))?;
+        Ok(self.log_text())
+    }
+
+    /// Tries to start it; it must end at once, with an error.
+    pub fn refuses_to_run(&self, words: &[&str]) -> anyhow::Result<()> {
+        let (data, socket) = (self.data.display(), self.socket());
+        let (data, socket) = (data.to_string(), socket.display().to_string());
+        let answer = fpagent::run(None, &["run", "--data-dir", &data, "--socket", &socket])?;
+        anyhow::ensure!(answer.code == 1, "{answer:?}");
+        let said = answer.err.lines().last().unwrap_or_default();
+        for word in words {
+            anyhow::ensure!(said.contains(word), "{word:?} is not in: {said}");
+        }
+        Ok(())
+    }
+
     /// What it has logged.
     pub fn log_text(&self) -> String {
         fs::read_to_string(self.log()).unwrap_or_default()
@@ -327,28 +347,45 @@ impl Cluster {
     }
 
     fn add(&mut self, number: usize) -> anyhow::Result<()> {
-        let mut agent = self.newcomer(&format!("node{number}"))?;
-        if number == 1 {
-            let data = agent.data.display().to_string();
-            let args = [
-                "init",
-                "--data-dir",
-                &data,
-                "--name",
-                &agent.name,
-                "--listen",
-                &agent.listen,
-            ];
-            fpagent::run(None, &args)?.success()?;
-        } else {
-            let token = self.node(1).json(&["token", "create", "--ttl", "5m"])?;
-            let token = token["token"].as_str().context("no token")?;
-            Self::join(&agent, token)?.success()?;
+        let name = format!("node{number}");
+        if number > 1 {
+            return self.grow(1, &name).map(drop);
         }
+        let agent = self.newcomer(&name)?;
+        let data = agent.data.display().to_string();
+        let args = [
+            "init",
+            "--data-dir",
+            &data,
+            "--name",
+            &agent.name,
+            "--listen",
+            &agent.listen,
+        ];
+        fpagent::run(None, &args)?.success()?;
+        self.take_in(agent).map(drop)
+    }
+
+    /// A join token, made by a node.
+    pub fn token(&self, through: usize, ttl: &str) -> anyhow::Result<String> {
+        let made = self
+            .node(through)
+            .json(&["token", "create", "--ttl", ttl])?;
+        Ok(made["token"].as_str().context("no token")?.to_owned())
+    }
+
+    /// Has a newcomer join by a token of a node's, and starts it. Returns its number among the agents.
+    pub fn grow(&mut self, through: usize, name: &str) -> anyhow::Result<usize> {
+        let agent = self.newcomer(name)?;
+        Self::join(&agent, &self.token(through, "5m")?)?.success()?;
+        self.take_in(agent)
+    }
+
+    fn take_in(&mut self, mut agent: Agent) -> anyhow::Result<usize> {
         agent.start()?;
         agent.wait_answers()?;
         self.agents.push(agent);
-        Ok(())
+        Ok(self.agents.len())
     }
 
     /// Waits until this many nodes are online and one leads, as node 1 (or the first that runs) sees it.

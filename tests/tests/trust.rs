@@ -5,11 +5,6 @@ use std::{process::Command, time::Duration};
 use anyhow::Context as _;
 use harness::{cluster::Cluster, fpagent, wait_for};
 
-fn token(cluster: &Cluster, ttl: &str) -> anyhow::Result<String> {
-    let made = cluster.node(1).json(&["token", "create", "--ttl", ttl])?;
-    Ok(made["token"].as_str().context("no token")?.to_owned())
-}
-
 #[test]
 fn certificates_decide_who_gets_in() -> anyhow::Result<()> {
     let (cluster, other) = (Cluster::start(1)?, Cluster::start(1)?);
@@ -96,7 +91,7 @@ fn certificates_decide_who_gets_in() -> anyhow::Result<()> {
 #[test]
 fn a_token_lets_one_node_in_once() -> anyhow::Result<()> {
     let cluster = Cluster::start(1)?;
-    let good = token(&cluster, "5m")?;
+    let good = cluster.token(1, "5m")?;
     let first = cluster.newcomer("first")?;
     Cluster::join(&first, &good)?.success()?;
     // Again, by the same directory: nothing to do. By another: used up.
@@ -110,7 +105,7 @@ fn a_token_lets_one_node_in_once() -> anyhow::Result<()> {
     );
 
     // Altered in one letter, wherever.
-    let fresh = token(&cluster, "5m")?;
+    let fresh = cluster.token(1, "5m")?;
     for place in [12, fresh.len() / 2, fresh.len() - 2] {
         let mut altered: Vec<char> = fresh.chars().collect();
         altered[place] = if altered[place] == 'A' { 'B' } else { 'A' };
@@ -119,7 +114,7 @@ fn a_token_lets_one_node_in_once() -> anyhow::Result<()> {
         assert_ne!(refused.code, 0, "altered at {place}: {refused:?}");
     }
     // Expired.
-    let short = token(&cluster, "1s")?;
+    let short = cluster.token(1, "1s")?;
     wait_for("the token's end", Duration::from_secs(10), || {
         let tokens = cluster.node(1).json(&["token", "ls"])?;
         Ok((tokens["items"].as_array().map(Vec::len) == Some(1)).then_some(()))
@@ -140,7 +135,7 @@ fn a_token_lets_one_node_in_once() -> anyhow::Result<()> {
 
     // A directory of one cluster does not join another.
     let other = Cluster::start(1)?;
-    let refused = Cluster::join(&first, &token(&other, "5m")?)?;
+    let refused = Cluster::join(&first, &other.token(1, "5m")?)?;
     assert_ne!(refused.code, 0, "{refused:?}");
     Ok(())
 }
