@@ -19,50 +19,45 @@ fn a_cluster_is_founded_once() {
 #[test]
 fn a_token_lets_one_node_in_until_it_ends() {
     let mut world = World::new();
-    let key_hash = [9; 32];
-    let join = |name: &str| Command::Join {
-        key_hash,
+    let join = |token: u8, name: &str| Command::Join {
+        key_hash: [token; 32],
         name: name.into(),
         address: "h3:1".into(),
         newest_version: 1,
         start_by: 0,
     };
-    let token = |id, expires_at| Command::CreateToken {
-        id: TokenId(id),
-        key_hash,
+    let token = |id: u8, expires_at| Command::CreateToken {
+        id: TokenId(id.into()),
+        key_hash: [id; 32],
         expires_at,
     };
-    assert_eq!(world.refused(join("n3")), Rejection::BadToken);
+    assert_eq!(world.refused(join(7, "n3")), Rejection::BadToken);
     world.ok(token(7, world.now + 10));
     assert_eq!(
-        world.refused(join("n1")),
+        world.refused(join(7, "n1")),
         Rejection::NameTaken {
             kind: Kind::Node,
             name: "n1".into()
         }
     );
-    assert_eq!(world.invalid(join("N3")), "name");
+    assert_eq!(world.invalid(join(7, "N3")), "name");
     assert_eq!(
-        world.ok(join("n3")),
+        world.ok(join(7, "n3")),
         Response::Node(3),
         "a refused join did not use it up"
     );
-    assert_eq!(world.refused(join("n4")), Rejection::BadToken);
+    assert_eq!(world.refused(join(7, "n4")), Rejection::BadToken);
 
     world.ok(token(8, world.now + 10));
     world.now += 10;
     assert_eq!(
-        world.refused(join("n4")),
+        world.refused(join(8, "n4")),
         Rejection::BadToken,
         "it has ended"
     );
     assert_eq!(world.invalid(token(9, world.now)), "ttlSeconds");
 
-    world.ok(Command::CreateToken {
-        id: TokenId(10),
-        key_hash: [8; 32],
-        expires_at: world.now + 10,
-    });
+    world.ok(token(10, world.now + 10));
     assert_eq!(
         world.state.tokens.len(),
         1,
