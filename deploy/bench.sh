@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# What forks cost on this machine.
+# What forks, and the replicated state, cost on this machine.
 . "$(dirname "$0")/lib.sh"
 
 usage() {
     cat <<'USAGE'
 usage: deploy/bench.sh [--quick] [--only WORD] [--out DIR] [--prototypes DIR]
+       deploy/bench.sh raft [--quick] [--out DIR]
 
 Installs what is needed (deploy/deps.sh --test), builds the release and the guest image, and measures
 forks on a cluster of three agents with real guests: the parent's pause, the time until the children
@@ -16,23 +17,52 @@ QEMU's own way. Prints a table and writes DIR/bench.json and DIR/bench.svg (targ
   --prototypes DIR   runs fork_floor.py and tracked_capture.py of DIR beside; ../shared/prototypes is
                      taken when it is there
 
+What is measured of the replicated state goes into the same DIR/bench.json, beside what is there:
+
+  raft               writes side by side with Debian's etcd (deploy/deps.sh --bench): three members each,
+                     the same disk, TLS on both, one writer and 64; about two minutes
+
 Nothing else should run on the machine meanwhile. docs/benchmarks.md says how to read it.
 USAGE
 }
 
+what=forks
+case ${1:-} in
+    raft) what=$1; shift ;;
+esac
 out='' prototypes='' arguments=()
 while [ $# -gt 0 ]; do
-    case $1 in
-        -h | --help) usage; exit 0 ;;
-        --quick) arguments+=(--quick) ;;
-        --only) arguments+=(--only "${2:?--only needs a word}"); shift ;;
-        --out) out=${2:?--out needs a directory}; shift ;;
-        --prototypes) prototypes=${2:?--prototypes needs a directory}; shift ;;
+    case $what$1 in
+        *-h | *--help) usage; exit 0 ;;
+        *--quick) arguments+=(--quick) ;;
+        *--out) out=${2:?--out needs a directory}; shift ;;
+        forks--only) arguments+=(--only "${2:?--only needs a word}"); shift ;;
+        forks--prototypes) prototypes=${2:?--prototypes needs a directory}; shift ;;
         *) usage >&2; exit 2 ;;
     esac
     shift
 done
 out=${out:-$(target_dir)/bench}
+
+build() {
+    say "building the benchmark"
+    cargo build --quiet --release --package fp-tests --bin bench
+    mkdir -p "$out"
+    bench=$(target_dir)/release/bench
+    say "measuring"
+}
+
+if [ "$what" != forks ]; then
+    "$repo/deploy/deps.sh" --bench
+    hash -r
+    cd "$repo"
+    find_fpagent
+    build
+    FPAGENT=$fpagent "$bench" "$what" "${arguments[@]}" --json "$out/bench.json"
+    say "written: $out/bench.json"
+    exit
+fi
+
 if [ -z "$prototypes" ] && [ -e "$repo/../shared/prototypes/fork_floor.py" ]; then
     prototypes=$repo/../shared/prototypes
 fi
@@ -44,11 +74,7 @@ cd "$repo"
 find_fpagent
 image=$repo/.local/image/tiny
 "$repo/deploy/build-image.sh" tiny "$image"
-say "building the benchmark"
-cargo build --quiet --release --package fp-tests --bin bench
-mkdir -p "$out"
-bench=$(target_dir)/release/bench
-say "measuring"
+build
 FP_TEST_IMAGE=$image FPAGENT=$fpagent "$bench" run "${arguments[@]}" --json "$out/bench.json"
 "$bench" draw "$out/bench.json" "$out/bench.svg"
 say "written: $out/bench.json, $out/bench.svg"

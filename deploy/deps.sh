@@ -4,7 +4,7 @@
 
 usage() {
     cat <<'USAGE'
-usage: deploy/deps.sh [--test]
+usage: deploy/deps.sh [--test] [--bench]
 
 Installs, on Debian 12 as root, what Forky Pig needs and is not there: QEMU 10 from
 bookworm-backports (the suite is added if it is missing, from the mirror this machine already uses),
@@ -12,16 +12,21 @@ static busybox, cpio, e2fsprogs, a C compiler and a Rust toolchain (by the Rust 
 installer, when there is none). Where everything is there, it does nothing and needs no root.
 
   --test   also what only the tests need (cargo-nextest, debootstrap for their Debian image, ssh-keyscan)
+  --bench  also what writes are measured beside: Debian's etcd-server, unpacked into .local/etcd and not
+           installed, since it would run as a service
 USAGE
 }
 
-with_tests=0
-case "${1:-}" in
-    -h | --help) usage; exit 0 ;;
-    --test) with_tests=1 ;;
-    "") ;;
-    *) usage >&2; exit 2 ;;
-esac
+with_tests=0 with_etcd=0
+while [ $# -gt 0 ]; do
+    case $1 in
+        -h | --help) usage; exit 0 ;;
+        --test) with_tests=1 ;;
+        --bench) with_etcd=1 ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    shift
+done
 
 [ -r /etc/os-release ] && . /etc/os-release
 [ "${VERSION_CODENAME:-}" = bookworm ] ||
@@ -107,5 +112,16 @@ if [ "$with_tests" = 1 ]; then install_missing debootstrap openssh-client; fi
 if [ "$with_tests" = 1 ] && ! command -v cargo-nextest >/dev/null; then
     say "installing cargo-nextest"
     cargo install --locked --quiet cargo-nextest
+fi
+if [ "$with_etcd" = 1 ] && [ ! -x "$repo/.local/etcd/usr/bin/etcd" ] && ! command -v etcd >/dev/null; then
+    say "fetching etcd-server"
+    fetched=$(mktemp -d)
+    trap 'rm -rf "${installer:-}" "$fetched"' EXIT
+    chmod 755 "$fetched"
+    (cd "$fetched" && { apt-get download -qq etcd-server 2>/dev/null || { update && apt-get download -qq etcd-server; }; })
+    mkdir -p "$repo/.local"
+    dpkg-deb -x "$fetched"/etcd-server_*.deb "$fetched/etcd"
+    rm -rf "$repo/.local/etcd"
+    mv "$fetched/etcd" "$repo/.local/etcd"
 fi
 say "everything that is needed is there"

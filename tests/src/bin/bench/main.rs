@@ -1,17 +1,21 @@
 //! What forks cost on this machine: a cluster of three agents with data on the machine's disk, guests that write to theirs,
 //! everything asked by the commands of `fpagent` through a node that neither leads nor holds the VM, beside a bare QEMU doing
 //! the same with the same files, QEMU's own way (its whole state through a file), and the prototypes if they are at hand.
+//! And what the replicated state costs: writes side by side with etcd.
 //!
 //! `deploy/bench.sh` runs it. Figures are worth something beside others of the same run only.
 
 mod draw;
+mod etcd;
 mod host;
 mod inside;
 mod many;
 mod qmp;
+mod raft;
 mod report;
 mod run;
 mod scenario;
+mod writers;
 mod yardstick;
 
 use std::{fs, path::PathBuf};
@@ -22,7 +26,7 @@ use clap::{Parser, Subcommand};
 /// Measures forks and draws what was measured.
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Examples:\n  bench run --quick --json target/bench.json\n  bench draw docs/benchmarks.json docs/benchmarks.svg"
+    after_help = "Examples:\n  bench run --quick --json target/bench.json\n  bench raft --json target/bench.json\n  bench draw docs/benchmarks.json docs/benchmarks.svg"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -45,6 +49,15 @@ enum Command {
         /// A folder with fork_floor.py and tracked_capture.py, to be run beside.
         #[arg(long)]
         prototypes: Option<PathBuf>,
+    },
+    /// Measures writes side by side with etcd.
+    Raft {
+        /// The short way: about half a minute.
+        #[arg(long)]
+        quick: bool,
+        /// Where the JSON goes; what else is in it stays.
+        #[arg(long)]
+        json: PathBuf,
     },
     /// Draws a JSON of `run` as SVG.
     Draw {
@@ -74,17 +87,38 @@ fn main() -> anyhow::Result<()> {
             };
             let ran = run::run(&mut report, &only, prototypes.as_deref());
             // What was measured before something failed is kept.
-            fs::write(&json, serde_json::to_vec_pretty(&report)?)
-                .with_context(|| format!("cannot write {}", json.display()))?;
+            save(&report, &json)?;
             print!("{}", report.table());
             ran
         }
+        Command::Raft { quick, json } => beside(&json, |report| raft::run(report, quick)),
         Command::Draw { from, to } => draw::draw(&load(&from)?, &to),
         Command::Show { from } => {
             print!("{}", load(&from)?.table());
             Ok(())
         }
     }
+}
+
+/// Measures something that has a place of its own in a report, and prints that.
+fn beside(
+    json: &PathBuf,
+    measure: impl FnOnce(&mut report::Report) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut report = match json.exists() {
+        true => load(json)?,
+        false => report::Report::default(),
+    };
+    let mut measured = report::Report::default();
+    measure(&mut measured)?;
+    print!("{}", measured.table());
+    report.take(measured);
+    save(&report, json)
+}
+
+fn save(report: &report::Report, path: &PathBuf) -> anyhow::Result<()> {
+    fs::write(path, serde_json::to_vec_pretty(report)?)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn load(path: &PathBuf) -> anyhow::Result<report::Report> {

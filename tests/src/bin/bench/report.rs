@@ -61,6 +61,74 @@ pub struct Row {
     pub note: String,
 }
 
+/// What writers of one side did.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Writes {
+    /// Whose cluster.
+    pub who: String,
+    /// How many wrote at once.
+    pub writers: u32,
+    /// How long a write took, milliseconds.
+    pub ms: Series,
+    /// Writes a second, of all writers.
+    pub per_second: f64,
+    /// Processor time of the cluster's processes for each write, milliseconds.
+    pub cpu_ms: f64,
+}
+
+/// A figure, and the bound that it is held against.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Held {
+    /// Its scenario.
+    pub scenario: String,
+    /// What it is.
+    pub what: String,
+    /// The figure.
+    pub measured: f64,
+    /// Its unit; empty for a ratio.
+    pub unit: String,
+    /// The bound.
+    pub bound: f64,
+    /// Whether the figure may be at most that, rather than must be at least that.
+    pub at_most: bool,
+    /// What is to be known besides.
+    #[serde(default)]
+    pub note: String,
+}
+
+impl Held {
+    /// One that may be so much at most.
+    pub fn at_most(scenario: &str, what: &str, measured: f64, bound: f64, unit: &str) -> Self {
+        Self {
+            scenario: scenario.to_owned(),
+            what: what.to_owned(),
+            measured,
+            unit: unit.to_owned(),
+            bound,
+            at_most: true,
+            note: String::new(),
+        }
+    }
+
+    /// One that must be so much at least.
+    pub fn at_least(scenario: &str, what: &str, measured: f64, bound: f64, unit: &str) -> Self {
+        Self {
+            at_most: false,
+            ..Self::at_most(scenario, what, measured, bound, unit)
+        }
+    }
+
+    /// Whether it keeps to its bound.
+    pub fn is_kept(&self) -> bool {
+        match self.at_most {
+            true => self.measured <= self.bound,
+            false => self.measured >= self.bound,
+        }
+    }
+}
+
 /// A whole run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -69,17 +137,47 @@ pub struct Report {
     pub machine: Vec<(String, String)>,
     /// Whether it was the short one.
     pub quick: bool,
-    /// What was measured.
+    /// What was measured of forks.
     pub rows: Vec<Row>,
+    /// What was measured of writes.
+    #[serde(default)]
+    pub writes: Vec<Writes>,
+    /// What is held against bounds.
+    #[serde(default)]
+    pub held: Vec<Held>,
 }
 
 impl Report {
+    /// Takes what another one measured in the place of what it has of that.
+    pub fn take(&mut self, other: Self) {
+        for (name, value) in other.machine {
+            self.machine.retain(|(known, _)| *known != name);
+            self.machine.push((name, value));
+        }
+        if !other.writes.is_empty() {
+            self.writes = other.writes;
+        }
+        let again = |scenario: &str| other.held.iter().any(|held| held.scenario == scenario);
+        self.held.retain(|held| !again(&held.scenario));
+        self.held.extend(other.held);
+    }
+
     /// For people.
     pub fn table(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
         for (name, value) in &self.machine {
             let _ = writeln!(text, "{name:12} {value}");
+        }
+        self.forks(&mut text);
+        self.written(&mut text);
+        self.bounds(&mut text);
+        text
+    }
+
+    fn forks(&self, text: &mut String) {
+        if self.rows.is_empty() {
+            return;
         }
         let _ = writeln!(
             text,
@@ -117,8 +215,62 @@ impl Report {
                 row.note
             );
         }
-        text
     }
+
+    fn written(&self, text: &mut String) {
+        if self.writes.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\n{:10} {:>7} {:>8} {:>9} {:>9} {:>9} {:>10} {:>10}",
+            "who", "writers", "writes", "p50 ms", "p99 ms", "max ms", "writes/s", "CPU ms"
+        );
+        for row in &self.writes {
+            let _ = writeln!(
+                text,
+                "{:10} {:>7} {:>8} {:>9.2} {:>9.2} {:>9.2} {:>10.0} {:>10.3}",
+                row.who,
+                row.writers,
+                row.ms.n,
+                row.ms.median,
+                row.ms.p99,
+                row.ms.max,
+                row.per_second,
+                row.cpu_ms
+            );
+        }
+    }
+
+    fn bounds(&self, text: &mut String) {
+        if self.held.is_empty() {
+            return;
+        }
+        let _ = writeln!(
+            text,
+            "\n{:8} {:58} {:>14} {:>18}  kept  note",
+            "scenario", "what", "measured", "aimed at"
+        );
+        for held in &self.held {
+            let word = if held.at_most { "at most" } else { "at least" };
+            let kept = if held.is_kept() { "yes" } else { "NO" };
+            let _ = writeln!(
+                text,
+                "{:8} {:58} {:>14} {:>18}  {kept:4}  {}",
+                held.scenario,
+                held.what,
+                figure(held.measured, &held.unit),
+                format!("{word} {}", figure(held.bound, &held.unit)),
+                held.note
+            );
+        }
+    }
+}
+
+/// With two digits where it is small, and its unit.
+fn figure(value: f64, unit: &str) -> String {
+    let digits = if value < 10.0 { 2 } else { 1 };
+    format!("{value:.digits$} {unit}").trim_end().to_owned()
 }
 
 #[cfg(test)]
@@ -135,5 +287,13 @@ mod tests {
         let few = Series::of(vec![3.0, 1.0]).unwrap();
         assert_eq!((few.median, few.p99), (1.0, 3.0));
         assert!(Series::of(vec![]).is_none());
+    }
+
+    #[test]
+    fn a_bound_is_kept_on_its_own_side_only() {
+        let most = |measured| Held::at_most("x", "y", measured, 1.15, "").is_kept();
+        let least = |measured| Held::at_least("x", "y", measured, 1.5, "").is_kept();
+        assert!(most(1.15) && !most(1.16));
+        assert!(least(1.5) && !least(1.49));
     }
 }
