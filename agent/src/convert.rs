@@ -222,7 +222,7 @@ pub fn node(
             newest_version: capacity.newest_version,
             problems: capacity.problems.clone(),
         }),
-        vms: state.vms.values().filter(|vm| vm.node == node.id).count() as u32,
+        vms: state.vms.count_of(node.id) as u32,
     }
 }
 

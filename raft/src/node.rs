@@ -45,8 +45,8 @@ impl App for Replicated {
         Arc::clone(&self.0)
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        codec::encode_state(&self.0)
+    fn snapshot(view: &Arc<State>) -> Vec<u8> {
+        codec::encode_state(view)
     }
 
     fn restore(snapshot: &[u8]) -> Result<Self, AppError> {

@@ -1,6 +1,9 @@
 //! The cluster, its tokens, and newcomers.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use proto::v1::{
     Certificate, CheckHostRequest, CheckHostResponse, CreateCertificateRequest,
@@ -11,7 +14,7 @@ use proto::v1::{
     cluster_service_server::ClusterService, join_service_server::JoinService,
 };
 use raft::state::{self, CertificateId, Command, RequestKey, Response as Outcome, TokenId};
-use tokio::time::Instant;
+use tokio::{task::spawn_blocking, time::Instant};
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
@@ -48,6 +51,11 @@ impl ClusterService for Api {
             .map(|one| convert::node(&state, one, online.as_ref(), &status))
             .collect();
         let own = nodes.iter().find(|one| one.id == node.id()).cloned();
+        // Of many VMs it takes long enough to hold up others.
+        let whole = Arc::clone(&state);
+        let digest = spawn_blocking(move || state::digest(&whole))
+            .await
+            .map_err(|error| ApiError::Internal(error.to_string()))?;
         Ok(Response::new(GetStatusResponse {
             cluster_id: node.cluster().to_string(),
             node: own,
@@ -63,7 +71,7 @@ impl ClusterService for Api {
             images: state.images.len() as u32,
             problems: self.problems(&status, online.as_ref()),
             started_at: Some(node.started_at.into()),
-            state_digest: state::digest(&state),
+            state_digest: digest,
             memory: Some(node.host_memory().await.map_err(ApiError::Internal)?),
             version: state.version,
         }))

@@ -17,13 +17,13 @@ impl OperationService for Api {
         request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
         let state = self.read(deadline(&request)).await?;
-        // Their ids are in the order of their times.
-        let operations = state
+        let mut operations: Vec<_> = state
             .operations
             .values()
-            .rev()
             .map(|one| convert::operation(&state, one))
             .collect();
+        // Their ids are in the order of their times.
+        operations.reverse();
         Ok(Response::new(ListOperationsResponse { operations }))
     }
 

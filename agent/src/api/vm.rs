@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     pin::Pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -95,12 +96,9 @@ impl VmService for Api {
     ) -> Result<Response<ListVmsResponse>, Status> {
         let state = self.read(deadline(&request)).await?;
         let fresh = self.observe(&state, None).await;
-        let mut vms: Vec<_> = state
-            .vms
-            .values()
-            .map(|vm| self.message(&state, vm, &fresh))
-            .collect();
-        vms.sort_by(|a, b| a.name.cmp(&b.name));
+        let online = self.node.leases.online();
+        let shown = |vm: &Arc<model::Vm>| message(&state, vm, &fresh, online.as_ref());
+        let vms = state.vms.by_name().map(shown).collect();
         Ok(Response::new(ListVmsResponse { vms }))
     }
 
@@ -333,24 +331,15 @@ impl Api {
             name: id.to_string(),
         })?;
         let fresh = self.observe(state, Some(vm)).await;
-        Ok(self.message(state, vm, &fresh))
-    }
-
-    fn message(&self, state: &State, vm: &model::Vm, fresh: &BTreeMap<VmId, Fresh>) -> Vm {
-        // Where nobody leads, nothing is known about who is there: then the last report counts.
-        let online = self
-            .node
-            .leases
-            .online()
-            .is_none_or(|online| online.contains(&vm.node));
-        convert::vm(state, vm, fresh.get(&vm.id), online)
+        let online = self.node.leases.online();
+        Ok(message(state, vm, &fresh, online.as_ref()))
     }
 
     /// Asks the nodes what they see of their VMs now; `only` one of them, or all.
     async fn observe(&self, state: &State, only: Option<&model::Vm>) -> BTreeMap<VmId, Fresh> {
         let nodes: BTreeSet<NodeId> = match only {
             Some(vm) => [vm.node].into(),
-            None => state.vms.values().map(|vm| vm.node).collect(),
+            None => state.vms.nodes().collect(),
         };
         let vms = only.map(|vm| vm.id.to_string()).into_iter().collect();
         let answers = self.ask_nodes(nodes, vms).await;
@@ -437,6 +426,17 @@ impl Api {
             .await
             .map_err(|error| offline(state, node, error.to_string()))
     }
+}
+
+/// `online`: the nodes that are there. Where nobody leads, nothing is known about that: then the last report counts.
+fn message(
+    state: &State,
+    vm: &model::Vm,
+    fresh: &BTreeMap<VmId, Fresh>,
+    online: Option<&BTreeSet<NodeId>>,
+) -> Vm {
+    let is_online = online.is_none_or(|online| online.contains(&vm.node));
+    convert::vm(state, vm, fresh.get(&vm.id), is_online)
 }
 
 fn offline(state: &State, node: NodeId, problem: String) -> ApiError {

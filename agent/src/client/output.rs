@@ -61,6 +61,8 @@ pub fn object<T: Serialize>(to: &mut impl Write, format: Format, object: &T) -> 
     }
 }
 
+// What is printed is written at once: standard output writes each line by itself, and of ten thousand VMs there are many.
+
 /// Prints an object as JSON or YAML.
 pub fn data<T: Serialize>(to: &mut impl Write, format: Format, object: &T) -> io::Result<()> {
     match format {
@@ -70,8 +72,9 @@ pub fn data<T: Serialize>(to: &mut impl Write, format: Format, object: &T) -> io
             serde_norway::to_string(object).map_err(io::Error::other)?
         ),
         _ => {
-            serde_json::to_writer_pretty(&mut *to, object)?;
-            writeln!(to)
+            let mut text = serde_json::to_vec_pretty(object)?;
+            text.push(b'\n');
+            to.write_all(&text)
         }
     }
 }
@@ -92,14 +95,16 @@ pub fn table(to: &mut impl Write, header: &[&str], rows: Vec<Vec<String>>) -> io
             .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width_of).collect();
+    let mut text = String::new();
     for row in &rows {
         let mut line = String::new();
         for (cell, &width) in row.iter().zip(&widths) {
             line.push_str(&format!("{cell:width$}  "));
         }
-        writeln!(to, "{}", line.trim_end())?;
+        text.push_str(line.trim_end());
+        text.push('\n');
     }
-    Ok(())
+    to.write_all(text.as_bytes())
 }
 
 fn cell_text(cell: &str) -> String {

@@ -38,7 +38,7 @@ pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmReco
                 .extend(content.layers.iter().map(|layer| name(*layer)));
         }
     }
-    for vm in state.vms.values().filter(|vm| vm.node == node) {
+    for vm in state.vms.of(node) {
         let id = vm.id.to_string();
         // Without a record here, its first overlay is all that can be known.
         if !records.contains_key(&id) {

@@ -13,12 +13,7 @@ use crate::{
 
 /// Looks at everything that planning needs.
 pub fn observe(node: &Node, state: &State) -> Observed {
-    let wanted: BTreeSet<_> = state
-        .vms
-        .values()
-        .filter(|vm| vm.node == node.id())
-        .map(|vm| vm.spec.image)
-        .collect();
+    let wanted: BTreeSet<_> = state.vms.of(node.id()).map(|vm| vm.spec.image).collect();
     Observed {
         vms: node.vms.observe(),
         operations: node.forks.observe(),

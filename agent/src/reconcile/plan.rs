@@ -173,8 +173,8 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     let mut wanted_snapshots = BTreeSet::new();
 
     let taken = taken_by_operations(state, node);
-    let left_to_us = |vm: &&std::sync::Arc<Vm>| vm.node == node && !taken.contains(&vm.id);
-    for vm in state.vms.values().filter(left_to_us) {
+    let left_to_us = |vm: &&std::sync::Arc<Vm>| !taken.contains(&vm.id);
+    for vm in state.vms.of(node).filter(left_to_us) {
         let image_here = observed.images.contains(&vm.spec.image);
         let step = plan_vm(state, vm, observed.vms.get(&vm.id), now);
         reports.extend(step.report);

@@ -18,8 +18,8 @@ pub trait App: Default + Send + Sync + 'static {
     /// The state as it is now.
     fn view(&self) -> Self::View;
 
-    /// The whole state, for [`App::restore`].
-    fn snapshot(&self) -> Vec<u8>;
+    /// The whole of a state, for [`App::restore`]. It may take its time: the state machine goes on meanwhile.
+    fn snapshot(view: &Self::View) -> Vec<u8>;
 
     /// A state from a snapshot.
     fn restore(snapshot: &[u8]) -> Result<Self, AppError>;

@@ -126,7 +126,7 @@ impl<A: App> Machine<A> {
 }
 
 impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
-    type SnapshotBuilder = Builder;
+    type SnapshotBuilder = Builder<A>;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
         Ok((self.last, self.membership.clone()))
@@ -153,7 +153,7 @@ impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
         Ok(outcomes)
     }
 
-    async fn get_snapshot_builder(&mut self) -> Builder {
+    async fn get_snapshot_builder(&mut self) -> Builder<A> {
         let id = match self.last {
             Some(last) => last.to_string(),
             None => "empty".into(),
@@ -164,7 +164,7 @@ impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
                 last_membership: self.membership.clone(),
                 snapshot_id: id,
             },
-            state: self.app.snapshot().into(),
+            view: self.app.view(),
             snapshots: Arc::clone(&self.snapshots),
         }
     }
@@ -203,19 +203,26 @@ impl<A: App> RaftStateMachine<TypeConfig> for Machine<A> {
     }
 }
 
-/// A snapshot that was taken and is still to be kept; beside the state machine, which goes on.
-pub struct Builder {
+/// A snapshot that is still to be written; beside the state machine, which goes on.
+pub struct Builder<A: App> {
     meta: SnapshotMeta,
-    state: Bytes,
+    view: A::View,
     snapshots: Arc<Snapshots>,
 }
 
-impl RaftSnapshotBuilder<TypeConfig> for Builder {
+impl<A: App> RaftSnapshotBuilder<TypeConfig> for Builder<A> {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, StorageError> {
-        save(&self.snapshots, self.meta.clone(), self.state.clone()).await?;
+        let view = self.view.clone();
+        let state: Bytes = spawn_blocking(move || A::snapshot(&view))
+            .await
+            .map_err(|e| {
+                StorageIOError::write_snapshot(Some(self.meta.signature()), AnyError::new(&e))
+            })?
+            .into();
+        save(&self.snapshots, self.meta.clone(), state.clone()).await?;
         Ok(Snapshot {
             meta: self.meta.clone(),
-            snapshot: Box::new(SnapshotBytes(self.state.clone())),
+            snapshot: Box::new(SnapshotBytes(state)),
         })
     }
 }

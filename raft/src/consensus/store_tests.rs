@@ -33,8 +33,8 @@ impl App for Counter {
         self.0
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        self.0.to_be_bytes().to_vec()
+    fn snapshot(view: &u64) -> Vec<u8> {
+        view.to_be_bytes().to_vec()
     }
 
     fn restore(snapshot: &[u8]) -> Result<Self, AppError> {

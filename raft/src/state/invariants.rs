@@ -128,6 +128,11 @@ fn image_exists(state: &State, image: ImageId, object: impl Debug) -> Result<(),
 
 fn vms(state: &State) -> Result<(), Violation> {
     unique(state.vms.values().map(|vm| &vm.name))?;
+    hold(
+        state.vms.is_sound(),
+        "VMs",
+        "a VM is found by its name and its node",
+    )?;
     for (id, vm) in &state.vms {
         hold(*id == vm.id, id, "a VM is kept under its id")?;
         hold(state.nodes.contains_key(&vm.node), id, "a VM's node exists")?;

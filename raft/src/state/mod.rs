@@ -13,6 +13,8 @@ mod model;
 pub mod names;
 mod requests;
 mod response;
+mod shared_map;
+mod vms;
 
 pub use apply::{apply, dependents_of_image, dependents_of_snapshot};
 pub use command::*;
@@ -22,6 +24,8 @@ pub use invariants::{Violation, check};
 pub use model::*;
 pub use requests::{RequestRecord, Requests};
 pub use response::*;
+pub use shared_map::SharedMap;
+pub use vms::Vms;
 
 use crate::version::FIRST;
 

@@ -1,7 +1,7 @@
 //! What is replicated: the desired state of the cluster and the rare facts about it.
 //!
-//! Everything is in ordered maps of shared values, so that a clone of the state costs a pointer for each object and
-//! readers keep theirs while the next command is applied.
+//! Everything is in ordered maps of shared values, and what there may be many of in maps that share their parts, so that a clone
+//! of the state costs little and readers keep theirs while the next command is applied.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,7 @@ use std::{
 use super::ids::{
     CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
 };
-use super::requests::Requests;
+use super::{requests::Requests, shared_map::SharedMap, vms::Vms};
 
 /// A point in time as the proposer's clock had it: milliseconds since the Unix epoch.
 pub type Millis = u64;
@@ -39,13 +39,13 @@ pub struct State {
     /// Images.
     pub images: BTreeMap<ImageId, Arc<Image>>,
     /// Virtual machines.
-    pub vms: BTreeMap<VmId, Arc<Vm>>,
+    pub vms: Vms,
     /// Snapshots, those that are being captured included.
-    pub snapshots: BTreeMap<SnapshotId, Arc<Snapshot>>,
+    pub snapshots: SharedMap<SnapshotId, Arc<Snapshot>>,
     /// Operations: all open ones, and the last [`super::KEPT_OPERATIONS`] that ended.
-    pub operations: BTreeMap<OperationId, Arc<Operation>>,
+    pub operations: SharedMap<OperationId, Arc<Operation>>,
     /// Objects that are gone for the users and not yet deleted by their nodes.
-    pub tombstones: BTreeMap<ObjectId, Tombstone>,
+    pub tombstones: SharedMap<ObjectId, Tombstone>,
     /// What became of requests: the last [`super::KEPT_REQUESTS`].
     pub requests: Requests,
 }

@@ -9,6 +9,7 @@ use super::{
     ids::{CertificateId, NodeId, OperationId, SnapshotId, TokenId, VmId},
     model::{Certificate, Image, Node, Operation, Snapshot, State, Token, Vm},
     response::{Kind, Rejection},
+    shared_map::SharedMap,
 };
 
 /// How long a name may be.
@@ -84,15 +85,22 @@ pub fn node<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Node>, Rejection
 
 /// Finds an image.
 pub fn image<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Image>, Rejection> {
-    find(&state.images, Kind::Image, text, |image| Some(&image.name))
+    let id = find_in(&state.images, Kind::Image, text, |image| Some(&image.name))?;
+    state
+        .images
+        .get(&id)
+        .ok_or_else(|| not_found(Kind::Image, text))
 }
 
 /// Finds a VM. Of one that was given up with its node that is said.
 pub fn vm<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Vm>, Rejection> {
-    let found = find(&state.vms, Kind::Vm, text, |vm| Some(&vm.name));
-    match found {
+    if let Some(vm) = state.vms.named(text) {
+        return Ok(vm);
+    }
+    match find_by_id(Kind::Vm, text, |range| state.vms.range(range)) {
+        Ok(id) => state.vms.get(&id).ok_or_else(|| not_found(Kind::Vm, text)),
         Err(Rejection::NotFound { .. }) => Err(given_up(state, text)),
-        found => found,
+        Err(other) => Err(other),
     }
 }
 
@@ -151,7 +159,7 @@ pub fn operation<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Operation>,
 
 /// Finds a join token, by its id or a prefix of it.
 pub fn token<'a>(state: &'a State, text: &str) -> Result<(TokenId, &'a Token), Rejection> {
-    let id = find_id(&state.tokens, Kind::Token, text, |_| None)?;
+    let id = find_in(&state.tokens, Kind::Token, text, |_| None)?;
     state
         .tokens
         .get(&id)
@@ -164,7 +172,7 @@ pub fn certificate<'a>(
     state: &'a State,
     text: &str,
 ) -> Result<(CertificateId, &'a Certificate), Rejection> {
-    let id = find_id(
+    let id = find_in(
         &state.certificates,
         Kind::Certificate,
         text,
@@ -208,16 +216,20 @@ ulids!(
 );
 
 fn find<'a, I: Ulid, T>(
-    map: &'a BTreeMap<I, Arc<T>>,
+    map: &'a SharedMap<I, Arc<T>>,
     kind: Kind,
     text: &str,
     name_of: impl Fn(&T) -> Option<&String>,
 ) -> Result<&'a Arc<T>, Rejection> {
-    let id = find_id(map, kind, text, |object: &Arc<T>| name_of(object))?;
+    let is_named = |object: &&Arc<T>| name_of(object).is_some_and(|name| name == text);
+    if let Some(named) = map.values().find(is_named) {
+        return Ok(named);
+    }
+    let id = find_by_id(kind, text, |range| map.range(range))?;
     map.get(&id).ok_or_else(|| not_found(kind, text))
 }
 
-fn find_id<I: Ulid, T>(
+fn find_in<I: Ulid, T>(
     map: &BTreeMap<I, T>,
     kind: Kind,
     text: &str,
@@ -227,12 +239,19 @@ fn find_id<I: Ulid, T>(
     if let Some((id, _)) = map.iter().find(|(_, object)| named(object)) {
         return Ok(*id);
     }
+    find_by_id(kind, text, |range| map.range(range))
+}
+
+/// The one whose id begins so, of those that `within` gives for a range of ids.
+fn find_by_id<'a, I: Ulid + 'a, T: 'a, F: Iterator<Item = (&'a I, &'a T)>>(
+    kind: Kind,
+    text: &str,
+    within: impl FnOnce(RangeInclusive<I>) -> F,
+) -> Result<I, Rejection> {
     let Some(range) = prefix(text) else {
         return Err(not_found(kind, text));
     };
-    let mut matches = map
-        .range(I::of(*range.start())..=I::of(*range.end()))
-        .map(|(id, _)| *id);
+    let mut matches = within(I::of(*range.start())..=I::of(*range.end())).map(|(id, _)| *id);
     match (matches.next(), matches.next()) {
         (None, _) => Err(not_found(kind, text)),
         (Some(id), None) => Ok(id),

@@ -5,6 +5,8 @@ use std::{
     sync::Arc,
 };
 
+use crate::state::{SharedMap, Vm, VmId, Vms};
+
 /// A stored form of `M`.
 pub trait Mirror<M>: Sized {
     /// The stored form.
@@ -64,6 +66,36 @@ impl<K: Mirror<N> + Ord, N: Ord, T: Mirror<M>, M> Mirror<BTreeMap<N, M>> for BTr
     fn load(self) -> BTreeMap<N, M> {
         self.into_iter()
             .map(|(key, value)| (key.load(), value.load()))
+            .collect()
+    }
+}
+
+impl<K: Mirror<N> + Ord, N: Ord + Clone, T: Mirror<M>, M: Clone> Mirror<SharedMap<N, M>>
+    for BTreeMap<K, T>
+{
+    fn store(model: &SharedMap<N, M>) -> Self {
+        model
+            .iter()
+            .map(|(key, value)| (K::store(key), T::store(value)))
+            .collect()
+    }
+    fn load(self) -> SharedMap<N, M> {
+        self.into_iter()
+            .map(|(key, value)| (key.load(), value.load()))
+            .collect()
+    }
+}
+
+impl<K: Mirror<VmId> + Ord, T: Mirror<Arc<Vm>>> Mirror<Vms> for BTreeMap<K, T> {
+    fn store(model: &Vms) -> Self {
+        model
+            .iter()
+            .map(|(id, vm)| (K::store(id), T::store(vm)))
+            .collect()
+    }
+    fn load(self) -> Vms {
+        self.into_iter()
+            .map(|(id, vm)| (id.load(), vm.load()))
             .collect()
     }
 }

@@ -71,8 +71,8 @@ impl App for TextApp {
         Arc::clone(&self.0)
     }
 
-    fn snapshot(&self) -> Vec<u8> {
-        raft::codec::encode(&*self.0)
+    fn snapshot(view: &Arc<Texts>) -> Vec<u8> {
+        raft::codec::encode(&**view)
     }
 
     fn restore(snapshot: &[u8]) -> Result<Self, AppError> {

@@ -66,7 +66,7 @@ impl Blanks {
         {
             return Some(kind);
         }
-        let here = state.vms.values().filter(|vm| vm.node == node);
+        let here = state.vms.of(node);
         let newest = here.max_by_key(|vm| (vm.created_at, vm.id))?;
         let hardware = launch::hardware(state, &newest.spec, fitness).ok()?;
         Kind::of(state, &newest.spec, hardware).ok()

@@ -267,7 +267,7 @@ fn child_names(
     parent: &str,
     count: u32,
 ) -> Result<Vec<String>, Rejection> {
-    let taken: BTreeSet<&str> = state.vms.values().map(|vm| vm.name.as_str()).collect();
+    let is_taken = |name: &String| state.vms.named(name).is_some();
     let names: Vec<String> = match asked {
         Some(name) => {
             names::check_name("name", name)?;
@@ -277,7 +277,7 @@ fn child_names(
                     .map(|number| format!("{name}-{number}"))
                     .collect(),
             };
-            if let Some(name) = names.iter().find(|name| taken.contains(name.as_str())) {
+            if let Some(name) = names.iter().find(|name| is_taken(name)) {
                 return Err(Rejection::NameTaken {
                     kind: Kind::Vm,
                     name: name.clone(),
@@ -285,11 +285,14 @@ fn child_names(
             }
             names
         }
-        None => (1u32..)
-            .map(|number| format!("{parent}-{number}"))
-            .filter(|name| !taken.contains(name.as_str()))
-            .take(count as usize)
-            .collect(),
+        None => {
+            let taken = taken_numbers(state, parent);
+            (1u32..)
+                .filter(|number| !taken.contains(number))
+                .map(|number| format!("{parent}-{number}"))
+                .take(count as usize)
+                .collect()
+        }
     };
     if let Some(name) = names.iter().find(|name| !names::is_valid(name)) {
         let problem = format!(
@@ -299,6 +302,22 @@ fn child_names(
         return Err(invalid("name", problem));
     }
     Ok(names)
+}
+
+/// The numbers with which the names of VMs end that begin with this one's.
+fn taken_numbers(state: &State, parent: &str) -> BTreeSet<u32> {
+    let prefix = format!("{parent}-");
+    let number = |name: &str| {
+        let rest = name.strip_prefix(&prefix)?;
+        // `01` is another name than `1`.
+        rest.parse().ok().filter(|_| !rest.starts_with('0'))
+    };
+    state
+        .vms
+        .named_from(&prefix)
+        .take_while(|name| name.starts_with(&prefix))
+        .filter_map(number)
+        .collect()
 }
 
 /// Notes the snapshot that an operation makes.

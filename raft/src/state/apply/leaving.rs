@@ -9,7 +9,7 @@ use super::{operation, removal, vm};
 use crate::state::{
     KEPT_REMOVED,
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
-    model::{Image, Millis, Node, OperationState, RemovedNode, Snapshot, State},
+    model::{Image, Millis, Node, ObjectId, OperationState, RemovedNode, Snapshot, State},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -146,10 +146,20 @@ fn give_up_images(state: &mut State, node: NodeId) -> BTreeMap<ImageId, String> 
 fn forget(state: &mut State, node: NodeId) {
     state.nodes.remove(&node);
     state.tokens.retain(|_, token| token.node != Some(node));
-    state.tombstones.retain(|_, tombstone| {
+    let waiting = state.tombstones.iter();
+    let waiting: Vec<ObjectId> = waiting
+        .filter(|(_, tombstone)| tombstone.nodes.contains(&node))
+        .map(|(object, _)| *object)
+        .collect();
+    for object in waiting {
+        let Some(tombstone) = state.tombstones.get_mut(&object) else {
+            continue;
+        };
         tombstone.nodes.remove(&node);
-        !tombstone.nodes.is_empty()
-    });
+        if tombstone.nodes.is_empty() {
+            state.tombstones.remove(&object);
+        }
+    }
 }
 
 /// A newcomer that has not started yet is no member any more: it tried again, gave up, or let its time pass.

@@ -1,7 +1,5 @@
 //! Where a new VM goes.
 
-use std::collections::BTreeMap;
-
 use crate::state::{
     ids::NodeId,
     model::{Accelerator, Node, State},
@@ -38,10 +36,6 @@ pub(super) fn choose(
         return Ok(node.id);
     }
 
-    let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
-    for vm in state.vms.values() {
-        *load.entry(vm.node).or_default() += 1;
-    }
     let (mut fit, mut reasons) = (Vec::new(), Vec::new());
     for node in state.nodes.values() {
         let verdict = if node.schedulable {
@@ -50,7 +44,7 @@ pub(super) fn choose(
             Err(format!("node {} is cordoned", node.name))
         };
         match verdict {
-            Ok(()) => fit.push((load.get(&node.id).copied().unwrap_or(0), node.id)),
+            Ok(()) => fit.push((state.vms.count_of(node.id), node.id)),
             Err(reason) => reasons.push(reason),
         }
     }

@@ -109,7 +109,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         self_fork: *self_fork,
         unready: *unready,
     };
-    if state.vms.values().any(|vm| vm.name == *name) {
+    if state.vms.named(name).is_some() {
         return Err(Rejection::NameTaken {
             kind: Kind::Vm,
             name: name.clone(),
