@@ -5,7 +5,7 @@
 usage() {
     cat <<'USAGE'
 usage: deploy/bench.sh [--quick] [--only WORD] [--out DIR] [--prototypes DIR]
-       deploy/bench.sh raft [--quick] [--out DIR]
+       deploy/bench.sh raft|state|store [--quick] [--out DIR]
 
 Installs what is needed (deploy/deps.sh --test), builds the release and the guest image, and measures
 forks on a cluster of three agents with real guests: the parent's pause, the time until the children
@@ -21,6 +21,9 @@ What is measured of the replicated state goes into the same DIR/bench.json, besi
 
   raft               writes side by side with Debian's etcd (deploy/deps.sh --bench): three members each,
                      the same disk, TLS on both, one writer and 64; about two minutes
+  state              10,000 VMs that a host claims which has none: vm ls, a fork's commit beside a cluster
+                     of ten, an agent's memory, a new node, a restart; about two minutes
+  store              a day's writes, made fast: what they leave on disk; about ten minutes
 
 Nothing else should run on the machine meanwhile. docs/benchmarks.md says how to read it.
 USAGE
@@ -28,7 +31,7 @@ USAGE
 
 what=forks
 case ${1:-} in
-    raft) what=$1; shift ;;
+    raft | state | store) what=$1; shift ;;
 esac
 out='' prototypes='' arguments=()
 while [ $# -gt 0 ]; do
@@ -53,7 +56,9 @@ build() {
 }
 
 if [ "$what" != forks ]; then
-    "$repo/deploy/deps.sh" --bench
+    deps=()
+    if [ "$what" = raft ]; then deps=(--bench); fi
+    "$repo/deploy/deps.sh" "${deps[@]}"
     hash -r
     cd "$repo"
     find_fpagent

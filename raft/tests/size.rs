@@ -1,4 +1,5 @@
 //! What the log and the snapshots take on disk does not grow with what was ever written.
+#![allow(clippy::unwrap_used)]
 
 use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::Duration};
 

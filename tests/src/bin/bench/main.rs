@@ -1,20 +1,23 @@
 //! What forks cost on this machine: a cluster of three agents with data on the machine's disk, guests that write to theirs,
 //! everything asked by the commands of `fpagent` through a node that neither leads nor holds the VM, beside a bare QEMU doing
 //! the same with the same files, QEMU's own way (its whole state through a file), and the prototypes if they are at hand.
-//! And what the replicated state costs: writes side by side with etcd.
+//! And what the replicated state costs: writes side by side with etcd, ten thousand VMs, a day's writes.
 //!
 //! `deploy/bench.sh` runs it. Figures are worth something beside others of the same run only.
 
+mod beside_etcd;
 mod draw;
 mod etcd;
+mod fake_host;
 mod host;
 mod inside;
 mod many;
 mod qmp;
-mod raft;
 mod report;
 mod run;
 mod scenario;
+mod state;
+mod store;
 mod writers;
 mod yardstick;
 
@@ -59,6 +62,24 @@ enum Command {
         #[arg(long)]
         json: PathBuf,
     },
+    /// Measures a state of ten thousand VMs, which a host claims that has none.
+    State {
+        /// The short way.
+        #[arg(long)]
+        quick: bool,
+        /// Where the JSON goes; what else is in it stays.
+        #[arg(long)]
+        json: PathBuf,
+    },
+    /// Measures what a day's writes leave on disk.
+    Store {
+        /// The short way: a tenth of a day.
+        #[arg(long)]
+        quick: bool,
+        /// Where the JSON goes; what else is in it stays.
+        #[arg(long)]
+        json: PathBuf,
+    },
     /// Draws a JSON of `run` as SVG.
     Draw {
         /// The JSON.
@@ -91,7 +112,9 @@ fn main() -> anyhow::Result<()> {
             print!("{}", report.table());
             ran
         }
-        Command::Raft { quick, json } => beside(&json, |report| raft::run(report, quick)),
+        Command::Raft { quick, json } => beside(&json, |report| beside_etcd::run(report, quick)),
+        Command::State { quick, json } => beside(&json, |report| state::run(report, quick)),
+        Command::Store { quick, json } => beside(&json, |report| store::run(report, quick)),
         Command::Draw { from, to } => draw::draw(&load(&from)?, &to),
         Command::Show { from } => {
             print!("{}", load(&from)?.table());

@@ -120,6 +120,14 @@ impl Held {
         }
     }
 
+    /// The same, with a note.
+    pub fn noted(self, note: impl Into<String>) -> Self {
+        Self {
+            note: note.into(),
+            ..self
+        }
+    }
+
     /// Whether it keeps to its bound.
     pub fn is_kept(&self) -> bool {
         match self.at_most {
