@@ -33,7 +33,7 @@ pub(super) fn delete_node(state: &mut State, now: Millis, node: &str, force: boo
 
 /// What would be lost with a node, each with its kind: its VMs, and snapshots and images that no other node holds.
 fn only_there(state: &State, node: NodeId) -> Vec<String> {
-    let vms = state.vms.values().filter(|vm| vm.node == node);
+    let vms = state.vms.of(node);
     let snapshots = snapshots_of(state, node);
     let images = images_of(state, node);
     vms.map(|vm| format!("VM {}", vm.name))
@@ -94,7 +94,7 @@ fn fail_operations(state: &mut State, now: Millis, node: NodeId, reason: &str) {
 }
 
 fn give_up_vms(state: &mut State, now: Millis, node: NodeId) -> BTreeMap<VmId, String> {
-    let theirs = state.vms.values().filter(|vm| vm.node == node);
+    let theirs = state.vms.of(node);
     let given_up: BTreeMap<VmId, String> = theirs.map(|vm| (vm.id, vm.name.clone())).collect();
     for id in given_up.keys() {
         vm::remove(state, now, *id);

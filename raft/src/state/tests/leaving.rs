@@ -147,7 +147,9 @@ fn what_others_depend_on_stays_listed() {
     world.children(fork, &[(0, "")]);
     // As if the child had been taken elsewhere.
     let child = world.find("b").id;
-    Arc::make_mut(world.state.vms.get_mut(&child).unwrap()).node = 1;
+    let mut moved = world.state.vms.remove(&child).unwrap();
+    Arc::make_mut(&mut moved).node = 1;
+    world.state.vms.insert(child, moved);
     let image = world.state.vms[&vm].spec.image;
     Arc::make_mut(world.state.images.get_mut(&image).unwrap()).nodes = [2].into();
     world.ok(delete("n2", true));

@@ -86,6 +86,7 @@ impl FakeHost {
         peers.follow(raft.published());
         let calls = Calls {
             id,
+            address: local.identity.advertise.clone(),
             raft: raft.clone(),
             leases: Arc::default(),
         };
@@ -120,6 +121,7 @@ impl FakeHost {
                 qemu_version: "10.0.2".to_owned(),
                 accelerators: vec![Accelerator::Tcg],
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                newest_version: raft::version::newest(),
                 problems: Vec::new(),
             },
         })
@@ -345,6 +347,7 @@ impl TokenLookup for NoTokens {
 #[derive(Clone)]
 struct Calls {
     id: NodeId,
+    address: String,
     raft: Handle,
     leases: Arc<Leases>,
 }
@@ -357,13 +360,16 @@ impl Calls {
 
 /// As an agent does: the cluster takes it for one that is there.
 async fn renew_leases(calls: Calls, peers: Arc<Peers>, stop: CancellationToken) {
+    let request = RenewLeaseRequest {
+        node: calls.id,
+        address: calls.address.clone(),
+    };
     loop {
         if let Some(leader) = calls.raft.status().leader {
             if calls.leads() {
                 calls.leases.renew(calls.id);
             } else if let Ok(mut client) = peers.client(leader).await {
-                let request = RenewLeaseRequest { node: calls.id };
-                if let Err(status) = client.renew_lease(request).await {
+                if let Err(status) = client.renew_lease(request.clone()).await {
                     eprintln!("the fake host's lease was not renewed: {status}");
                 }
             }
