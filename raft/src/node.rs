@@ -1,15 +1,20 @@
 //! A member of the cluster: the consensus over the replicated [`State`]. The agent's way to propose, to read and to follow.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use tokio::{sync::watch, time::Instant};
 
 pub use crate::consensus::{
-    AWAY, Config, DialError, Dialer, InitializeError, ReadError, StartError, Status,
+    AWAY, BeginError, Config, DialError, Dialer, InitializeError, ReadError, StartError, Status,
+    offline::Position,
 };
 use crate::{
     codec::{self, CodecError},
-    consensus::{self, App, AppError, Member, Members},
+    consensus::{self, App, AppError, Member, Members, offline},
+    log::Identity,
     state::{ClusterId, Node, NodeId, Outcome, Proposal, State, apply},
 };
 
@@ -94,6 +99,41 @@ impl std::fmt::Debug for Handle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Handle").field(&self.0.status()).finish()
     }
+}
+
+/// What the folder of a member that does not run holds.
+pub type Held = offline::Held<Arc<State>>;
+
+fn identity(node: NodeId, cluster: ClusterId) -> Identity {
+    Identity {
+        cluster_id: cluster.to_string(),
+        node_id: node,
+    }
+}
+
+/// Looks into the folder of a member that does not run. See [`offline::look`].
+pub fn look(dir: &Path, node: NodeId, cluster: ClusterId) -> Result<Held, StartError> {
+    let held = offline::look::<Replicated>(dir, &identity(node, cluster))?;
+    Ok(Held {
+        app: held.app.0,
+        last: held.last,
+        committed: held.committed,
+        term: held.term,
+        voters: held.voters,
+        learners: held.learners,
+    })
+}
+
+/// Makes the folder of a member that begins with this state, and is the only voter. See [`offline::begin`].
+pub fn begin(
+    dir: &Path,
+    node: NodeId,
+    cluster: ClusterId,
+    after: Position,
+    state: &State,
+) -> Result<(), BeginError> {
+    let state = codec::encode_state(state);
+    offline::begin(dir, &identity(node, cluster), after, &state)
 }
 
 /// How a member is set up, with the times and sizes that are meant for use. `create`: whether the node is new, so that there

@@ -37,6 +37,17 @@ pub enum StartError {
     Interrupted(#[source] tokio::task::JoinError),
 }
 
+/// A member's folder could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// The log cannot be written.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The snapshot cannot be written.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+}
+
 /// A node could not become the first of a cluster.
 #[derive(Debug, thiserror::Error)]
 #[error("the cluster could not be initialized")]

@@ -12,6 +12,7 @@ mod machine;
 mod membership;
 mod network;
 mod node;
+pub mod offline;
 mod peers;
 mod proposals;
 mod reads;
@@ -26,7 +27,7 @@ mod wire;
 
 pub use self::{
     app::{App, AppError, Member, Members, Published},
-    errors::{InitializeError, ProposeError, ReadError, StartError},
+    errors::{BeginError, InitializeError, ProposeError, ReadError, StartError},
     handle::{Handle, Proposed},
     health::Status,
     node::{AWAY, Config, start, start_on},

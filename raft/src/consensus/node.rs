@@ -26,9 +26,15 @@ use super::{
     proposals::{self, Batcher},
     reads::{self, Rounds},
     snapshots::Snapshots,
-    types::Raft,
+    types::{LogId, Raft},
 };
 use crate::log::{Durable, Identity, LogBackend, LogError, LogGuard, LogStore, sled::SledBackend};
+
+/// Where the log lies in a member's folder.
+pub(super) const LOG: &str = "log";
+
+/// Where the snapshots lie.
+pub(super) const SNAPSHOTS: &str = "snapshots";
 
 /// How a member is set up.
 #[derive(Clone, Debug)]
@@ -108,22 +114,12 @@ fn open<A: App, B: LogBackend>(
         cluster_id: config.cluster_id.clone(),
         node_id: config.node_id,
     };
-    let logs = config.dir.join("log");
+    let logs = config.dir.join(LOG);
     let backend = engine(&logs, config.create)?;
     let (log, guard) = LogStore::open(backend, &identity)?;
-    let (snapshots, newest) = open_snapshots(&config.dir.join("snapshots"), config.create)?;
-    let included = newest
-        .as_ref()
-        .and_then(|(meta, _)| meta.last_log_id)
-        .map(|id| id.index);
-    if let Some(purged) = log.purged()
-        && included < Some(purged)
-    {
-        return Err(StartError::Gap {
-            purged,
-            snapshot: included.unwrap_or(0),
-        });
-    }
+    let (snapshots, newest) = open_snapshots(&config.dir.join(SNAPSHOTS), config.create)?;
+    let included = newest.as_ref().and_then(|(meta, _)| meta.last_log_id);
+    check_gap(log.purged(), included)?;
     let (machine, outlets) =
         Machine::new(Arc::new(snapshots), newest, log.durable()).map_err(StartError::Restore)?;
     Ok(Opened {
@@ -132,6 +128,18 @@ fn open<A: App, B: LogBackend>(
         machine,
         outlets,
     })
+}
+
+/// Refuses a log that begins after the snapshot ends.
+pub(super) fn check_gap(purged: Option<LogId>, included: Option<LogId>) -> Result<(), StartError> {
+    let index = |id: Option<LogId>| id.map(|id| id.index);
+    match (index(purged), index(included)) {
+        (Some(purged), included) if included < Some(purged) => Err(StartError::Gap {
+            purged,
+            snapshot: included.unwrap_or(0),
+        }),
+        _ => Ok(()),
+    }
 }
 
 type NewestSnapshot = Option<(super::types::SnapshotMeta, bytes::Bytes)>;

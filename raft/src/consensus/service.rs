@@ -31,7 +31,9 @@ pub struct Service(pub(super) Arc<Core>);
 impl Service {
     fn check(&self, cluster_id: &str, target: u64) -> Result<(), Status> {
         if cluster_id != self.0.peers.cluster_id() {
-            return Err(Status::failed_precondition("this is another cluster"));
+            return Err(Status::failed_precondition(
+                "this is another cluster, or this one before or after it was recovered or restored",
+            ));
         }
         if target != self.0.id {
             return Err(Status::failed_precondition(format!(

@@ -16,5 +16,5 @@ mod store_tests;
 pub use self::{
     backend::{Key, LogBackend, LogError},
     durable::Durable,
-    store::{Identity, LogGuard, LogReader, LogStore},
+    store::{Contents, Identity, LogGuard, LogReader, LogStore, begin_after, read_after},
 };

@@ -101,7 +101,10 @@ impl LogStore {
         backend: impl LogBackend,
         identity: &Identity,
     ) -> Result<(Self, LogGuard), LogError> {
-        let found = Found::read(&backend, identity)?;
+        let found = Contents::read(&backend, identity)?;
+        if found.is_new {
+            put(&backend, Key::Identity, identity)?;
+        }
         let first = found.purged.map_or(0, |id| id.index + 1);
         let backend: SharedBackend = Arc::new(RwLock::new(Some(Box::new(backend))));
         let end = found.last.map_or(0, |id| id.index + 1);
@@ -143,9 +146,9 @@ impl LogStore {
         self.writer().durable().clone()
     }
 
-    /// The last index that was purged: the state up to there must come from a snapshot.
-    pub fn purged(&self) -> Option<u64> {
-        self.purged.map(|id| id.index)
+    /// The last entry that was purged: the state up to there must come from a snapshot.
+    pub fn purged(&self) -> Option<LogId> {
+        self.purged
     }
 }
 
@@ -155,16 +158,24 @@ pub(super) fn writer(log: &LogStore) -> &Writer {
     log.writer()
 }
 
-/// What a log held when it was opened.
-struct Found {
-    vote: Option<Vote>,
-    committed: Option<LogId>,
-    purged: Option<LogId>,
-    last: Option<LogId>,
+/// What a log holds.
+#[derive(Debug)]
+pub struct Contents {
+    /// The last vote.
+    pub vote: Option<Vote>,
+    /// The last entry that is known to be committed.
+    pub committed: Option<LogId>,
+    /// What was purged: the state up to there must come from a snapshot.
+    pub purged: Option<LogId>,
+    /// The last entry, or what was purged.
+    pub last: Option<LogId>,
+    /// Whether nothing was ever written to it.
+    is_new: bool,
 }
 
-impl Found {
-    fn read(backend: &impl LogBackend, identity: &Identity) -> Result<Self, LogError> {
+impl Contents {
+    /// Reads and checks a whole log, and changes nothing.
+    pub fn read(backend: &impl LogBackend, identity: &Identity) -> Result<Self, LogError> {
         let vote: Option<records::Vote> = get(backend, Key::Vote)?;
         let committed: Option<records::LogId> = get(backend, Key::Committed)?;
         let purged: Option<records::LogId> = get(backend, Key::Purged)?;
@@ -173,8 +184,9 @@ impl Found {
             committed: committed.map(Into::into),
             purged: purged.map(Into::into),
             last: purged.map(Into::into),
+            is_new: false,
         };
-        found.read_entries(backend)?;
+        found.last = read_after(backend, found.purged, |_| Ok(()))?.or(found.last);
         match get::<Identity>(backend, Key::Identity)? {
             Some(owner) if owner != *identity => {
                 return Err(LogError::Foreign {
@@ -186,7 +198,7 @@ impl Found {
             None if found.vote.is_some() || found.last.is_some() => {
                 return Err(LogError::Damaged("it does not say whose it is".into()));
             }
-            None => put(backend, Key::Identity, identity)?,
+            None => found.is_new = true,
         }
         // Only the entry that founds a cluster comes before the first vote.
         if found.vote.is_none() && found.last.is_some_and(|id| id.index > 0) {
@@ -204,26 +216,45 @@ impl Found {
         }
         Ok(found)
     }
+}
 
-    fn read_entries(&mut self, backend: &impl LogBackend) -> Result<(), LogError> {
-        let mut next = self.purged.map_or(0, |id| id.index + 1);
-        loop {
-            let found = backend.read(next..u64::MAX, CHECK_STEP)?;
-            if found.is_empty() {
-                return Ok(());
+/// Gives the entries after one, or all, in their order. The last one's position, if there is any.
+pub fn read_after<E: From<LogError>>(
+    backend: &impl LogBackend,
+    before: Option<LogId>,
+    mut each: impl FnMut(Entry) -> Result<(), E>,
+) -> Result<Option<LogId>, E> {
+    let mut next = before.map_or(0, |id| id.index + 1);
+    let mut last = None;
+    loop {
+        let found = backend.read(next..u64::MAX, CHECK_STEP)?;
+        if found.is_empty() {
+            return Ok(last);
+        }
+        for (index, record) in found {
+            if index != next {
+                let missing = format!("records {next} to {} are missing", index - 1);
+                return Err(LogError::Damaged(missing).into());
             }
-            for (index, record) in found {
-                if index != next {
-                    return Err(LogError::Damaged(format!(
-                        "records {next} to {} are missing",
-                        index - 1
-                    )));
-                }
-                self.last = Some(entry(index, &record)?.log_id);
-                next += 1;
-            }
+            let entry = entry(index, &record)?;
+            last = Some(entry.log_id);
+            each(entry)?;
+            next += 1;
         }
     }
+}
+
+/// Begins a log in an engine that is empty: it goes on after a snapshot that ends at `last`, by a node that has voted for itself since.
+pub fn begin_after(
+    backend: &impl LogBackend,
+    identity: &Identity,
+    last: LogId,
+) -> Result<(), LogError> {
+    let vote = Vote::new(last.leader_id.term, identity.node_id);
+    backend.put(Key::Identity, &framed(identity))?;
+    backend.put(Key::Vote, &framed(&records::Vote::from(vote)))?;
+    backend.put(Key::Purged, &framed(&records::LogId::from(last)))?;
+    backend.sync()
 }
 
 fn get<T: DeserializeOwned>(backend: &impl LogBackend, key: Key) -> Result<Option<T>, LogError> {

@@ -11,6 +11,7 @@ mod ids;
 mod invariants;
 mod model;
 pub mod names;
+mod put_back;
 mod requests;
 mod response;
 mod shared_map;
@@ -22,6 +23,7 @@ pub use digest::digest;
 pub use ids::*;
 pub use invariants::{Violation, check};
 pub use model::*;
+pub use put_back::Users;
 pub use requests::{RequestRecord, Requests};
 pub use response::*;
 pub use shared_map::SharedMap;
@@ -57,6 +59,7 @@ impl Default for State {
             operations: Default::default(),
             tombstones: Default::default(),
             requests: Default::default(),
+            forgotten: None,
         }
     }
 }

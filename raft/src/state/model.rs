@@ -48,6 +48,17 @@ pub struct State {
     pub tombstones: SharedMap<ObjectId, Tombstone>,
     /// What became of requests: the last [`super::KEPT_REQUESTS`].
     pub requests: Requests,
+    /// The time of which nothing is known, once the state was put back.
+    pub forgotten: Option<Forgotten>,
+}
+
+/// The time of which a state that was put back knows nothing. What was made in it may be there all the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// From what was the newest in the state, a little less: clocks differ.
+    pub from: Millis,
+    /// Until the state was put back.
+    pub to: Millis,
 }
 
 /// A host.

@@ -364,7 +364,9 @@ mirrors! {
         operations: BTreeMap<Id, Box<Operation>>,
         tombstones: BTreeMap<ObjectId, Tombstone>,
         requests: Requests,
+        forgotten: Option<Forgotten>,
     }
+    struct Forgotten { from: Millis, to: Millis }
 }
 
 /// What became of a command.

@@ -27,6 +27,7 @@ pub fn state() -> State {
     }
     state.cluster = Some(ClusterId(0x11));
     state.next_node = 4;
+    state.forgotten = Some(Forgotten { from: 7, to: 9 });
     for (id, capacity) in [(1, Some(capacity())), (2, None)] {
         let node = Node {
             id,

@@ -109,7 +109,12 @@ impl Cluster {
 
     /// Starts a member, at a new address.
     pub async fn start(&mut self, id: u64, create: bool) {
-        let mut config = Config::new(id, "test", self.dir(id));
+        self.start_in(id, create, "test", self.dir(id)).await;
+    }
+
+    /// The same in a cluster and a folder of the caller's choice.
+    pub async fn start_in(&mut self, id: u64, create: bool, cluster: &str, dir: PathBuf) {
+        let mut config = Config::new(id, cluster, dir);
         config.create = create;
         (self.tune)(&mut config);
         let disk = Arc::clone(self.disks.entry(id).or_default());

@@ -206,7 +206,7 @@ pub(super) fn withdraw_join(state: &mut State, key_hash: &[u8; 32]) -> Outcome {
     Ok(Response::Done)
 }
 
-fn add_node(
+pub(in crate::state) fn add_node(
     state: &mut State,
     now: Millis,
     name: &str,

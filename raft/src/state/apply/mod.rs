@@ -21,6 +21,7 @@ use super::{
     response::{Outcome, Rejection},
 };
 
+pub(super) use membership::add_node;
 pub use removal::{dependents_of_image, dependents_of_snapshot};
 
 /// How long a request id may be.

@@ -5,6 +5,7 @@ mod forks;
 mod leaving;
 mod membership;
 mod properties;
+mod put_back;
 mod removal;
 mod reset;
 mod told;
