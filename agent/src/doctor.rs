@@ -2,6 +2,8 @@
 
 use proto::v1::{HostCheck, HostCheckResult};
 
+use raft::state::ObjectId;
+
 use crate::node::Node;
 
 /// Checks everything there is to check.
@@ -9,6 +11,7 @@ pub fn check(node: &Node) -> Vec<HostCheck> {
     let mut checks = vec![qemu(node), kvm(node), write_tracking(node), disk(node)];
     checks.extend(crate::density::check(node));
     checks.push(clock(node));
+    checks.push(strangers(node));
     checks
 }
 
@@ -28,6 +31,39 @@ fn result(name: &str, result: HostCheckResult, found: impl Into<String>, hint: &
         result: result.into(),
         found: found.into(),
         hint: hint.to_owned(),
+    }
+}
+
+/// VMs that ran here and that the cluster's state does not know: it was put back to a moment before they were made.
+fn strangers(node: &Node) -> HostCheck {
+    let state = node.state();
+    let is_known =
+        |vm| state.vms.contains_key(&vm) || state.tombstones.contains_key(&ObjectId::Vm(vm));
+    let seen = node.vms.observe();
+    let unknown: Vec<String> = seen
+        .iter()
+        .filter(|(vm, seen)| seen.has_run && !is_known(**vm))
+        .map(|(vm, _)| match node.pid_of(*vm) {
+            0 => vm.to_string(),
+            pid => format!("{vm} (process {pid})"),
+        })
+        .collect();
+    match unknown.is_empty() || state.cluster.is_none() {
+        true => result(
+            "unknown-vms",
+            HostCheckResult::Ok,
+            "the cluster knows every VM that is here",
+            "",
+        ),
+        false => result(
+            "unknown-vms",
+            HostCheckResult::Warning,
+            format!(
+                "the cluster does not know these VMs: {}",
+                unknown.join(", ")
+            ),
+            "they are left alone. Restore a newer backup, or end their processes and remove their folders in DATA/vms",
+        ),
     }
 }
 

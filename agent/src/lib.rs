@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod api;
 pub mod audit;
+pub mod backup;
 pub mod blobs;
 pub mod client;
 pub mod convert;
@@ -19,6 +20,7 @@ pub mod node;
 pub mod peers;
 pub mod program;
 pub mod reconcile;
+pub mod recovery;
 pub mod removal;
 pub mod secrets;
 pub mod store;

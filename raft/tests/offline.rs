@@ -84,7 +84,7 @@ async fn goes_on_alone(tune: fn(&mut Config)) {
         &anew,
         &identity("anew", 1),
         found.last,
-        &found.app.snapshot(),
+        &TextApp::snapshot(&found.app.view()),
     )
     .unwrap();
 
@@ -201,7 +201,7 @@ async fn what_is_cut_off_anywhere_leaves_the_log_of_before_as_it_was() {
     within(LIMIT, async {
         let (mut cluster, texts, anew) = stopped(as_meant).await;
         let before = held(&cluster.dir(1), "test", 1);
-        let state = before.app.snapshot();
+        let state = TextApp::snapshot(&before.app.view());
         let mut cuts = 0;
         loop {
             let folder = anew.with_extension(cuts.to_string());

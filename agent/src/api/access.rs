@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use raft::state::{NodeId, Role, State};
+use raft::state::{Forgotten, NodeId, Role, State};
 use tonic::{
     Code, Status,
     body::Body,
@@ -59,6 +59,7 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("CreateCertificate", ADMIN),
             ("ListCertificates", ADMIN),
             ("RevokeCertificate", ADMIN),
+            ("CreateBackup", ADMIN),
         ],
     ),
     (
@@ -216,10 +217,14 @@ fn check(
 /// ended, revoked or not, so that its end is told by itself; and it may not know yet of one that another node has just signed.
 fn is_valid(user: &User, state: &State) -> Result<(), String> {
     let noted = state.certificates.get(&user.certificate);
+    // It may have been revoked, which nobody remembers.
+    let is_older = |forgotten: &Forgotten| forgotten.is_older(user.certificate.0);
     let problem = if user.expires_at <= now() {
         "has expired"
     } else if noted.is_some_and(|noted| noted.revoked_at.is_some()) {
         "was revoked"
+    } else if noted.is_none() && state.forgotten.as_ref().is_some_and(is_older) {
+        "is not known since the cluster's state was put back"
     } else {
         return Ok(());
     };
@@ -496,6 +501,12 @@ mod tests {
         noted.revoked_at = Some(2);
         state.certificates.insert(SERIAL, noted);
         assert!(is_valid(&ann, &state).unwrap_err().contains("revoked"));
+        // One that a state does not know which was put back since: whether it was revoked nobody remembers.
+        state.certificates.clear();
+        state.forgotten = Some(Forgotten { from: 5, to: 7 });
+        assert!(is_valid(&ann, &state).unwrap_err().contains("put back"));
+        ann.certificate = CertificateId(8 << 80);
+        assert_eq!(is_valid(&ann, &state), Ok(()), "it was made after that");
         // However long its connection stands, and though nobody remembers any more that it was revoked.
         ann.expires_at = 2;
         state.certificates.clear();

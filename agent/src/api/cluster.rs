@@ -5,21 +5,25 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use proto::v1::{
-    Certificate, CheckHostRequest, CheckHostResponse, CreateCertificateRequest,
-    CreateCertificateResponse, CreateTokenRequest, CreateTokenResponse, GetStatusRequest,
-    GetStatusResponse, JoinRequest, JoinResponse, ListCertificatesRequest,
+    Certificate, CheckHostRequest, CheckHostResponse, CreateBackupRequest, CreateBackupResponse,
+    CreateCertificateRequest, CreateCertificateResponse, CreateTokenRequest, CreateTokenResponse,
+    GetStatusRequest, GetStatusResponse, JoinRequest, JoinResponse, ListCertificatesRequest,
     ListCertificatesResponse, ListTokensRequest, ListTokensResponse, RevokeCertificateRequest,
     RevokeTokenRequest, RevokeTokenResponse, Token, WithdrawJoinRequest, WithdrawJoinResponse,
     cluster_service_server::ClusterService, join_service_server::JoinService,
 };
-use raft::state::{self, CertificateId, Command, RequestKey, Response as Outcome, TokenId};
+use raft::state::{self, CertificateId, Command, RequestKey, Response as Outcome, State, TokenId};
 use tokio::{task::spawn_blocking, time::Instant};
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
-use super::{Api, deadline, request_key, role, unexpected};
+use super::{Api, carry::Answers, deadline, request_key, role, unexpected};
 use crate::{
+    audit,
+    backup::{About, Backup},
     convert,
     errors::ApiError,
     node::now,
@@ -34,6 +38,9 @@ const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 /// The same for certificates.
 const CERTIFICATE_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 const LONGEST_CERTIFICATE_TTL: Duration = Duration::from_secs(366 * 24 * 3600);
+
+/// How much of a backup is sent at once, bytes.
+const BACKUP_CHUNK: usize = 1 << 20;
 
 #[tonic::async_trait]
 impl ClusterService for Api {
@@ -58,6 +65,7 @@ impl ClusterService for Api {
             .map_err(|error| ApiError::Internal(error.to_string()))?;
         Ok(Response::new(GetStatusResponse {
             cluster_id: node.cluster().to_string(),
+            incarnation: node.identity.incarnation.to_string(),
             node: own,
             leader: status
                 .leader
@@ -201,6 +209,46 @@ impl ClusterService for Api {
         Ok(Response::new(convert::certificate(id, &certificate)))
     }
 
+    type CreateBackupStream = Answers<CreateBackupResponse>;
+
+    async fn create_backup(
+        &self,
+        request: Request<CreateBackupRequest>,
+    ) -> Result<Response<Self::CreateBackupStream>, Status> {
+        let deadline = deadline(&request);
+        let with_authority = request.into_inner().with_authority;
+        audit::about(|| match with_authority {
+            true => "the state and the authority's key".to_owned(),
+            false => "the state".to_owned(),
+        });
+        self.read(deadline).await?;
+        let published = self.node.raft.published().borrow().clone();
+        let (identity, authority) = (&self.node.identity, &self.node.authority);
+        let backup = Backup {
+            about: About {
+                cluster: identity.cluster.0,
+                incarnation: identity.incarnation.0,
+                node: identity.name.clone(),
+                taken_at: now(),
+                term: self.node.raft.status().term,
+                index: published.index,
+                agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+                authority: authority.certificate().to_vec(),
+            },
+            state: State::clone(&published.view),
+            authority_key: with_authority.then(|| authority.key_der()),
+        };
+        let bytes: Bytes = spawn_blocking(move || backup.to_bytes())
+            .await
+            .map_err(|error| ApiError::Internal(error.to_string()))?
+            .into();
+        let chunks = (0..bytes.len()).step_by(BACKUP_CHUNK).map(move |start| {
+            let chunk = bytes.slice(start..bytes.len().min(start + BACKUP_CHUNK));
+            Ok(CreateBackupResponse { chunk })
+        });
+        Ok(Response::new(stream::iter(chunks).boxed()))
+    }
+
     async fn revoke_token(
         &self,
         request: Request<RevokeTokenRequest>,
@@ -259,6 +307,7 @@ impl JoinService for Api {
         tracing::info!(node = id, name = request.name, "a node joined");
         Ok(Response::new(JoinResponse {
             cluster_id: self.node.cluster().to_string(),
+            incarnation: self.node.identity.incarnation.to_string(),
             node_id: id,
             certificate: certificate.to_vec().into(),
             authority_certificate: self.node.authority.certificate().to_vec().into(),

@@ -6,7 +6,10 @@ use proto::v1::Reason;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::trust::{TrustError, tls::connect::ConnectError};
+use crate::{
+    recovery::RecoveryError,
+    trust::{TrustError, tls::connect::ConnectError},
+};
 
 /// A command that did not do what was asked.
 #[derive(Debug)]
@@ -205,6 +208,29 @@ impl From<TrustError> for Failure {
             | TrustError::Tls(_) => (FailureKind::Refused, ""),
         };
         Self::new(kind, causes(&error), hint)
+    }
+}
+
+impl From<RecoveryError> for Failure {
+    fn from(error: RecoveryError) -> Self {
+        let hint = match error {
+            RecoveryError::Trust(error) => return error.into(),
+            RecoveryError::NeverRan(_) | RecoveryError::Unfounded(_) => {
+                "choose a node that has been part of the cluster"
+            }
+            RecoveryError::Log { .. } => "choose another node, or restore a backup",
+            RecoveryError::Removed(_) => {
+                "its identity must not come back: choose another node, or restore a backup"
+            }
+            RecoveryError::AlreadyAlone(_) => "start it with `fpagent run`",
+            RecoveryError::AlreadyThere { .. } => "nothing needs to be done",
+            RecoveryError::OtherCluster { .. } => "choose the cluster's backup, or its directory",
+            RecoveryError::OtherAuthority => "use the authority of the time of the backup",
+            RecoveryError::Refused(_) => "choose another --name",
+            RecoveryError::Begin(_) => "nothing was changed: mend the disk, and try again",
+            RecoveryError::Audit(_) => "mend the disk before the agent is started",
+        };
+        Self::refused(causes(&error), hint)
     }
 }
 

@@ -79,6 +79,14 @@ impl Context {
         Ok(output::data(&mut io::stdout().lock(), self.format(), item)?)
     }
 
+    /// A line for each thing there is to say of something, for people.
+    fn lines(&self, lines: &[(&'static str, String)]) -> Result<(), Failure> {
+        for (name, value) in lines {
+            self.say(format_args!("{name:10}{value}"))?;
+        }
+        Ok(())
+    }
+
     /// A line for people.
     fn say(&self, line: impl std::fmt::Display) -> Result<(), Failure> {
         Ok(writeln!(io::stdout().lock(), "{line}")?)
@@ -95,6 +103,9 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Run(_) => Err(Failure::usage("`run` is the daemon's", "")),
         Command::Init(args) => commands::init::run(&context, args),
         Command::Join(args) => commands::join::run(&context, args).await,
+        Command::Recover(args) => commands::recover::run(&context, args),
+        Command::Backup(args) => commands::backup::run(&context, args).await,
+        Command::Restore(args) => commands::restore::run(&context, args),
         Command::Cert(command) => commands::cert::run(&context, command).await,
         Command::Token(command) => commands::token::run(&context, command).await,
         Command::Status => commands::status::status(&context).await,

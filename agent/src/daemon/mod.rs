@@ -65,9 +65,6 @@ use crate::{
     },
 };
 
-/// Says that the node has had a log.
-const STARTED: &str = "started";
-
 /// How much others give way to the agent (nice(2)).
 const NICE: i32 = -20;
 
@@ -190,12 +187,12 @@ impl Agent {
             &local.identity.members,
         ));
         // A log that was there once must be there: without it the node has lost what it voted for.
-        let marker = data.root().join(STARTED);
-        let create = !marker.exists() && !data.raft().exists();
+        let (marker, log) = (data.started(&local.identity), data.raft(&local.identity));
+        let create = !marker.exists() && !log.exists();
         let config = raft::node::config(
             local.identity.node,
-            ClusterId(local.identity.cluster.0),
-            data.raft(),
+            ClusterId(local.identity.incarnation.0),
+            log,
             create,
         );
         let raft = raft::node::start(

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qemu::record::VmRecord;
-use raft::state::{DERIVED_IDS, NodeId, OperationId, State};
+use raft::state::{DERIVED_IDS, Forgotten, NodeId, OperationId, State, VmId};
 
 use crate::blobs::hex;
 
@@ -71,12 +71,18 @@ pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmReco
     files
 }
 
-/// What is there, not referred to, and belongs to no operation that is under way.
-pub fn unreferenced(there: &Files, referenced: &Files, in_flight: &BTreeSet<OperationId>) -> Files {
+/// What is there, not referred to, belongs to no operation that is under way, and was not made in a time that the state has forgotten: a
+/// newer state may refer to it, and may be put back yet. Images have names that say nothing of that.
+pub fn unreferenced(
+    there: &Files,
+    referenced: &Files,
+    in_flight: &BTreeSet<OperationId>,
+    forgotten: Option<&Forgotten>,
+) -> Files {
     let free = |there: &BTreeSet<String>, referenced: &BTreeSet<String>| {
         there
             .difference(referenced)
-            .filter(|name| !belongs_to(name, in_flight))
+            .filter(|name| !belongs_to(name, in_flight) && !is_forgotten(name, forgotten))
             .cloned()
             .collect()
     };
@@ -100,6 +106,12 @@ fn belongs_to(name: &str, operations: &BTreeSet<OperationId>) -> bool {
     }
 }
 
+/// Whether a file was made in a time that the state has forgotten.
+fn is_forgotten(name: &str, forgotten: Option<&Forgotten>) -> bool {
+    let id = name.parse::<VmId>();
+    forgotten.is_some_and(|forgotten| id.is_ok_and(|id| forgotten.holds(id.0)))
+}
+
 fn name(id: u128) -> String {
-    raft::state::VmId(id).to_string()
+    VmId(id).to_string()
 }

@@ -5,11 +5,11 @@ use std::{
     fs, io,
     path::Path,
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 use qemu::{failpoint, record::VmRecord};
-use raft::state::{Command as Change, ObjectId, SnapshotId, State, VmId};
+use raft::state::{Command as Change, Forgotten, ObjectId, SnapshotId, State, VmId};
 use tokio::time::Instant;
 
 use super::{
@@ -291,7 +291,13 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
                 records.extend(record.map(|record| (name, record)));
             }
         }
-        let free = unreferenced(&there, &referenced(&state, id, &records), &in_flight);
+        let forgotten = state.forgotten.as_ref();
+        let referenced = referenced(&state, id, &records);
+        let mut free = unreferenced(&there, &referenced, &in_flight, forgotten);
+        if let Some(forgotten) = forgotten {
+            free.images
+                .retain(|image| !is_of(forgotten, &layout.images().join(image)));
+        }
         let all = [
             (layout.bases(), free.bases, ""),
             (layout.streams(), free.streams, ""),
@@ -313,6 +319,16 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     tokio::task::spawn_blocking(sweep)
         .await
         .map_err(io::Error::other)?
+}
+
+/// Whether a file was last written in a time that the state has forgotten.
+fn is_of(forgotten: &Forgotten, file: &Path) -> bool {
+    let written = fs::metadata(file).and_then(|metadata| metadata.modified());
+    let at = written.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
+    at.is_ok_and(|at| {
+        let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+        (forgotten.from..=forgotten.to).contains(&at)
+    })
 }
 
 fn names(folder: &Path, ending: &str) -> io::Result<BTreeSet<String>> {

@@ -16,6 +16,10 @@ use raft::state::{
 use super::restart::{Verdict, verdict};
 use crate::convert;
 
+/// Of a VM that ran on its node, which has nothing of it any more.
+const NOTHING_LEFT: &str = "nothing of it is left on its node: its files were lost, or it was deleted before the cluster's state was put back. \
+     Delete it, or start it to have it begin anew from its image";
+
 /// What a node sees of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Observed {
@@ -424,6 +428,11 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>, now: Millis) -> Step {
         past: Past::default(),
         is: Is::Absent,
     };
+    // It ran here in this boot. From its image it would be started as another VM.
+    let nothing_is_left = seen.is_none()
+        && vm.reported_boot == vm.boot
+        && matches!(vm.phase, Phase::Running | Phase::Paused)
+        && matches!(vm.power, Power::Running | Power::Paused);
     let seen = seen.unwrap_or(&absent);
     if seen.busy || seen.is == Is::Unknown {
         return Step::default();
@@ -437,6 +446,9 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>, now: Millis) -> Step {
         });
     if being_forked {
         return Step::default();
+    }
+    if nothing_is_left {
+        return Step::report(vm, seen, Phase::Failed, NOTHING_LEFT);
     }
     match (&seen.is, vm.power) {
         (Is::Unknown, _) => Step::default(),

@@ -51,11 +51,14 @@ pub struct Member {
     pub address: String,
 }
 
-/// Who a node is. Of it only the addresses may change.
+/// Who a node is. Of it only the addresses may change, and the incarnation, which `fpagent recover` and `restore` change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster's id.
     pub cluster: Ulid,
+    /// Which incarnation of the cluster it is in: its id until the state was put back, another one after each time. Nodes of different
+    /// ones do not take part in each other's consensus.
+    pub incarnation: Ulid,
     /// The node's number in it.
     pub node: u64,
     /// The node's name.
@@ -90,6 +93,9 @@ struct StoredRemoval {
 struct StoredIdentity {
     version: u32,
     cluster_id: String,
+    /// Absent while it is the cluster's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    incarnation: Option<String>,
     node_id: u64,
     name: String,
     listen: String,
@@ -131,9 +137,22 @@ impl DataDir {
         &self.root
     }
 
-    /// The replicated log and the state's snapshots.
-    pub fn raft(&self) -> PathBuf {
-        self.root.join("raft")
+    /// The replicated log and the state's snapshots of an incarnation. Each has a folder of its own, so that going from one to another is
+    /// one step: [`DataDir::set_incarnation`].
+    pub fn raft(&self, identity: &Identity) -> PathBuf {
+        self.of_incarnation("raft", identity)
+    }
+
+    /// A file that says that there has been a log in this incarnation.
+    pub fn started(&self, identity: &Identity) -> PathBuf {
+        self.of_incarnation("started", identity)
+    }
+
+    fn of_incarnation(&self, name: &str, identity: &Identity) -> PathBuf {
+        match identity.incarnation == identity.cluster {
+            true => self.root.join(name),
+            false => self.root.join(format!("{name}-{}", identity.incarnation)),
+        }
     }
 
     /// Files of images, each named by its SHA-256.
@@ -302,6 +321,11 @@ impl DataDir {
         save_certificate(certificate, &self.root.join(CERTS).join("node.pem"))
     }
 
+    /// Has the directory's node be in another incarnation of its cluster from now on. Durable when it returns, and until then not done.
+    pub fn set_incarnation(&self, identity: &Identity) -> Result<(), TrustError> {
+        write_json(&self.identity_file(), &StoredIdentity::from(identity))
+    }
+
     /// Tells whether the directory can take a node of this name, without changing anything.
     ///
     /// # Errors
@@ -369,6 +393,8 @@ impl From<&Identity> for StoredIdentity {
         Self {
             version: 1,
             cluster_id: identity.cluster.to_string(),
+            incarnation: (identity.incarnation != identity.cluster)
+                .then(|| identity.incarnation.to_string()),
             node_id: identity.node,
             name: identity.name.clone(),
             listen: identity.listen.clone(),
@@ -388,6 +414,12 @@ impl StoredIdentity {
         }
         let cluster = Ulid::from_string(&self.cluster_id)
             .map_err(|_| "clusterId is not a ULID".to_owned())?;
+        let incarnation = match &self.incarnation {
+            None => cluster,
+            Some(text) => {
+                Ulid::from_string(text).map_err(|_| "incarnation is not a ULID".to_owned())?
+            }
+        };
         names::check_name(&self.name).map_err(|error| error.to_string())?;
         names::check_address(&self.listen).map_err(|error| error.to_string())?;
         names::check_address(&self.advertise).map_err(|error| error.to_string())?;
@@ -401,6 +433,7 @@ impl StoredIdentity {
         } = self;
         Ok(Identity {
             cluster,
+            incarnation,
             node,
             name,
             listen,

@@ -94,6 +94,7 @@ mod tests {
         let address = "127.0.0.1:7400".to_owned();
         let identity = Identity {
             cluster: authority.cluster(),
+            incarnation: authority.cluster(),
             node: 1,
             name: "host-a".to_owned(),
             listen: address.clone(),

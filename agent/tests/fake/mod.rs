@@ -119,6 +119,7 @@ impl Fake {
         let (name, listen) = ("host-a".to_owned(), advertise.clone());
         let identity = Identity {
             cluster,
+            incarnation: cluster,
             node: 1,
             name,
             listen,

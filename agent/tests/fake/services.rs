@@ -309,6 +309,15 @@ impl cluster_service_server::ClusterService for Shared {
         unused()
     }
 
+    type CreateBackupStream = stream::Empty<Result<CreateBackupResponse, Status>>;
+
+    async fn create_backup(
+        &self,
+        _request: Request<CreateBackupRequest>,
+    ) -> Answer<Self::CreateBackupStream> {
+        unused()
+    }
+
     async fn create_certificate(
         &self,
         _request: Request<CreateCertificateRequest>,
@@ -372,6 +381,7 @@ impl join_service_server::JoinService for Shared {
         };
         Ok(Response::new(JoinResponse {
             cluster_id: authority.cluster().to_string(),
+            incarnation: authority.cluster().to_string(),
             node_id: 2,
             certificate: certificate.to_vec().into(),
             authority_certificate: shown.into(),

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod guest;
 pub mod objects;
+pub mod recovery;
 pub mod work;
 
 use std::{path::PathBuf, time::Duration};
@@ -16,6 +17,7 @@ use self::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
     },
+    recovery::{BackupArgs, RecoverArgs, RestoreArgs},
     work::{CpArgs, ExecArgs, ForwardArgs},
 };
 use super::{reach::Address, units};
@@ -140,6 +142,15 @@ once, with --listen or --advertise: the others find it there, and its certificat
     /// Makes this host a node of a cluster that is there.
     #[command(after_help = cluster::JOIN_EXAMPLES)]
     Join(JoinArgs),
+    /// Has a node go on alone when most voters are lost for good, or follow one that did.
+    #[command(after_help = recovery::RECOVER_EXAMPLES)]
+    Recover(RecoverArgs),
+    /// Keeps what the cluster knows in a file.
+    #[command(after_help = recovery::BACKUP_EXAMPLES)]
+    Backup(BackupArgs),
+    /// Has a node, or a new one, go on with a backup.
+    #[command(after_help = recovery::RESTORE_EXAMPLES)]
+    Restore(RestoreArgs),
     /// Tokens that let hosts join.
     #[command(subcommand, after_help = cluster::TOKEN_EXAMPLES)]
     Token(TokenCommand),

@@ -70,6 +70,7 @@ pub(crate) fn run(context: &Context, args: InitArgs) -> Result<(), Failure> {
     let admin = authority.issue_admin("admin")?;
     let identity = Identity {
         cluster,
+        incarnation: cluster,
         node: 1,
         name: args.name.clone(),
         listen: args.listen,

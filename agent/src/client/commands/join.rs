@@ -108,14 +108,13 @@ async fn let_in(
             FailureKind::Refused => Unjoined::Refused(failure),
             _ => Unjoined::Maybe(failure),
         })?;
-    let cluster = Ulid::from_string(&answer.cluster_id).map_err(|_| {
-        Unjoined::Maybe(Failure::refused(
-            "the cluster answered with an id that is none",
-            "",
-        ))
-    })?;
+    let ulid = |text: &str| {
+        let problem = "the cluster answered with an id that is none";
+        Ulid::from_string(text).map_err(|_| Unjoined::Maybe(Failure::refused(problem, "")))
+    };
     let identity = Identity {
-        cluster,
+        cluster: ulid(&answer.cluster_id)?,
+        incarnation: ulid(&answer.incarnation)?,
         node: answer.node_id,
         name: args.name,
         listen: args.listen,

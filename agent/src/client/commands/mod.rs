@@ -1,5 +1,6 @@
 //! What each command does: a file for each of them, or for those about one kind of object.
 
+pub mod backup;
 pub mod cert;
 pub mod console;
 pub mod copy;
@@ -12,6 +13,8 @@ pub mod join;
 pub mod logs;
 pub mod node;
 pub mod operation;
+pub mod recover;
+pub mod restore;
 pub mod snapshot;
 pub mod status;
 pub mod token;

@@ -20,10 +20,7 @@ pub(crate) async fn status(context: &Context) -> Result<(), Failure> {
     if !context.for_people() {
         return context.data(&status);
     }
-    for (name, value) in status.lines() {
-        context.say(format_args!("{name:10}{value}"))?;
-    }
-    Ok(())
+    context.lines(&status.lines())
 }
 
 pub(crate) async fn doctor(context: &Context) -> Result<(), Failure> {

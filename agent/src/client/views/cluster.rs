@@ -12,6 +12,7 @@ use crate::client::output::Row;
 #[allow(missing_docs, reason = "the fields are those of the proto message")]
 pub struct StatusView {
     pub cluster_id: String,
+    pub incarnation: String,
     pub node: Option<NodeView>,
     pub leader: String,
     pub quorum: bool,
@@ -32,6 +33,7 @@ impl From<v1::GetStatusResponse> for StatusView {
     fn from(status: v1::GetStatusResponse) -> Self {
         Self {
             cluster_id: status.cluster_id,
+            incarnation: status.incarnation,
             node: status.node.map(NodeView::from),
             leader: status.leader,
             quorum: status.quorum,

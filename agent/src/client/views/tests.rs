@@ -427,6 +427,7 @@ fn an_operation() {
 fn the_cluster() {
     let status = StatusView::from(v1::GetStatusResponse {
         cluster_id: "01X".into(),
+        incarnation: "01Y".into(),
         leader: "host-a".into(),
         quorum: false,
         term: 3,
@@ -445,7 +446,7 @@ fn the_cluster() {
     check(
         &status,
         &json!({
-            "clusterId": "01X", "node": null, "leader": "host-a", "quorum": false, "term": 3, "appliedIndex": 9, "nodes": [],
+            "clusterId": "01X", "incarnation": "01Y", "node": null, "leader": "host-a", "quorum": false, "term": 3, "appliedIndex": 9, "nodes": [],
             "vms": 0, "snapshots": 0, "images": 0, "problems": ["host-b is offline"], "startedAt": null, "stateDigest": "",
             "memory": {"totalBytes": 4, "availableBytes": 3, "pressure": "some", "processes": 2,
                        "guests": {"privateBytes": 0, "sharedBytes": 0, "mergedBytes": 0, "mergeProfitBytes": 0},

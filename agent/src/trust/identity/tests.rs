@@ -12,6 +12,7 @@ fn node(cluster: u64, name: &str) -> (LocalNode, Credentials) {
     let address = "127.0.0.1:7400".to_owned();
     let identity = Identity {
         cluster,
+        incarnation: cluster,
         node: 1,
         name: name.to_owned(),
         listen: address.clone(),

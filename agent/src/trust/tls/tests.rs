@@ -41,6 +41,7 @@ fn node(cluster: Ulid, authority: Authority, id: u64) -> LocalNode {
     let (name, members) = ("host-a".to_owned(), Vec::new());
     let identity = Identity {
         cluster,
+        incarnation: cluster,
         node: id,
         name,
         listen: address.clone(),
