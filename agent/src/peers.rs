@@ -15,18 +15,40 @@ use raft::{
 };
 use rustls::ClientConfig;
 use tokio::{sync::watch, time::timeout};
-use tonic::{Status, transport::Channel};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::Channel,
+};
 
 use crate::{
     client::failure::reason_of,
     trust::{
-        identity::Member,
+        identity::Identity,
         tls::{
             connect::{STREAMS, Target, channel, channel_with, probe},
             node_server_name,
         },
     },
 };
+
+/// Says, in a node's calls, which incarnation of the cluster it is in: see [`Identity::incarnation`].
+pub const INCARNATION: &str = "forkypig-incarnation";
+
+/// Has calls say so.
+#[derive(Debug, Clone)]
+pub struct SayIncarnation(MetadataValue<Ascii>);
+
+impl Interceptor for SayIncarnation {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert(INCARNATION, self.0.clone());
+        Ok(request)
+    }
+}
+
+/// A client for what nodes ask of each other beside the consensus.
+pub type PeerClient = PeerServiceClient<InterceptedService<Channel, SayIncarnation>>;
 
 /// A node cannot be called.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +61,7 @@ pub enum PeerError {
 /// Channels to the other nodes, made when they are first needed, and anew when a node's address has changed.
 pub struct Peers {
     config: Arc<ClientConfig>,
+    incarnation: SayIncarnation,
     members: BTreeMap<NodeId, String>,
     published: OnceLock<watch::Receiver<Published>>,
     channels: Mutex<BTreeMap<(NodeId, Use), (String, Channel)>>,
@@ -65,13 +88,18 @@ impl std::fmt::Debug for Peers {
 
 impl Peers {
     /// With this node's client configuration, and the members it knows of old.
-    pub fn new(config: Arc<ClientConfig>, members: &[Member]) -> Self {
-        let members = members
+    #[allow(clippy::expect_used)] // As said there.
+    pub fn new(config: Arc<ClientConfig>, identity: &Identity) -> Self {
+        let incarnation = identity.incarnation.to_string();
+        let incarnation = incarnation.parse().expect("a ULID is letters and digits");
+        let members = identity
+            .members
             .iter()
             .map(|member| (member.id, member.address.clone()))
             .collect();
         Self {
             config,
+            incarnation: SayIncarnation(incarnation),
             members,
             published: OnceLock::new(),
             channels: Mutex::default(),
@@ -162,15 +190,19 @@ impl Peers {
     }
 
     /// A client for calls that are streams of people's work.
-    pub fn stream_client(&self, node: NodeId) -> Result<PeerServiceClient<Channel>, PeerError> {
-        Ok(PeerServiceClient::new(
-            self.channel_for(node, Use::Streams)?,
-        ))
+    pub fn stream_client(&self, node: NodeId) -> Result<PeerClient, PeerError> {
+        Ok(self.client_over(self.channel_for(node, Use::Streams)?))
+    }
+
+    fn client_over(&self, channel: Channel) -> PeerClient {
+        PeerServiceClient::with_interceptor(channel, self.incarnation.clone())
     }
 
     /// A client for a node's peer calls.
-    pub async fn client(&self, node: NodeId) -> Result<PeerServiceClient<Channel>, PeerError> {
-        Ok(PeerServiceClient::new(self.channel(node)?).max_decoding_message_size(8 << 20))
+    pub async fn client(&self, node: NodeId) -> Result<PeerClient, PeerError> {
+        Ok(self
+            .client_over(self.channel(node)?)
+            .max_decoding_message_size(8 << 20))
     }
 }
 

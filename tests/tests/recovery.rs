@@ -158,6 +158,10 @@ fn nodes_of_before_do_no_harm_until_they_follow() -> anyhow::Result<()> {
         (&"node1".into(), &true.into())
     );
     assert!(!labels(cluster.node(3))?.contains_key("anew"));
+    // Nor do they count as being there: nothing could be placed on them.
+    let states = nodes(cluster.node(1))?;
+    let states: Vec<_> = states.iter().map(|node| node["state"].clone()).collect();
+    assert_eq!(states, ["online", "offline", "offline"]);
 
     for number in [2, 3] {
         cluster.node_mut(number).terminate()?;

@@ -22,8 +22,10 @@ use crate::{
     errors::ApiError,
     metrics,
     node::{Node, now},
+    peers::INCARNATION,
     trust::{
         authority::{User, unit_of},
+        identity::Identity,
         tls::{accept::Peer, server::PeerRole},
     },
 };
@@ -40,6 +42,9 @@ enum Needs {
     /// A node of the cluster, or one that was removed and that the consensus has not let go yet: it may be needed for that.
     Consensus,
 }
+
+/// What the calls begin with that nodes make beside the consensus.
+const PEERS: &str = "forkypig.peer.v1.PeerService/";
 
 use Needs::{Consensus, Node as ByNode};
 const VIEWER: Needs = Needs::Role(Role::Viewer);
@@ -213,6 +218,21 @@ fn check(
     Err(ApiError::NotAllowed(refused))
 }
 
+/// Refuses what a node asks that is in another incarnation of the cluster: it knows neither what is there now nor who may do what. The
+/// consensus looks at that by itself.
+fn check_incarnation(
+    call: &str,
+    named: Option<&http::HeaderValue>,
+    identity: &Identity,
+) -> Result<(), String> {
+    let own = identity.incarnation.to_string();
+    let is_same = named.is_some_and(|named| named.as_bytes() == own.as_bytes());
+    match call.starts_with(PEERS) && !is_same {
+        true => Err("the cluster was recovered or restored without this node".to_owned()),
+        false => Ok(()),
+    }
+}
+
 /// Whether somebody's certificate is still good: its connection may be older than what became of it. The state forgets one that has
 /// ended, revoked or not, so that its end is told by itself; and it may not know yet of one that another node has just signed.
 fn is_valid(user: &User, state: &State) -> Result<(), String> {
@@ -289,11 +309,14 @@ where
             true => Some(VIEWER),
             false => needs(&call),
         };
+        let named = request.headers().get(INCARNATION);
         let checked = match (&peer, needs) {
-            (Some(peer), Some(needs)) => {
-                let takes_part = |id| self.node.raft.status().takes_part(id);
-                check(&peer.role, needs, &self.node.state(), takes_part)
-            }
+            (Some(peer), Some(needs)) => check_incarnation(&call, named, &self.node.identity)
+                .map_err(ApiError::NotAllowed)
+                .and_then(|()| {
+                    let takes_part = |id| self.node.raft.status().takes_part(id);
+                    check(&peer.role, needs, &self.node.state(), takes_part)
+                }),
             // Such as one of a newer client.
             (Some(_), None) => Err(ApiError::Unsupported("there is no such call".to_owned())),
             (None, _) => Err(ApiError::NotAllowed("nobody knows who this is".to_owned())),
@@ -527,6 +550,38 @@ mod tests {
             let removed = may(&state, needs, false).unwrap_err();
             assert!(matches!(removed, ApiError::NodeRemoved(2)), "{removed}");
         }
+    }
+
+    #[test]
+    fn what_a_node_of_another_incarnation_asks_is_refused() {
+        let incarnation = ulid::Ulid::from_parts(3, 4);
+        let address = "127.0.0.1:7400".to_owned();
+        let identity = Identity {
+            cluster: ulid::Ulid::from_parts(1, 2),
+            incarnation,
+            node: 1,
+            name: "host-a".to_owned(),
+            listen: address.clone(),
+            advertise: address,
+            members: Vec::new(),
+        };
+        let named = |text: String| http::HeaderValue::try_from(text).unwrap();
+        let (own, other) = (
+            named(incarnation.to_string()),
+            named(identity.cluster.to_string()),
+        );
+        let lease = "forkypig.peer.v1.PeerService/RenewLease";
+        assert!(
+            TABLE
+                .iter()
+                .any(|(service, _)| PEERS == format!("{service}/"))
+        );
+        assert_eq!(check_incarnation(lease, Some(&own), &identity), Ok(()));
+        assert!(check_incarnation(lease, Some(&other), &identity).is_err());
+        assert!(check_incarnation(lease, None, &identity).is_err());
+        // Users are in none.
+        let list = "forkypig.v1.VmService/ListVms";
+        assert_eq!(check_incarnation(list, None, &identity), Ok(()));
     }
 
     #[test]

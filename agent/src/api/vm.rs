@@ -387,10 +387,7 @@ impl Api {
     pub(super) async fn stream_client(
         &self,
         found: &super::carry::Found,
-    ) -> Result<
-        proto::peer::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
-        ApiError,
-    > {
+    ) -> Result<crate::peers::PeerClient, ApiError> {
         let state = self.node.state();
         self.check_online(&state, found.node).await?;
         self.node
@@ -415,10 +412,7 @@ impl Api {
         &self,
         state: &State,
         node: NodeId,
-    ) -> Result<
-        proto::peer::peer_service_client::PeerServiceClient<tonic::transport::Channel>,
-        ApiError,
-    > {
+    ) -> Result<crate::peers::PeerClient, ApiError> {
         self.check_online(state, node).await?;
         self.node
             .peers

@@ -184,7 +184,7 @@ impl Agent {
         let own = local.credentials.clone();
         let peers = Arc::new(Peers::new(
             client::for_node(&local, Arc::clone(&shown))?,
-            &local.identity.members,
+            &local.identity,
         ));
         // A log that was there once must be there: without it the node has lost what it voted for.
         let (marker, log) = (data.started(&local.identity), data.raft(&local.identity));

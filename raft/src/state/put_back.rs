@@ -19,7 +19,7 @@ const NUMBERS_LEFT_OUT: u64 = 1_000;
 const FORKS_WAIT: Millis = 24 * 3_600_000;
 
 /// So much the hosts' clocks may differ, milliseconds.
-const SKEW: Millis = 600_000;
+const SKEW: Millis = 5_000;
 
 /// What becomes of the certificates of those who use the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

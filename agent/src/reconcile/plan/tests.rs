@@ -431,6 +431,34 @@ fn a_fork_that_never_ran_is_not_started_again() {
     }
 }
 
+#[test]
+fn a_vm_that_ran_and_of_which_nothing_is_left_is_not_begun_anew() {
+    for (phase, reported, fails) in [
+        (Phase::Running, 1, true),
+        (Phase::Paused, 1, true),
+        // Somebody asked for another start, or it never ran.
+        (Phase::Running, 0, false),
+        (Phase::Pending, 0, false),
+    ] {
+        let (mut state, mut observed) = (State::new(), Observed::default());
+        let lost = vm(1, Power::Running, phase, 1, reported, Source::Image);
+        state.vms.insert(lost.id, Arc::new(lost));
+        observed.images.insert(IMAGE);
+        let actions = plan(&state, NODE, LATER, &observed);
+        match fails {
+            true => assert_eq!(
+                self::reported(&actions),
+                (Phase::Failed, None, NOTHING_LEFT)
+            ),
+            false => assert!(matches!(actions[..], [Action::Boot { .. }]), "{actions:?}"),
+        }
+        fake(&mut state, &mut observed, actions);
+        if fails {
+            assert_eq!(plan(&state, NODE, LATER, &observed), [], "it stays so");
+        }
+    }
+}
+
 fn operation(id: OperationId, expires_at: Millis) -> Operation {
     Operation {
         id,

@@ -74,12 +74,12 @@ impl FakeHost {
         let own = OwnCertificate::new(&local)?;
         let peers = Arc::new(Peers::new(
             client::for_node(&local, Arc::clone(&own))?,
-            &local.identity.members,
+            &local.identity,
         ));
         let id = local.identity.node;
         let cluster = ClusterId(local.identity.cluster.0);
         let raft = raft::node::start(
-            raft::node::config(id, cluster, data.raft(), true),
+            raft::node::config(id, cluster, data.raft(&local.identity), true),
             Arc::clone(&peers) as Arc<dyn Dialer>,
         )
         .await?;
@@ -368,10 +368,10 @@ async fn renew_leases(calls: Calls, peers: Arc<Peers>, stop: CancellationToken) 
         if let Some(leader) = calls.raft.status().leader {
             if calls.leads() {
                 calls.leases.renew(calls.id);
-            } else if let Ok(mut client) = peers.client(leader).await {
-                if let Err(status) = client.renew_lease(request.clone()).await {
-                    eprintln!("the fake host's lease was not renewed: {status}");
-                }
+            } else if let Ok(mut client) = peers.client(leader).await
+                && let Err(status) = client.renew_lease(request.clone()).await
+            {
+                eprintln!("the fake host's lease was not renewed: {status}");
             }
         }
         tokio::select! {
