@@ -156,9 +156,14 @@ impl Peers {
     }
 
     fn channel_for(&self, node: NodeId, what: Use) -> Result<Channel, PeerError> {
-        let address = self.address(node).ok_or(PeerError::Unknown(node))?;
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, channel)) = channels.get(&(node, what))
+        let made_before = channels.get(&(node, what));
+        // One that was removed is where it was, while the consensus has not let it go.
+        let address = self
+            .address(node)
+            .or_else(|| made_before.map(|(known, _)| known.clone()))
+            .ok_or(PeerError::Unknown(node))?;
+        if let Some((known, channel)) = made_before
             && *known == address
         {
             return Ok(channel.clone());
