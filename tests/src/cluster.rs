@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,11 +19,15 @@ use serde_json::Value;
 use crate::{
     fpagent::{self, Answer},
     image::Image,
+    network::{Namespace, Network, address},
     wait_for,
 };
 
 /// How long a cluster may take for something that takes a second when nothing else runs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where an agent listens that has a host of its own.
+const PORT: u16 = 7841;
 
 /// How many processes wait for forks.
 const WAITING: &str = "--waiting-processes";
@@ -36,6 +41,8 @@ pub struct Agent {
     pub data: PathBuf,
     /// HOST:PORT.
     pub listen: String,
+    /// What it runs on, where that is not this machine itself.
+    host: Option<Arc<Namespace>>,
     extra: Vec<String>,
     program: Option<PathBuf>,
     variables: Vec<(String, String)>,
@@ -66,7 +73,11 @@ impl Agent {
             true => &[],
             false => &[WAITING, "0"],
         };
-        let child = Command::new("setsid")
+        let mut command = match &self.host {
+            Some(host) => host.command("setsid"),
+            None => Command::new("setsid"),
+        };
+        let child = command
             .arg(program)
             .arg("run")
             .arg("--data-dir")
@@ -255,6 +266,7 @@ pub struct Cluster {
     /// Its agents: node1, node2, …
     pub agents: Vec<Agent>,
     folder: tempfile::TempDir,
+    network: Option<Network>,
     /// Whether it tells at its end what its agents logged.
     pub tells: bool,
 }
@@ -262,20 +274,29 @@ pub struct Cluster {
 impl Cluster {
     /// Makes a cluster of `nodes` agents, all online.
     pub fn start(nodes: usize) -> anyhow::Result<Self> {
-        // On the machine's disk, as data directories are. Guests run as other users and must get through.
-        let base = crate::repository().join("target/tests");
-        fs::create_dir_all(&base)?;
-        let folder = tempfile::tempdir_in(base.canonicalize()?)?;
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
-        Self::start_in(nodes, folder)
+        Self::start_in(nodes, folder()?)
     }
 
     /// The same, in a folder that the caller chose.
     pub fn start_in(nodes: usize, folder: tempfile::TempDir) -> anyhow::Result<Self> {
+        Self::start_on(nodes, folder, None)
+    }
+
+    /// The same, each agent on a host of its own.
+    pub fn start_apart(nodes: usize) -> anyhow::Result<Self> {
+        Self::start_on(nodes, folder()?, Some(Network::of(nodes)?))
+    }
+
+    fn start_on(
+        nodes: usize,
+        folder: tempfile::TempDir,
+        network: Option<Network>,
+    ) -> anyhow::Result<Self> {
         let mut cluster = Self {
             tells: true,
             agents: Vec::new(),
             folder,
+            network,
         };
         for number in 1..=nodes {
             cluster.add(number)?;
@@ -317,16 +338,25 @@ impl Cluster {
     pub fn newcomer(&self, name: &str) -> anyhow::Result<Agent> {
         // A port that is free now; whoever takes it before the agent does fails the test.
         let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let data = self.folder.path().join(name);
-        Ok(Agent {
+        Ok(self.agent(name, listen, None))
+    }
+
+    fn agent(&self, name: &str, listen: String, host: Option<Arc<Namespace>>) -> Agent {
+        Agent {
             name: name.to_owned(),
-            data,
+            data: self.folder.path().join(name),
             listen,
+            host,
             extra: Vec::new(),
             program: None,
             variables: Vec::new(),
             child: None,
-        })
+        }
+    }
+
+    /// The network between the agents, where they are apart.
+    pub fn network(&self) -> anyhow::Result<&Network> {
+        self.network.as_ref().context("all agents are on one host")
     }
 
     /// `fpagent join`, by an agent with this token.
@@ -343,15 +373,21 @@ impl Cluster {
             "--token",
             token,
         ];
-        fpagent::run(None, &args)
+        fpagent::run_on(agent.host.as_deref(), None, &args)
     }
 
     fn add(&mut self, number: usize) -> anyhow::Result<()> {
         let name = format!("node{number}");
+        let agent = match &self.network {
+            Some(network) => {
+                let host = Arc::clone(network.host(number));
+                self.agent(&name, format!("{}:{PORT}", address(number)), Some(host))
+            }
+            None => self.newcomer(&name)?,
+        };
         if number > 1 {
-            return self.grow(1, &name).map(drop);
+            return self.let_in(1, agent).map(drop);
         }
-        let agent = self.newcomer(&name)?;
         let data = agent.data.display().to_string();
         let args = [
             "init",
@@ -377,6 +413,10 @@ impl Cluster {
     /// Has a newcomer join by a token of a node's, and starts it. Returns its number among the agents.
     pub fn grow(&mut self, through: usize, name: &str) -> anyhow::Result<usize> {
         let agent = self.newcomer(name)?;
+        self.let_in(through, agent)
+    }
+
+    fn let_in(&mut self, through: usize, agent: Agent) -> anyhow::Result<usize> {
         Self::join(&agent, &self.token(through, "5m")?)?.success()?;
         self.take_in(agent)
     }
@@ -541,6 +581,15 @@ impl Cluster {
             .map(|agent| format!("--- {}\n{}\n", agent.name, agent.log_tail()))
             .collect()
     }
+}
+
+/// A folder for a cluster: on the machine's disk, as data directories are. Guests run as other users and must get through.
+fn folder() -> anyhow::Result<tempfile::TempDir> {
+    let base = crate::repository().join("target/tests");
+    fs::create_dir_all(&base)?;
+    let folder = tempfile::tempdir_in(base.canonicalize()?)?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o711))?;
+    Ok(folder)
 }
 
 impl Drop for Cluster {

@@ -8,6 +8,8 @@ use std::{
 use anyhow::Context as _;
 use serde_json::Value;
 
+use crate::network::Namespace;
+
 /// The binary under test.
 pub fn binary() -> PathBuf {
     std::env::var_os("FPAGENT").map_or_else(
@@ -65,7 +67,19 @@ impl Answer {
 
 /// Runs `fpagent` with these arguments against the agent at this address.
 pub fn run(address: Option<&str>, args: &[&str]) -> anyhow::Result<Answer> {
-    let mut command = Command::new(binary());
+    run_on(None, address, args)
+}
+
+/// The same, on a host.
+pub fn run_on(
+    host: Option<&Namespace>,
+    address: Option<&str>,
+    args: &[&str],
+) -> anyhow::Result<Answer> {
+    let mut command = match host {
+        Some(host) => host.command(binary()),
+        None => Command::new(binary()),
+    };
     command
         .args(args)
         .stdin(Stdio::null())

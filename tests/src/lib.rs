@@ -10,11 +10,16 @@ pub mod fpagent;
 pub mod guests;
 pub mod image;
 pub mod lineage;
+pub mod linear;
+pub mod nemesis;
+pub mod network;
 pub mod processes;
 pub mod pulse;
+pub mod random;
 pub mod secrecy;
 pub mod session;
 pub mod soundness;
+pub mod workload;
 
 use std::{
     path::{Path, PathBuf},

@@ -4,16 +4,16 @@
 //! `FP_KILLS` says how often (30), `FP_KILL_SEED` with which numbers; a failure prints how to repeat it.
 
 use std::{
-    env,
     sync::atomic::{AtomicBool, Ordering},
     thread,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE},
     fpagent,
+    random::{Random, seed, setting},
     soundness::{Acknowledged, Ground, goes_on, listed_well, settled, usable},
     wait_for,
 };
@@ -26,29 +26,6 @@ const ROUND: u64 = 20;
 const LATEST: u64 = 250_000;
 /// How much the client keeps of each kind.
 const MANY: usize = 4;
-
-/// Numbers that look random: splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-
-    fn pick<T>(&mut self, all: &mut Vec<T>) -> T {
-        let at = self.below(all.len() as u64) as usize;
-        all.swap_remove(at)
-    }
-}
-
-fn setting(name: &str) -> anyhow::Result<Option<u64>> {
-    let value = env::var(name).ok();
-    Ok(value.map(|value| value.parse()).transpose()?)
-}
 
 /// What a client made, and what it did since it last was asked.
 struct Client {
@@ -133,8 +110,7 @@ impl Client {
 #[test]
 fn killed_at_random_moments() -> anyhow::Result<()> {
     let kills = setting("FP_KILLS")?.unwrap_or(KILLS);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let seed = setting("FP_KILL_SEED")?.unwrap_or(now.as_nanos() as u64);
+    let seed = seed("FP_KILL_SEED")?;
     let mut done = 0;
     run(kills, seed, &mut done).with_context(|| {
         format!(
@@ -160,9 +136,9 @@ fn run(kills: u64, seed: u64, done: &mut u64) -> anyhow::Result<()> {
     cluster.node(1).fp(&create)?.success()?;
     let ground = Ground::of(&cluster, "parent", "@kept")?;
 
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut client = Client {
-        random: Random(seed ^ 1),
+        random: Random::new(seed ^ 1),
         count: 0,
         vms: Vec::new(),
         snapshots: Vec::new(),
