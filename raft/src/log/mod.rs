@@ -13,8 +13,17 @@ mod store;
 #[cfg(test)]
 mod store_tests;
 
+use std::any::Any;
+
 pub use self::{
     backend::{Key, LogBackend, LogError},
     durable::Durable,
     store::{Contents, Identity, LogGuard, LogReader, LogStore, begin_after, read_after},
 };
+
+/// What a panic said.
+fn described(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("it panicked")
+}

@@ -7,6 +7,7 @@
 use std::{
     fs::{self, File},
     ops::Range,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -14,7 +15,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Key, LogBackend, LogError};
+use super::{Key, LogBackend, LogError, described};
 use crate::planted::planted;
 
 /// The most of a record under one key, bytes.
@@ -170,11 +171,15 @@ impl LogBackend for SledBackend {
 fn open_patiently(dir: &Path) -> Result<sled::Db, LogError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        let opened = sled::Config::new()
+        let config = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE)
-            .flush_every_ms(None)
-            .open();
+            .flush_every_ms(None);
+        // It panics at some kinds of damage.
+        let opened = catch_unwind(AssertUnwindSafe(|| config.open())).map_err(|panic| {
+            let told = described(&*panic);
+            LogError::Damaged(format!("{} cannot be read ({told})", dir.display()))
+        })?;
         match opened {
             Ok(db) => return Ok(db),
             // sled has no kind for it.

@@ -3,6 +3,7 @@
 use std::{
     fmt::Debug,
     ops::{Bound, Range, RangeBounds},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -18,7 +19,7 @@ use openraft::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Durable, Key, LogBackend, LogError, frame,
+    Durable, Key, LogBackend, LogError, described, frame,
     io::{SharedBackend, Write, Writer},
 };
 use crate::{
@@ -176,6 +177,16 @@ pub struct Contents {
 impl Contents {
     /// Reads and checks a whole log, and changes nothing.
     pub fn read(backend: &impl LogBackend, identity: &Identity) -> Result<Self, LogError> {
+        // What an engine makes of damage need not be an error.
+        catch_unwind(AssertUnwindSafe(|| Self::checked(backend, identity))).unwrap_or_else(
+            |panic| {
+                let told = described(&*panic);
+                Err(LogError::Damaged(format!("it cannot be read ({told})")))
+            },
+        )
+    }
+
+    fn checked(backend: &impl LogBackend, identity: &Identity) -> Result<Self, LogError> {
         let vote: Option<records::Vote> = get(backend, Key::Vote)?;
         let committed: Option<records::LogId> = get(backend, Key::Committed)?;
         let purged: Option<records::LogId> = get(backend, Key::Purged)?;

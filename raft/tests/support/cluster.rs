@@ -65,17 +65,32 @@ pub struct Cluster {
 impl Cluster {
     /// One member, which names itself.
     pub async fn of_one(tune: fn(&mut Config)) -> Self {
-        let mut cluster = Self {
-            dir: TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap(),
+        let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let mut cluster = Self::none_in(dir, tune);
+        cluster.start(1, true).await;
+        cluster.handle(1).initialize().await.unwrap();
+        cluster.set_members(1, &[1]).await;
+        cluster
+    }
+
+    fn none_in(dir: TempDir, tune: fn(&mut Config)) -> Self {
+        Self {
+            dir,
             addresses: Arc::default(),
             members: BTreeMap::new(),
             disks: BTreeMap::new(),
             requests: AtomicU64::new(0),
             tune,
-        };
-        cluster.start(1, true).await;
-        cluster.handle(1).initialize().await.unwrap();
-        cluster.set_members(1, &[1]).await;
+        }
+    }
+
+    /// So many members that were there before, from what is in a folder. Requests are numbered from far above what they were.
+    pub async fn back(dir: TempDir, count: u64, tune: fn(&mut Config)) -> Self {
+        let mut cluster = Self::none_in(dir, tune);
+        cluster.requests = AtomicU64::new(1 << 32);
+        for id in 1..=count {
+            cluster.start(id, false).await;
+        }
         cluster
     }
 

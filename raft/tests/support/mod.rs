@@ -5,4 +5,5 @@
 
 pub mod app;
 pub mod cluster;
+pub mod device;
 pub mod disk;
