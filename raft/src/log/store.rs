@@ -191,7 +191,7 @@ impl Contents {
         let committed: Option<records::LogId> = get(backend, Key::Committed)?;
         let purged: Option<records::LogId> = get(backend, Key::Purged)?;
         let mut found = Self {
-            vote: vote.map(Into::into),
+            vote: vote.map(|vote| no_leader(vote.into(), identity.node_id)),
             committed: committed.map(Into::into),
             purged: purged.map(Into::into),
             last: purged.map(Into::into),
@@ -266,6 +266,16 @@ pub fn begin_after(
     backend.put(Key::Vote, &framed(&records::Vote::from(vote)))?;
     backend.put(Key::Purged, &framed(&records::LogId::from(last)))?;
     backend.sync()
+}
+
+/// The vote of a node that does not lead when it starts. openraft would have one that was stopped as the leader lead on in the same
+/// term, and answer reads by the committed index that it finds on its disk, which may be older than what it had answered. What
+/// it has promised with that vote, it still has: nobody else has a vote of the same term and node.
+fn no_leader(vote: Vote, me: u64) -> Vote {
+    match vote.leader_id.node_id == me {
+        true => Vote::new(vote.leader_id.term, me),
+        false => vote,
+    }
 }
 
 fn get<T: DeserializeOwned>(backend: &impl LogBackend, key: Key) -> Result<Option<T>, LogError> {

@@ -109,6 +109,23 @@ async fn what_was_written_is_there_after_reopening() {
 }
 
 #[tokio::test]
+async fn who_led_leads_no_more_after_a_restart() {
+    let (_dir, path) = written().await;
+    for (saved, found) in [
+        (Vote::new_committed(3, 7), Vote::new(3, 7)),
+        // What was promised to another is as it was.
+        (Vote::new_committed(4, 8), Vote::new_committed(4, 8)),
+        (Vote::new(5, 8), Vote::new(5, 8)),
+    ] {
+        let (mut log, guard) = open(&path, false).unwrap();
+        log.save_vote(&saved).await.unwrap();
+        drop((log, guard));
+        let (mut log, _guard) = open(&path, false).unwrap();
+        assert_eq!(log.read_vote().await.unwrap(), Some(found));
+    }
+}
+
+#[tokio::test]
 async fn what_was_purged_may_be_left_over() {
     let (_dir, path) = written().await;
     {
