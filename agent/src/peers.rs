@@ -155,6 +155,14 @@ impl Peers {
         self.channel_for(node, Use::Calls)
     }
 
+    fn target(&self, node: NodeId, address: String) -> Target {
+        Target::Tls {
+            address,
+            server_name: node_server_name(node),
+            config: Arc::clone(&self.config),
+        }
+    }
+
     fn channel_for(&self, node: NodeId, what: Use) -> Result<Channel, PeerError> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let made_before = channels.get(&(node, what));
@@ -213,11 +221,14 @@ impl Peers {
 
 #[async_trait]
 impl Dialer for Peers {
+    // One of its own each time. The consensus asks again when the one it has is silent: the kernel may wait seconds before it
+    // sends again what a cut link has lost, also when the link has long been back.
     async fn channel(&self, node: NodeId) -> Result<Channel, DialError> {
-        Self::channel(self, node).map_err(|error| DialError {
+        let address = self.address(node).ok_or_else(|| DialError {
             node,
-            source: Box::new(error),
-        })
+            source: Box::new(PeerError::Unknown(node)),
+        })?;
+        Ok(channel(self.target(node, address)))
     }
 
     fn refused(&self, node: NodeId, status: &Status) {
