@@ -141,6 +141,7 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("Vote", Consensus),
             ("InstallSnapshot", Consensus),
             ("Propose", Consensus),
+            ("HearLeader", Consensus),
             ("ReadIndex", Consensus),
         ],
     ),

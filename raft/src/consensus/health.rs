@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -56,6 +59,10 @@ impl Status {
 /// When the consensus last worked.
 pub(super) struct Health {
     last_good: Mutex<Instant>,
+    /// Whether it ever has, as far as this process knows.
+    heard: AtomicBool,
+    /// How long a leader counts as heard.
+    lease: Duration,
     /// After how long without news things are no longer fine.
     fine: Duration,
     /// After how long without news requests are refused.
@@ -63,9 +70,11 @@ pub(super) struct Health {
 }
 
 impl Health {
-    pub(super) fn new(fine: Duration, patience: Duration) -> Self {
+    pub(super) fn new(lease: Duration, fine: Duration, patience: Duration) -> Self {
         Self {
             last_good: Mutex::new(Instant::now()),
+            heard: AtomicBool::new(false),
+            lease,
             fine,
             patience,
         }
@@ -77,6 +86,7 @@ impl Health {
     }
 
     fn good_at(&self, at: Instant) {
+        self.heard.store(true, Ordering::Relaxed);
         let mut last = self
             .last_good
             .lock()
@@ -89,6 +99,11 @@ impl Health {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .elapsed()
+    }
+
+    /// Whether the leader was heard just now, or, leading, a majority.
+    pub(super) fn hears_leader(&self) -> bool {
+        self.heard.load(Ordering::Relaxed) && self.silence() < self.lease
     }
 
     pub(super) fn is_fine(&self) -> bool {

@@ -5,6 +5,7 @@
 
 mod app;
 mod core;
+mod elections;
 mod errors;
 mod handle;
 mod health;

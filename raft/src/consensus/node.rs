@@ -16,6 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     app::App,
     core::Core,
+    elections::Elections,
     errors::StartError,
     handle::Handle,
     health::{Health, Observer, status},
@@ -90,6 +91,8 @@ impl Config {
             election_timeout_max: millis(self.election.1),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.keep_entries,
+            // Until the others are asked: see `elections`.
+            enable_elect: false,
             replication_lag_threshold: self.snapshot_every.saturating_mul(2),
             ..openraft::Config::default()
         }
@@ -211,7 +214,11 @@ fn assemble<A: App>(
     tasks: TaskTracker,
 ) -> Handle<A> {
     // A follower hears from its leader at every heartbeat; beyond two elections' time something is amiss.
-    let health = Arc::new(Health::new(config.election.1 * 2, config.patience));
+    let health = Arc::new(Health::new(
+        config.election.0,
+        config.election.1 * 2,
+        config.patience,
+    ));
     let (status_tx, status_rx) = watch::channel(status(&raft.metrics().borrow(), false));
     let (fatal_tx, fatal_rx) = watch::channel(None);
     let (proposals_tx, proposals_rx) = mpsc::channel(proposals::QUEUE);
@@ -249,7 +256,15 @@ fn assemble<A: App>(
         away: config.away,
         past: Past::default(),
     };
+    let elections = Elections {
+        id: config.node_id,
+        raft: raft.clone(),
+        peers: Arc::clone(&peers),
+        health: Arc::clone(&health),
+        stop: stop.clone(),
+    };
     tasks.spawn(observer.run());
+    tasks.spawn(elections.run());
     tasks.spawn(batcher.run());
     tasks.spawn(rounds.run());
     tasks.spawn(membership.run());

@@ -8,8 +8,8 @@ use openraft::{
     raft::{AppendEntriesResponse, SnapshotResponse},
 };
 use proto::peer::{
-    RaftMessage, ReadIndexRequest, ReadIndexResponse, SnapshotChunk,
-    raft_service_server::RaftService,
+    HearLeaderRequest, HearLeaderResponse, RaftMessage, ReadIndexRequest, ReadIndexResponse,
+    SnapshotChunk, raft_service_server::RaftService,
 };
 use serde::de::DeserializeOwned;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataValue};
@@ -151,6 +151,16 @@ impl RaftService for Service {
             Attempt::NoQuorum { maybe_applied } => ProposeReply::NoQuorum { maybe_applied },
         };
         Ok(Self::reply(codec::encode(&reply)))
+    }
+
+    async fn hear_leader(
+        &self,
+        request: Request<HearLeaderRequest>,
+    ) -> Result<Response<HearLeaderResponse>, Status> {
+        let request = request.into_inner();
+        self.check(&request.cluster_id, request.target)?;
+        let heard = self.0.health.hears_leader();
+        Ok(Response::new(HearLeaderResponse { heard }))
     }
 
     async fn read_index(
