@@ -23,6 +23,9 @@ of it, some hours, and the guests' tests are run once more in Debian. Each can b
 
                               without  --full
   FP_KILLS                         30     300  kills of an agent at random moments
+  FP_AGENT_KILLS                   20    1000  kills of an agent while guests run
+  FP_CUTS                          60    2000  moments at which the power is cut
+  FP_FAULT_SECONDS                 60    1800  seconds that clusters of three and of five are cut and killed, each
   FP_FORKS                         12     100  forks whose every trait is compared
   FP_SELF_FORKS                     2       3  children of each machine that forks itself, three levels deep
   FP_EXEC_MIB                      32    1024  MiB through a program in a guest, and back
@@ -41,6 +44,7 @@ esac
 profile=default
 if [ -n "$full" ]; then
     profile=full
+    export FP_AGENT_KILLS=${FP_AGENT_KILLS:-1000} FP_CUTS=${FP_CUTS:-2000} FP_FAULT_SECONDS=${FP_FAULT_SECONDS:-1800}
     export FP_KILLS=${FP_KILLS:-300} FP_FORKS=${FP_FORKS:-100} FP_SELF_FORKS=${FP_SELF_FORKS:-3}
     export FP_EXEC_MIB=${FP_EXEC_MIB:-1024} FP_EXACT_CASES=${FP_EXACT_CASES:-100} FP_EXACT_ROUNDS=${FP_EXACT_ROUNDS:-40}
     FP_FUZZ_SECONDS=${FP_FUZZ_SECONDS:-1800}

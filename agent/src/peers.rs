@@ -64,6 +64,8 @@ pub struct Peers {
     incarnation: SayIncarnation,
     members: BTreeMap<NodeId, String>,
     published: OnceLock<watch::Receiver<Published>>,
+    /// Where each node was reached last.
+    last: Mutex<BTreeMap<NodeId, String>>,
     channels: Mutex<BTreeMap<(NodeId, Use), (String, Channel)>>,
     /// Who has said that this node was removed.
     removed: watch::Sender<Option<NodeId>>,
@@ -102,6 +104,7 @@ impl Peers {
             incarnation: SayIncarnation(incarnation),
             members,
             published: OnceLock::new(),
+            last: Mutex::default(),
             channels: Mutex::default(),
             removed: watch::Sender::new(None),
         }
@@ -147,7 +150,15 @@ impl Peers {
                 .get(&node)
                 .map(|node| node.address.clone())
         });
-        replicated.or_else(|| self.members.get(&node).cloned())
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match replicated.or_else(|| self.members.get(&node).cloned()) {
+            Some(address) => {
+                last.insert(node, address.clone());
+                Some(address)
+            }
+            // One that was removed is where it was, while the consensus has not let it go.
+            None => last.get(&node).cloned(),
+        }
     }
 
     /// A channel to a node. It connects when it is used.
@@ -155,23 +166,10 @@ impl Peers {
         self.channel_for(node, Use::Calls)
     }
 
-    fn target(&self, node: NodeId, address: String) -> Target {
-        Target::Tls {
-            address,
-            server_name: node_server_name(node),
-            config: Arc::clone(&self.config),
-        }
-    }
-
     fn channel_for(&self, node: NodeId, what: Use) -> Result<Channel, PeerError> {
+        let address = self.address(node).ok_or(PeerError::Unknown(node))?;
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        let made_before = channels.get(&(node, what));
-        // One that was removed is where it was, while the consensus has not let it go.
-        let address = self
-            .address(node)
-            .or_else(|| made_before.map(|(known, _)| known.clone()))
-            .ok_or(PeerError::Unknown(node))?;
-        if let Some((known, channel)) = made_before
+        if let Some((known, channel)) = channels.get(&(node, what))
             && *known == address
         {
             return Ok(channel.clone());

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent::trust::tls::connect::{Target, channel};
 use anyhow::Context as _;
 use harness::{
     cluster::Cluster,
@@ -16,6 +17,8 @@ use harness::{
     random::{seed, setting},
     workload::{Load, Workload, agree, is_linearizable},
 };
+use proto::v1::{LabelNodeRequest, node_service_client::NodeServiceClient};
+use tonic::{Code, Status};
 
 /// How long, unless it is said.
 const SECONDS: u64 = 60;
@@ -73,6 +76,82 @@ fn five_agents_survive_what_fails_at_random() -> anyhow::Result<()> {
         forkers: 0,
     };
     survives(5, load)
+}
+
+/// Cuts or joins the ways between all nodes, or those of one node.
+fn between(cluster: &Cluster, only: Option<usize>, cut: bool) -> anyhow::Result<()> {
+    let (network, nodes) = (cluster.network()?, cluster.agents.len());
+    for from in 1..=nodes {
+        for to in (1..=nodes).filter(|to| *to != from) {
+            if only.is_none_or(|node| node == from || node == to) {
+                match cut {
+                    true => network.cut(from, to)?,
+                    false => network.join(from, to)?,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets a label through a node, without any retry of a client's.
+async fn write_once(cluster: &Cluster, node: usize) -> Result<(), Status> {
+    let path = cluster.node(node).data.with_extension("sock");
+    let mut client = NodeServiceClient::new(channel(Target::Unix(path)));
+    let request = LabelNodeRequest {
+        node: "node1".to_owned(),
+        set: [("written".to_owned(), node.to_string())].into(),
+        ..Default::default()
+    };
+    client.label_node(request).await.map(drop)
+}
+
+#[tokio::test]
+async fn without_a_majority_calls_are_refused_within_two_seconds() -> anyhow::Result<()> {
+    const REFUSED: Duration = Duration::from_secs(2);
+    let cluster = Cluster::start_apart(3)?;
+    between(&cluster, None, true)?;
+    for round in 0..2 {
+        for node in 1..=3 {
+            let begun = Instant::now();
+            let refused = write_once(&cluster, node).await;
+            let took = begun.elapsed();
+            eprintln!("node{node}, round {round}: {took:?}: {refused:?}");
+            let code = refused.err().map(|status| status.code());
+            assert_eq!(code, Some(Code::Unavailable));
+            assert!(took < REFUSED, "{took:?}");
+        }
+    }
+    between(&cluster, None, false)?;
+    cluster.wait_online(3)
+}
+
+/// The term of the leader.
+fn term(cluster: &Cluster) -> anyhow::Result<u64> {
+    let status = cluster.node(cluster.leader()?).json(&["status"])?;
+    status["term"].as_u64().context("no term")
+}
+
+#[tokio::test]
+async fn a_node_that_was_cut_off_is_back_soon_and_unseats_nobody() -> anyhow::Result<()> {
+    /// Between two tries of the kernel to send again what was lost.
+    const CUT: Duration = Duration::from_millis(6_500);
+    const SOON: Duration = Duration::from_secs(3);
+    let cluster = Cluster::start_apart(3)?;
+    let (node, before) = (cluster.leader()? % 3 + 1, term(&cluster)?);
+    between(&cluster, Some(node), true)?;
+    sleep(CUT);
+    between(&cluster, Some(node), false)?;
+    let back = Instant::now();
+    while let Err(status) = write_once(&cluster, node).await {
+        assert!(back.elapsed() < SOON, "{status}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    eprintln!("back after {:?}", back.elapsed());
+    assert!(back.elapsed() < SOON, "{:?}", back.elapsed());
+    cluster.wait_online(3)?;
+    assert_eq!(term(&cluster)?, before);
+    Ok(())
 }
 
 /// A cluster whose agents have a bug planted.

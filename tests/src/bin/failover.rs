@@ -1,5 +1,5 @@
 //! How long the loss of an agent is felt: the leader is killed, and a follower is stopped, again and again, while each node is
-//! written through. `deploy/bench.sh --failover` builds and runs it.
+//! written through. `deploy/bench.sh failover` builds and runs it.
 
 use std::{
     sync::{
