@@ -2,7 +2,7 @@
 //! recognised as damaged, and the members go on from what their disks hold.
 //!
 //! What three members write is recorded below the store (`support::device`), and replayed up to a moment, with some of what was not
-//! synced then. `FP_CUTS` says how many moments (60).
+//! synced then. `FP_CUTS` says how many moments (12).
 
 mod support;
 
@@ -201,7 +201,7 @@ async fn look(recorded: &Recorded, cuts: u64) -> Option<String> {
 }
 
 fn cuts() -> u64 {
-    env::var("FP_CUTS").map_or(60, |cuts| cuts.parse().unwrap())
+    env::var("FP_CUTS").map_or(12, |cuts| cuts.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -184,13 +184,13 @@ mod tests {
 
     use super::*;
 
-    /// Whether a packet from one host reaches another.
+    /// Whether one of some packets from one host reaches another: the first may wait for the other's hardware address.
     fn reaches(network: &Network, from: usize, to: usize) -> bool {
         thread::scope(|scope| {
             let receiver = scope.spawn(|| {
                 network.host(to).enter().unwrap();
                 let socket = UdpSocket::bind((address(to), 7000)).unwrap();
-                let patience = Duration::from_millis(300);
+                let patience = Duration::from_millis(1_500);
                 socket.set_read_timeout(Some(patience)).unwrap();
                 socket
             });
@@ -198,8 +198,11 @@ mod tests {
             let sender = scope.spawn(|| {
                 network.host(from).enter().unwrap();
                 let socket = UdpSocket::bind((address(from), 0)).unwrap();
-                // Refused at once where the link is down.
-                let _sent = socket.send_to(b"x", (address(to), 7000));
+                for _ in 0..10 {
+                    // Refused at once where the link is down.
+                    let _sent = socket.send_to(b"x", (address(to), 7000));
+                    thread::sleep(Duration::from_millis(100));
+                }
             });
             sender.join().unwrap();
             receiver.recv(&mut [0; 8]).is_ok()

@@ -16,6 +16,7 @@ use clap::Parser;
 use harness::{
     cluster::{Cluster, signal},
     network::Namespace,
+    wait_for,
 };
 use proto::v1::LabelNodeRequest;
 use rustix::process::Signal;
@@ -83,16 +84,13 @@ fn measure(cluster: &mut Cluster, options: &Options, writes: &Writes) -> anyhow:
         let leader = cluster.leader()?;
         let killed = Instant::now();
         cluster.node_mut(leader).kill()?;
-        thread::sleep(CALM);
-        let first = all(writes).into_iter().filter(|write| {
+        let first = wait_for("a write after the leader was killed", PATIENCE, || {
+            let all = all(writes).into_iter();
             // One that was begun before may have been committed before.
-            write.node != leader && write.begun > killed
+            let since = all.filter(|write| write.node != leader && write.begun > killed);
+            Ok(since.map(|write| write.ended - killed).min())
         });
-        let waited = all(writes).into_iter().filter(|write| {
-            write.node != leader && write.begun <= killed && write.ended > killed + BRIEF
-        });
-        let first = first.chain(waited).map(|write| write.ended - killed).min();
-        felt.push(first.context("nothing was written after the leader was killed")?);
+        felt.push(first?);
         cluster.node_mut(leader).start()?;
         cluster.node_mut(leader).wait_answers()?;
         cluster.wait_online(3)?;
@@ -122,9 +120,6 @@ fn measure(cluster: &mut Cluster, options: &Options, writes: &Writes) -> anyhow:
     );
     Ok(())
 }
-
-/// What is answered so soon after a kill was on its way before it.
-const BRIEF: Duration = Duration::from_millis(100);
 
 fn all(writes: &Writes) -> Vec<Write> {
     writes
