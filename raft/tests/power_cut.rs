@@ -4,6 +4,9 @@
 //! What three members write is recorded below the store (`support::device`), and replayed up to a moment, with some of what was not
 //! synced then. `FP_CUTS` says how many moments (12).
 
+// clippy knows tests, not what they share: a panic there is a failure with a place.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod support;
 
 use std::{
