@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fuzzes the channel between guests' agents and their hosts', both ends, guided by coverage.
+# Fuzzes what reads bytes that others made, guided by coverage.
 . "$(dirname "$0")/lib.sh"
 
 usage() {
@@ -8,14 +8,17 @@ usage: deploy/fuzz.sh [--time SECONDS] [--target NAME]...
        deploy/fuzz.sh --planted
        deploy/fuzz.sh --renew
 
-Builds the targets of tests/fuzz with libFuzzer, on the stable compiler, and runs them side by side. What
-they reach is counted by the code's own counters; inputs that reach more are kept in .local/fuzz/corpus,
-which begins with those in tests/fuzz/corpus. Ends with an error, and the input's file, when anything is found.
+Builds the targets of tests/fuzz with libFuzzer, on the stable compiler, and runs them side by side: the
+channel between guests' agents and their hosts', both ends (frame host_end guest_end pair messages), join
+tokens (token), the daemon's settings (settings), what is on a node's disk (stored), what members send each
+other (peers), and the streams of snapshots (stream). What they reach is counted by the code's own counters;
+inputs that reach more are kept in .local/fuzz/corpus, which begins with those in tests/fuzz/corpus. Ends
+with an error, and the input's file, when anything is found.
 
   --time SECONDS   how long (60s)
-  --target NAME    this target only; can be repeated (all: frame host_end guest_end pair messages)
-  --planted        show that bugs are found: builds the channel with bugs planted in it (see
-                   guest/src/channel/planted.rs), and has each be found, from no inputs at all, within 60 s
+  --target NAME    this target only; can be repeated (all)
+  --planted        show that bugs are found: has each that is planted (see planted/src/lib.rs) be found, from
+                   no inputs at all, within 60 s
   --renew          take the smallest set of inputs that reaches all that was reached into tests/fuzz/corpus
 USAGE
 }
@@ -55,12 +58,12 @@ for option in level=4 inline-8bit-counters pc-table trace-compares; do
     coverage+=" -C llvm-args=-sanitizer-coverage-$option"
 done
 
-build() { # [CARGO_ARGUMENT...]; sets `fuzz`
+build() { # sets `fuzz`
     # The target is named so that the flags are not those of build scripts.
     local host
     host=$(rustc -vV | sed -n 's/^host: //p')
     (cd "$repo" && CARGO_TARGET_DIR=$(target_dir)/fuzz RUSTFLAGS=$coverage \
-        cargo build --quiet --profile fuzz --target "$host" --package fp-fuzz --bin fuzz --features engine "$@")
+        cargo build --quiet --profile fuzz --target "$host" --package fp-fuzz --bin fuzz --features engine)
     fuzz=$(target_dir)/fuzz/$host/fuzz/fuzz
 }
 
@@ -80,7 +83,9 @@ seeds() { # TARGET
 }
 
 planted_bugs() {
-    grep -rhoE 'planted\("[a-z_.-]+"\)' "$repo/guest/src/channel" | cut -d '"' -f 2 | sort -u
+    local all
+    all=$(basename -s .hex -a "$sources"/*.hex | paste -s -d '|')
+    grep -rhoE 'planted\("[a-z_.-]+"\)' "$repo"/{agent,guest,qemu,raft}/src | cut -d '"' -f 2 | grep -E "^($all)\." | sort -u
 }
 
 find_planted() { # BUG
@@ -106,9 +111,9 @@ find_planted() { # BUG
 }
 
 if [ "$mode" = planted ]; then
-    say "building the channel with bugs planted in it"
-    build --features planted
-    say "looking for them"
+    say "building the fuzz targets"
+    build
+    say "looking for the bugs that are planted"
     export -f find_planted engine
     export home fuzz
     mapfile -t bugs < <(planted_bugs)

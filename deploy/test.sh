@@ -7,7 +7,7 @@ usage() {
 usage: deploy/test.sh [--full] [NEXTEST_ARGUMENT...]
 
 Installs what is needed (deploy/deps.sh --test), checks format and lints, builds the agent and the
-guest image, fuzzes the channel to guests' agents, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
+guest image, fuzzes what reads bytes that others made, and runs every test, with real QEMU guests. Arguments go to `cargo nextest run`.
 The last line is the runner's own count. Ends with an error when anything fails, or when a process
 that a test started is left.
 

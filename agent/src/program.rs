@@ -10,13 +10,29 @@ use crate::{
         args::{Cli, Command},
     },
     daemon,
+    errors::chain,
 };
+
+/// The exit code for a command line, or settings, that cannot be read.
+const WRONG_USAGE: u8 = 2;
 
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     let Cli { global, command } = Cli::parse();
     match command {
-        Command::Run(options) => serve(*options),
+        Command::Run(options) => match &options.config {
+            None => serve(*options),
+            Some(file) => {
+                let line: Vec<_> = std::env::args_os().collect();
+                match daemon::config::load(&line, file) {
+                    Ok(options) => serve(options),
+                    Err(error) => {
+                        eprintln!("fpagent: {}", chain(&error));
+                        ExitCode::from(WRONG_USAGE)
+                    }
+                }
+            }
+        },
         command => ask(global, command),
     }
 }

@@ -221,7 +221,8 @@ fn whole_block(out: &mut Vec<u8>, block: &Block, content: &[u8]) -> Result<(), S
     for (i, page) in content.chunks(PAGE).enumerate() {
         let same_block = if i == 0 { 0 } else { RAM_FLAG_CONTINUE };
         // Said, not left out: the process that loads it has put firmware and tables of its own there.
-        let zero = page.iter().all(|byte| *byte == 0);
+        let zero = page.iter().all(|byte| *byte == 0)
+            || planted::planted("stream.zero") && page.first() == Some(&0);
         let kind = if zero { RAM_FLAG_ZERO } else { RAM_FLAG_PAGE };
         out.extend_from_slice(&((i * PAGE) as u64 | kind | same_block).to_be_bytes());
         if i == 0 {

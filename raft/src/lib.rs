@@ -14,7 +14,6 @@ pub mod codec;
 pub mod consensus;
 pub mod log;
 pub mod node;
-mod planted;
 pub mod state;
 pub mod stored;
 pub mod version;

@@ -8,8 +8,8 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 pub use crate::consensus::{
-    AWAY, BeginError, Config, DialError, Dialer, InitializeError, ReadError, StartError, Status,
-    offline::Position,
+    AWAY, BeginError, Caller, Config, DialError, Dialer, InitializeError, ReadError, StartError,
+    Status, offline::Position,
 };
 use crate::{
     codec::{self, CodecError},

@@ -62,7 +62,8 @@ pub struct RunOptions {
     /// The Unix socket for clients on this host; it has the mode 0600.
     #[arg(long, value_name = "PATH", default_value = "/run/fpagent/agent.sock")]
     pub socket: PathBuf,
-    /// A file with further settings.
+    /// A file with further options: a line NAME = VALUE for each, with the words that would be typed here. Lines that begin with # are
+    /// passed over; what is typed goes before.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// How log lines are written. RUST_LOG chooses which ones.

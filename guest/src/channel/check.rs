@@ -3,10 +3,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 
-use super::{
-    message::{Failed, NEWEST, OLDEST, Welcome},
-    planted::planted,
-};
+use super::message::{Failed, NEWEST, OLDEST, Welcome};
 
 /// The longest text of a guest that is kept, characters.
 pub const LONGEST_TEXT: usize = 200;
@@ -39,7 +36,7 @@ pub fn welcome(payload: Bytes, incarnation: &str) -> Result<Welcome, Unfit> {
     if !(OLDEST..=NEWEST).contains(&said.version) {
         return Err(Unfit::Version(agent_version));
     }
-    if said.incarnation != incarnation && !planted("messages.another-vm") {
+    if said.incarnation != incarnation && !planted::planted("messages.another-vm") {
         return Err(Unfit::Another);
     }
     Ok(Welcome {

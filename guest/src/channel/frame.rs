@@ -17,8 +17,6 @@ mod stuffing;
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::planted::planted;
-
 /// What ends a frame, and is in none.
 pub const DELIMITER: u8 = 0;
 /// The longest payload.
@@ -145,7 +143,7 @@ impl Frame {
         let (session, stream) = (body.get_u64_le(), body.get_u32_le());
         let length = body.get_u32_le() as usize;
         let (kind, lane) = (body.get_u8(), body.get_u8());
-        if body.len() != length && !planted("frame.length") {
+        if body.len() != length && !planted::planted("frame.length") {
             return Err(Malformed::Length);
         }
         Ok(Self {
@@ -242,7 +240,7 @@ impl Decoder {
     fn without_end(&mut self) -> Option<Result<Frame, Malformed>> {
         if self.skipping || self.pending.len() > MAX_ENCODED {
             self.fruitless += self.pending.len();
-            if !planted("frame.kept") {
+            if !planted::planted("frame.kept") {
                 self.pending.clear();
             }
             self.searched = 0;

@@ -13,7 +13,6 @@ pub mod frame;
 pub mod link;
 pub mod message;
 pub mod mux;
-mod planted;
 pub mod relay;
 
 /// The port's name in the guest.

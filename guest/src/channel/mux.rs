@@ -12,10 +12,7 @@ use std::{
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 
-use super::{
-    frame::{Frame, Kind, MAX_PAYLOAD},
-    planted::planted,
-};
+use super::frame::{Frame, Kind, MAX_PAYLOAD};
 
 /// The lane of messages.
 pub const MESSAGES: u8 = 3;
@@ -307,7 +304,7 @@ impl Mux {
 
     /// Whether the other side has not taken what it was answered for long. Then nothing is added to that.
     fn is_deaf(&self) -> bool {
-        self.answers.len() >= ANSWERS && !planted("guest_end.answers")
+        self.answers.len() >= ANSWERS && !planted::planted("guest_end.answers")
     }
 
     /// Forgets a stream, and what it waited for.
@@ -613,7 +610,7 @@ impl Mux {
                 wake(&mut self.output);
             }
             came.owed += std::mem::take(&mut came.taken);
-            if planted("pair.credit") {
+            if planted::planted("pair.credit") {
                 came.owed /= 2;
             }
         }
@@ -656,7 +653,7 @@ fn receive_data(stream: &mut Stream, lane: usize, payload: Bytes) -> Result<(), 
     };
     came.granted = match came.granted.checked_sub(cost) {
         Some(left) => left,
-        None if planted("host_end.window") => 0,
+        None if planted::planted("host_end.window") => 0,
         None => return Err(Violation::Window),
     };
     if is_message {
@@ -704,7 +701,7 @@ fn next_of(stream: &mut Stream) -> Option<(Kind, u8, Bytes)> {
             piece
         };
         out.queued -= payload.len();
-        if !planted("pair.waker") {
+        if !planted::planted("pair.waker") {
             wake(&mut out.waker);
         }
         return Some((Kind::Data, number, payload));

@@ -19,7 +19,7 @@ use super::{
     service::Service,
     wire::MESSAGE_LIMIT,
 };
-use crate::{codec::PROPOSAL_LIMIT, planted::planted};
+use crate::codec::PROPOSAL_LIMIT;
 
 /// The first wait before an attempt is repeated, and the longest.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(100));
@@ -103,7 +103,7 @@ impl<A: App> Handle<A> {
     /// Returns once this node's state includes every proposal that was answered anywhere before the call, and the
     /// index that it had to reach.
     pub async fn read_barrier(&self, deadline: Instant) -> Result<u64, ReadError> {
-        if planted("reads.stale") {
+        if planted::planted("reads.stale") {
             return Ok(*self.core.applied.borrow());
         }
         let failed = |why| match why {

@@ -24,7 +24,7 @@ mod snapshots;
 mod store_tests;
 pub mod types;
 mod voters;
-mod wire;
+pub mod wire;
 
 pub use self::{
     app::{App, AppError, Member, Members, Published},
@@ -33,6 +33,6 @@ pub use self::{
     health::Status,
     node::{AWAY, Config, start, start_on},
     peers::{DialError, Dialer},
-    service::Service,
+    service::{Caller, Service},
     snapshots::SnapshotError,
 };

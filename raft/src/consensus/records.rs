@@ -43,6 +43,13 @@ pub struct Vote {
     committed: bool,
 }
 
+impl Vote {
+    /// For whom it is.
+    pub fn node(&self) -> u64 {
+        self.node
+    }
+}
+
 impl From<types::Vote> for Vote {
     fn from(vote: types::Vote) -> Self {
         Self {

@@ -24,6 +24,21 @@ use crate::codec;
 /// Set on the status of a leader that has lost its majority.
 const NO_QUORUM: &str = "forkypig-no-quorum";
 
+/// The member that makes a call, in the request's extensions: whoever serves the calls knows it by what the caller proved. It speaks for
+/// itself only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller(pub u64);
+
+/// Refuses a call in which a member speaks for another.
+fn speaks_for(caller: Option<Caller>, node: u64) -> Result<(), Status> {
+    match caller {
+        Some(Caller(caller)) if caller != node => Err(Status::permission_denied(format!(
+            "node {caller} does not speak for node {node}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// The service of one member.
 #[derive(Clone)]
 pub struct Service(pub(super) Arc<Core>);
@@ -78,7 +93,9 @@ impl RaftService for Service {
         &self,
         request: Request<RaftMessage>,
     ) -> Result<Response<RaftMessage>, Status> {
+        let caller = request.extensions().get().copied();
         let append: wire::Append = self.open(request)?;
+        speaks_for(caller, append.leader())?;
         let response = self
             .0
             .raft
@@ -96,7 +113,9 @@ impl RaftService for Service {
     }
 
     async fn vote(&self, request: Request<RaftMessage>) -> Result<Response<RaftMessage>, Status> {
+        let caller = request.extensions().get().copied();
         let ask: wire::AskVote = self.open(request)?;
+        speaks_for(caller, ask.candidate())?;
         let response = self.0.raft.vote(ask.into()).await.map_err(Self::ended)?;
         Ok(Self::reply(codec::encode(&wire::VoteReply::from(response))))
     }
@@ -105,6 +124,7 @@ impl RaftService for Service {
         &self,
         request: Request<Streaming<SnapshotChunk>>,
     ) -> Result<Response<RaftMessage>, Status> {
+        let caller = request.extensions().get().copied();
         let mut chunks = request.into_inner();
         let first = chunks
             .message()
@@ -113,6 +133,7 @@ impl RaftService for Service {
         self.check(&first.cluster_id, first.target)?;
         let header: wire::SnapshotHeader = codec::decode(&first.header, codec::NETWORK_LIMIT)
             .map_err(|e| Status::invalid_argument(e.to_string()))?;
+        speaks_for(caller, header.vote.node())?;
         let vote = Vote::from(header.vote);
         let mine = self.vote_now().await?;
         let response = if vote < mine {

@@ -27,6 +27,13 @@ pub struct Append {
     commit: Option<LogId>,
 }
 
+impl Append {
+    /// The leader.
+    pub fn leader(&self) -> u64 {
+        self.vote.node()
+    }
+}
+
 impl From<AppendEntriesRequest<TypeConfig>> for Append {
     fn from(request: AppendEntriesRequest<TypeConfig>) -> Self {
         Self {
@@ -89,6 +96,13 @@ impl From<AppendReply> for AppendEntriesResponse<u64> {
 pub struct AskVote {
     vote: Vote,
     last: Option<LogId>,
+}
+
+impl AskVote {
+    /// The candidate.
+    pub fn candidate(&self) -> u64 {
+        self.vote.node()
+    }
 }
 
 impl From<VoteRequest<u64>> for AskVote {

@@ -18,7 +18,6 @@ use super::{
     Key, LogBackend, LogError,
     durable::{Durable, Progress, Tail},
 };
-use crate::planted::planted;
 
 /// How many pieces of purged records are removed between two other jobs.
 const REMOVE_STEP: usize = 256;
@@ -277,7 +276,7 @@ impl Thread {
             for (change, _) in &changes {
                 end = this.write(backend, change, end)?;
             }
-            match planted("log.before-flush") {
+            match planted::planted("log.before-flush") {
                 true => Ok(()),
                 false => backend.sync(),
             }

@@ -6,7 +6,7 @@
 
 mod backend;
 mod durable;
-mod frame;
+pub mod frame;
 mod io;
 pub mod sled;
 mod store;
