@@ -119,7 +119,7 @@ impl Incoming {
             sha256: self.hash.clone().finalize().into(),
             bytes: self.bytes,
         };
-        layout.share(&self.path)?;
+        layout.share_image(&self.path)?;
         let target = layout.image(&hex(&taken.sha256));
         fs::rename(&self.path, target)?;
         self.kept = true;

@@ -229,8 +229,7 @@ impl Overlays {
         fs::rename(&temporary, &path).map_err(io_error("cannot keep an empty overlay"))
     }
 
-    /// Makes an overlay for a process of the given user, which alone may write it; the forks that will have it as a
-    /// backing file may read it.
+    /// Makes an overlay for a process of the given user, which alone may read and write it.
     pub fn create(
         &self,
         name: &LayerName,
@@ -239,7 +238,7 @@ impl Overlays {
     ) -> Result<(), DiskError> {
         let path = self.layout.layer(name);
         let made = fs::copy(self.template_path(bytes), &path)
-            .and_then(|_| fs::set_permissions(&path, fs::Permissions::from_mode(0o640)))
+            .and_then(|_| fs::set_permissions(&path, fs::Permissions::from_mode(0o600)))
             .and_then(|()| match user {
                 Some((uid, gid)) => chown(&path, Some(uid), Some(gid)),
                 None => Ok(()),
@@ -259,6 +258,11 @@ impl Overlays {
     pub fn is_untouched(&self, name: &LayerName, bytes: u64) -> io::Result<bool> {
         Ok(fs::metadata(self.layout.layer(name))?.len()
             == fs::metadata(self.template_path(bytes))?.len())
+    }
+
+    /// Lets the forks that will have a layer as a backing file read it, while it is still written.
+    pub fn share(&self, name: &LayerName) -> io::Result<()> {
+        fs::set_permissions(self.layout.layer(name), fs::Permissions::from_mode(0o640))
     }
 
     /// Takes a layer out of the hands of the process that wrote it: nobody writes it any more.

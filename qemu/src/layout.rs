@@ -1,20 +1,24 @@
 //! Where a node keeps what: the folders of its data directory, and who may enter them.
 //!
 //! QEMU processes have the data directory as their working directory and name everything by paths relative to it, so the
-//! way down to it need not be open to them. Each runs as a user of its own in one group; what the forks of a lineage share
-//! is readable by the group and writable by nobody but us.
+//! way down to it need not be open to them. Each runs as a user of its own, in the group of its lineage: a VM that was booted and
+//! whatever was forked from it. What those share is readable by that group and writable by nobody but us. Images are readable by
+//! a group that all of them are in. What the agent makes otherwise is its own: [`be_private`].
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     os::{
         fd::AsRawFd,
         unix::{
-            fs::{DirBuilderExt, PermissionsExt, chown},
+            fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
             net::UnixListener,
         },
     },
     path::{Path, PathBuf},
 };
+
+use rustix::fs::Mode;
 
 use crate::record::{BaseName, LayerName, StreamName, VmName};
 
@@ -22,16 +26,16 @@ use crate::record::{BaseName, LayerName, StreamName, VmName};
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
-    /// The group that QEMU processes run in; `None` when users are not changed.
-    gid: Option<u32>,
+    /// The group that all QEMU processes are in besides their own; `None` when users are not changed.
+    readers: Option<u32>,
 }
 
 impl Layout {
-    /// Makes the folders that are not there yet. `root` is the data directory.
-    pub fn create(root: &Path, gid: Option<u32>) -> io::Result<Self> {
+    /// Makes the folders that are not there yet. `root` is the data directory, `readers` the group that may read images.
+    pub fn create(root: &Path, readers: Option<u32>) -> io::Result<Self> {
         let layout = Self {
             root: root.to_owned(),
-            gid,
+            readers,
         };
         make(root, 0o711)?;
         for shared in ["images", "bases", "layers", "streams"] {
@@ -113,13 +117,50 @@ impl Layout {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644))
     }
 
-    /// Lets the group read a file that will not change any more (or that only its owner changes).
-    pub fn share(&self, file: &Path) -> io::Result<()> {
-        if let Some(gid) = self.gid {
-            chown(file, None, Some(gid))?;
-        }
-        fs::set_permissions(file, fs::Permissions::from_mode(0o640))
+    /// The group that may read images.
+    pub fn readers(&self) -> Option<u32> {
+        self.readers
     }
+
+    /// Lets all QEMU processes read an image's file, which will not change any more.
+    pub fn share_image(&self, file: &Path) -> io::Result<()> {
+        share(file, self.readers)
+    }
+
+    /// The group of the lineage that a base belongs to, by its file.
+    pub fn lineage_of(&self, base: &BaseName) -> io::Result<u32> {
+        Ok(fs::metadata(self.base(base))?.gid())
+    }
+
+    /// The groups of all lineages that have files here.
+    pub fn lineages(&self) -> io::Result<BTreeSet<u32>> {
+        let mut groups = BTreeSet::new();
+        for folder in [self.bases(), self.streams(), self.layers()] {
+            for entry in fs::read_dir(folder)? {
+                match entry?.metadata() {
+                    Ok(file) => drop(groups.insert(file.gid())),
+                    // It was removed meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(groups)
+    }
+}
+
+/// Lets a group read a file that only we write.
+pub fn share(file: &Path, group: Option<u32>) -> io::Result<()> {
+    if let Some(gid) = group {
+        chown(file, None, Some(gid))?;
+    }
+    fs::set_permissions(file, fs::Permissions::from_mode(0o640))
+}
+
+/// Has whatever this process makes from now on be readable by nobody else, unless it says so: QEMU processes get through the data
+/// directory.
+pub fn be_private() {
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
 }
 
 /// The path, below the data directory, of the library that is preloaded into QEMU.

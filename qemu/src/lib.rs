@@ -26,6 +26,7 @@ pub mod record;
 pub mod spec;
 pub mod stream;
 pub mod sys;
+pub mod untrusted;
 pub mod write_back;
 
 /// The library that is preloaded into QEMU to have its writes tracked.

@@ -321,12 +321,21 @@ pub fn allocated_bytes(file: &fs::Metadata) -> u64 {
     file.blocks() * 512
 }
 
-/// Reads QEMU's table of memory blocks: name, page size and its unit, offset, used, total, host address.
+/// The most that all blocks but the main memory may take, bytes: they are copied whole, and are a firmware and some tables.
+const MOST_OTHERS: u64 = 64 << 20;
+/// How much of a table that cannot be read is shown, bytes.
+const SHOWN: usize = 2048;
+
+/// Reads QEMU's table of memory blocks: name, page size and its unit, offset, used, total, host address. Whoever got into QEMU may say
+/// anything.
 fn parse_blocks(table: &str) -> io::Result<(RamBlock, Vec<RamBlock>)> {
     let broken = || {
         io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("QEMU's table of memory blocks: {table:?}"),
+            format!(
+                "QEMU's table of memory blocks: {:?}",
+                &table[..table.floor_char_boundary(SHOWN)]
+            ),
         )
     };
     let number = |text: Option<&&str>| {
@@ -335,11 +344,13 @@ fn parse_blocks(table: &str) -> io::Result<(RamBlock, Vec<RamBlock>)> {
     };
     let mut main = None;
     let mut others = Vec::new();
+    let mut room = MOST_OTHERS;
     for row in table.lines().skip(1).filter(|row| !row.trim().is_empty()) {
         let columns: Vec<&str> = row.split_whitespace().collect();
         let name = (*columns.first().ok_or_else(broken)?).to_owned();
         let used = number(columns.get(4))?;
         let address = number(columns.get(6))?;
+        address.checked_add(used).ok_or_else(broken)?;
         let block = RamBlock {
             block: Block {
                 name: name.clone(),
@@ -352,6 +363,7 @@ fn parse_blocks(table: &str) -> io::Result<(RamBlock, Vec<RamBlock>)> {
         {
             main = Some(block);
         } else if !crate::spec::is_boot_rom(&name) {
+            room = room.checked_sub(used).ok_or_else(broken)?;
             others.push(block);
         }
     }
@@ -378,6 +390,12 @@ mod tests {
         assert_eq!(main.address, 0x7f2a2fe00000);
         assert_eq!(others.len(), 1);
         assert!(parse_blocks("nonsense").is_err());
+        let (end, large) = (
+            table.replace("0x00007f2a2fe00000", "0xffffffffffffffff"),
+            table.replace("0x0000000000020000", "0x0000010000000000"),
+        );
+        assert!(parse_blocks(&end).is_err(), "beyond all addresses");
+        assert!(parse_blocks(&large).is_err(), "a firmware of a TiB");
     }
 
     #[test]

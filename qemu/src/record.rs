@@ -77,7 +77,7 @@ pub struct VmRecord {
     pub process: Option<ProcessId>,
     /// The host's boot (`/proc/sys/kernel/random/boot_id`) that the process belongs to.
     pub host_boot: String,
-    /// User and group it runs as.
+    /// User and group it runs as: the group is its lineage's.
     pub user: Option<(u32, u32)>,
     /// The machine.
     pub hardware: Hardware,
@@ -167,6 +167,11 @@ pub enum RecordError {
 }
 
 impl VmRecord {
+    /// The group of its lineage, which may read what its forks share with it.
+    pub fn lineage(&self) -> Option<u32> {
+        self.user.map(|(_, gid)| gid)
+    }
+
     /// Reads a VM's record, with what was claimed since; `None` when it has none.
     pub fn load(dir: &VmDir) -> Result<Option<Self>, RecordError> {
         let mut record: Self = match fs::read(dir.record()) {

@@ -70,7 +70,7 @@ impl Captures {
         let layout = &self.host.engine.layout;
         let path = layout.stream(&StreamName(name.into()));
         fs::write(&path, stream)?;
-        layout.share(&path)?;
+        share(&path, layout.readers())?;
         self.host.load_edited(name, &self.captured, name).await
     }
 

@@ -107,7 +107,7 @@ impl Bench {
         for page in (0..PAGES).filter(|page| !page.is_multiple_of(3)) {
             file.write_all_at(&base_content(page), u64::from(page) * PAGE as u64)?;
         }
-        layout.share(&layout.base(&base))?;
+        share(&layout.base(&base), layout.readers())?;
         Ok(Self {
             captured: Captured { base, ..captured },
             host,
@@ -144,7 +144,7 @@ impl Bench {
         for part in stream.parts() {
             file.write_all(&part)?;
         }
-        layout.share(&path)?;
+        share(&path, layout.readers())?;
         let mut child = self.host.load_edited(&name, &self.captured, &name).await?;
         let memory = child.main_memory().await?;
         let mut found = vec![0; MEMORY as usize];

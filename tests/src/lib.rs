@@ -4,6 +4,7 @@
 //! Needs root, QEMU, the release build of `fpagent` (or `FPAGENT`), and the guest image of `deploy/build-image.sh tiny` (in
 //! `FP_TEST_IMAGE` or `.local/image/tiny`).
 
+pub mod channels;
 pub mod cluster;
 pub mod failpoints;
 pub mod fpagent;
@@ -13,6 +14,7 @@ pub mod lineage;
 pub mod linear;
 pub mod nemesis;
 pub mod network;
+pub mod probe;
 pub mod processes;
 pub mod pulse;
 pub mod random;

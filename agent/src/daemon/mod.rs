@@ -1,5 +1,6 @@
 //! The daemon: what `fpagent run` starts, and in what order it ends.
 
+pub mod config;
 pub mod options;
 
 use std::{
@@ -12,7 +13,12 @@ use std::{
 
 use anyhow::Context as _;
 use qemu::{
-    disk::Overlays, groups::Groups, host, layout::Layout, machine::Engine, record::host_boot,
+    disk::Overlays,
+    groups::Groups,
+    host,
+    layout::{self, Layout},
+    machine::Engine,
+    record::host_boot,
     sys::spawn,
 };
 use raft::{
@@ -78,6 +84,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         rustix::process::geteuid().is_root(),
         "fpagent run needs root: it reads guests' memory and gives each VM a user of its own"
     );
+    layout::be_private();
     come_first();
     let data = DataDir::new(&options.data_dir);
     let (_lock, local) = take(&data, &options)?;

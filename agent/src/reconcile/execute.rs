@@ -31,7 +31,7 @@ const REPORT_PAUSE: Duration = Duration::from_millis(250);
 pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
     match action {
         Action::FetchImage(image) => node.begin_fetch(image),
-        Action::Boot { vm, boot } => start(node, vm, boot, |handle| {
+        Action::Boot { vm, boot } => start(node, vm, boot, None, |handle| {
             boot_command(node, state, vm, handle)
         }),
         Action::Restore {
@@ -40,7 +40,7 @@ pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
             snapshot,
             paused,
         } => {
-            start(node, vm, boot, |handle| {
+            start(node, vm, boot, Some(snapshot), |handle| {
                 restore_command(node, state, vm, snapshot, paused, handle)
             });
         }
@@ -115,13 +115,23 @@ pub(super) fn report(node: &Arc<Node>, change: Change) {
     });
 }
 
+/// Starts a VM: in the lineage of a snapshot, or in its own.
 fn start(
     node: &Arc<Node>,
     vm: VmId,
     boot: u64,
+    snapshot: Option<SnapshotId>,
     command: impl FnOnce(&VmHandle) -> Result<Command, String>,
 ) {
-    let no_user = match node.vms.get_or_create(vm) {
+    let state = node.state();
+    let content = snapshot.and_then(|id| state.snapshots.get(&id)?.content.as_ref());
+    let lineage = match content {
+        Some(content) if node.vms.get(vm).is_none() => {
+            node.vms.lineage_of(&launch::base_name(content.base))
+        }
+        _ => Ok(None),
+    };
+    let no_user = match lineage.and_then(|lineage| node.vms.get_or_create(vm, lineage)) {
         Ok(handle) => {
             let command = command(&handle).unwrap_or_else(|problem| {
                 tracing::warn!(%vm, problem, "a VM cannot be started");
@@ -130,7 +140,7 @@ fn start(
             handle.act(command);
             return;
         }
-        Err(no_user) => no_user.to_string(),
+        Err(no_user) => chain(&no_user),
     };
     tracing::warn!(%vm, no_user, "a VM cannot be started");
     let failed = raft::state::VmReport {

@@ -385,7 +385,7 @@ fn write_json(path: &Path, stored: &impl Serialize) -> Result<(), TrustError> {
         path: path.to_owned(),
         source: error.into(),
     })?;
-    files::write(path, &text, Readers::Everybody)
+    files::write(path, &text, Readers::Owner)
 }
 
 impl From<&Identity> for StoredIdentity {

@@ -224,7 +224,7 @@ fn machine_type(name: &str) -> Result<MachineType, Unfit> {
 /// What is the same in every start of a VM.
 #[derive(Debug, Clone)]
 pub struct Place {
-    /// User and group of its process.
+    /// User and group of its process: the group is its lineage's.
     pub user: Option<(u32, u32)>,
     /// What leads from its console to those who read and write it.
     pub console: Wire,
@@ -311,6 +311,8 @@ pub struct Kind {
     pub hardware: Hardware,
     /// What it may take at most.
     pub limits: Limits,
+    /// The group of the lineage whose files it may read; `None` when users are not changed.
+    pub lineage: Option<u32>,
     /// Whether its guest may reach out.
     pub egress: bool,
     /// The image that its own disk will lie on.
@@ -320,11 +322,17 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// What children of this spec need.
-    pub fn of(state: &State, spec: &VmSpec, hardware: Hardware) -> Result<Self, Unfit> {
+    /// What children of this spec need, in this lineage.
+    pub fn of(
+        state: &State,
+        spec: &VmSpec,
+        hardware: Hardware,
+        lineage: Option<u32>,
+    ) -> Result<Self, Unfit> {
         Ok(Self {
             hardware,
             limits: limits(spec),
+            lineage,
             egress: egress(spec),
             image: spec.image,
             image_disk: image_disk(image(state, spec)?),

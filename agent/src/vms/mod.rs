@@ -9,6 +9,8 @@ pub mod task;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
+    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,7 +18,7 @@ use qemu::{
     console::{Pen, Wire},
     machine::Engine,
     past::Past,
-    record::{VmName, VmRecord},
+    record::{BaseName, VmName, VmRecord},
 };
 use raft::state::VmId;
 use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
@@ -31,7 +33,7 @@ use task::{Next, VmTask};
 
 /// Commands that wait for a VM. The reconciler sends one at a time; an operation adds a few.
 const COMMANDS: usize = 8;
-/// How many users QEMU processes can have on one node.
+/// How many users QEMU processes can have on one node, and how many lineages groups.
 pub const USERS: u32 = 65_000;
 
 /// A VM of this node, as others see it.
@@ -68,6 +70,11 @@ impl VmHandle {
             console: self.console.clone(),
             port: self.guest.line(),
         }
+    }
+
+    /// The group of its lineage.
+    pub fn lineage(&self) -> Option<u32> {
+        self.user.map(|(_, gid)| gid)
     }
 
     /// Its guest's agent.
@@ -138,7 +145,7 @@ pub struct Vms {
 }
 
 impl Vms {
-    /// For a node whose processes get users from `first_user` on; its group is `first_user` itself. What guests ask for goes to
+    /// For a node whose processes get users from the one after `first_user` on, and lineages groups. What guests ask for goes to
     /// `asked`.
     pub fn new(
         engine: Arc<Engine>,
@@ -193,28 +200,61 @@ impl Vms {
             .collect()
     }
 
-    /// A VM's handle, made if the node has nothing of it yet.
-    pub fn get_or_create(self: &Arc<Self>, vm: VmId) -> Result<VmHandle, NoUser> {
+    /// A VM's handle, made if the node has nothing of it yet: in this lineage, or in one of its own.
+    pub fn get_or_create(
+        self: &Arc<Self>,
+        vm: VmId,
+        lineage: Option<u32>,
+    ) -> Result<VmHandle, NoUser> {
         let mut handles = self.handles();
         if let Some(handle) = handles.get(&vm) {
             return Ok(handle.clone());
         }
-        let user = match self.first_user {
-            None => None,
-            Some(first) => {
-                let taken: BTreeSet<u32> = handles
-                    .values()
-                    .filter_map(|other| other.user)
-                    .map(|(uid, _)| uid)
-                    .collect();
-                let free = (first + 1..first + 1 + USERS)
-                    .find(|uid| !taken.contains(uid))
-                    .ok_or(NoUser)?;
-                Some((free, first))
-            }
-        };
+        let user = self.free_user(&handles, lineage)?;
         let (handle, _) = self.start(&mut handles, vm, user, false);
         Ok(handle)
+    }
+
+    /// The numbers that users and groups have; `None` when they are not changed.
+    fn numbers(&self) -> Option<RangeInclusive<u32>> {
+        self.first_user.map(|first| first + 1..=first + USERS)
+    }
+
+    /// A user that no VM has, in a lineage, or in one of which nothing is here.
+    fn free_user(
+        &self,
+        handles: &BTreeMap<VmId, VmHandle>,
+        lineage: Option<u32>,
+    ) -> Result<Option<(u32, u32)>, NoUser> {
+        let Some(mut numbers) = self.numbers() else {
+            return Ok(None);
+        };
+        let in_use = || handles.values().filter_map(|other| other.user);
+        let users: BTreeSet<u32> = in_use().map(|(uid, _)| uid).collect();
+        let uid = numbers.clone().find(|uid| !users.contains(uid));
+        let gid = match lineage {
+            Some(gid) => Some(gid),
+            None => {
+                // Files stay when their VM is gone.
+                let mut groups = self.engine.layout.lineages().map_err(NoUser::Unseen)?;
+                groups.extend(in_use().map(|(_, gid)| gid));
+                numbers.find(|gid| !groups.contains(gid))
+            }
+        };
+        uid.zip(gid).map(Some).ok_or(NoUser::AllTaken)
+    }
+
+    /// The group of the lineage that a base belongs to; `None` when users are not changed.
+    pub fn lineage_of(&self, base: &BaseName) -> Result<Option<u32>, NoUser> {
+        let Some(numbers) = self.numbers() else {
+            return Ok(None);
+        };
+        let group = self.engine.layout.lineage_of(base);
+        match group.map_err(NoUser::Unseen)? {
+            // Whatever somebody made of the file: no process is to be in a group of the host's.
+            other if !numbers.contains(&other) => Err(NoUser::Foreign(base.clone())),
+            group => Ok(Some(group)),
+        }
     }
 
     /// Has a VM go by another id from now on: a process that waited becomes a fork. `false` when there is something of the other
@@ -239,7 +279,7 @@ impl Vms {
     }
 
     /// Finds the VMs that an earlier agent left, and their processes. Returns when all were asked.
-    pub async fn adopt(self: &Arc<Self>) -> std::io::Result<()> {
+    pub async fn adopt(self: &Arc<Self>) -> io::Result<()> {
         let mut asked = Vec::new();
         for entry in std::fs::read_dir(self.engine.layout.vms())? {
             let name = entry?.file_name();
@@ -249,7 +289,14 @@ impl Vms {
             };
             let record = VmRecord::load(&self.engine.layout.vm(&vm_name(vm)));
             let user = record.ok().flatten().and_then(|record| record.user);
-            let (_, adopted) = self.start(&mut self.handles(), vm, user, true);
+            let mut handles = self.handles();
+            let user = match user {
+                Some(user) => Some(user),
+                // What cannot be read now may be later. Nothing of it can be opened by another user, and it never runs as us.
+                None => self.free_user(&handles, None).map_err(io::Error::other)?,
+            };
+            let (_, adopted) = self.start(&mut handles, vm, user, true);
+            drop(handles);
             asked.push(adopted);
         }
         for adopted in asked {
@@ -340,10 +387,21 @@ impl Vms {
     }
 }
 
-/// Every user number of the node is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("this node has no free user for another VM: {USERS} are in use")]
-pub struct NoUser;
+/// No user can be given to a VM's process.
+#[derive(Debug, thiserror::Error)]
+pub enum NoUser {
+    /// Every number of the node is taken.
+    #[error("this node has no free user for another VM: {USERS} are in use")]
+    AllTaken,
+    /// The files whose groups are in use cannot be looked at.
+    #[error("the group of a lineage cannot be told from its files")]
+    Unseen(#[source] io::Error),
+    /// A base's file is in a group that is none of this node's.
+    #[error(
+        "the base {0} is in a group that is no lineage's; was the data directory copied, or --vm-uid-base changed?"
+    )]
+    Foreign(BaseName),
+}
 
 /// A VM's name in the engine's folders.
 pub fn vm_name(vm: VmId) -> VmName {

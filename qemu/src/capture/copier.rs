@@ -5,7 +5,7 @@ use std::{fs::File, io, ops::Range, time::Instant};
 use super::{CaptureError, NEW_BASE_BYTES, Prepared, memory, sift::sift, write};
 use crate::{
     failpoint,
-    layout::Layout,
+    layout::{Layout, share},
     memory::{Memory, copy_base},
     page_set::PageSet,
     record::BaseName,
@@ -22,6 +22,8 @@ const MAX_ROUNDS: u32 = 8;
 pub(super) struct Copier<'a> {
     pub(super) guest: &'a mut Memory,
     pub(super) layout: &'a Layout,
+    /// The group that may read a new base.
+    pub(super) lineage: Option<u32>,
     pub(super) old_base: Option<BaseName>,
     pub(super) prepared: Prepared,
 }
@@ -122,7 +124,8 @@ impl Copier<'_> {
 
     /// Makes a new base from the old one and everything that differs from it. Returns what was written meanwhile.
     fn begin_base(&mut self) -> Result<Vec<Range<u32>>, CaptureError> {
-        let file = create_base(self.layout, &self.prepared.base, self.guest.main().used)
+        let bytes = self.guest.main().used;
+        let file = create_base(self.layout, &self.prepared.base, bytes, self.lineage)
             .map_err(write("base"))?;
         self.prepared.report.new_base = true;
         self.prepared.since_base = Some(PageSet::default());
@@ -227,7 +230,12 @@ impl Copier<'_> {
 }
 
 /// Makes an empty base that forks may map. One that is there is emptied and stays the same file: it may be mapped.
-pub(super) fn create_base(layout: &Layout, base: &BaseName, bytes: u64) -> io::Result<File> {
+pub(super) fn create_base(
+    layout: &Layout,
+    base: &BaseName,
+    bytes: u64,
+    lineage: Option<u32>,
+) -> io::Result<File> {
     let path = layout.base(base);
     let file = File::options()
         .read(true)
@@ -236,7 +244,7 @@ pub(super) fn create_base(layout: &Layout, base: &BaseName, bytes: u64) -> io::R
         .truncate(true)
         .open(&path)?;
     file.set_len(bytes)?;
-    layout.share(&path)?;
+    share(&path, lineage)?;
     failpoint::write("capture.base-made")?;
     Ok(file)
 }

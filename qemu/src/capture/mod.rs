@@ -35,6 +35,7 @@ use self::{
 use crate::{
     checksum::{self, Checksum},
     disk, failpoint,
+    layout::share,
     machine::{Machine, MachineError, system},
     memory::{Memory, allocated_bytes, write_pieces},
     page_set::PageSet,
@@ -42,6 +43,7 @@ use crate::{
     record::{BaseName, LayerName, StreamName},
     spec::{Hardware, overlay_node},
     stream::{self, Pages, StreamError},
+    untrusted,
 };
 
 /// When this much differs from the base, a new one is made: every fork loads the whole delta, at about 3 GiB/s.
@@ -49,6 +51,9 @@ pub const NEW_BASE_BYTES: u64 = 32 << 20;
 
 /// How long the processors are left to a guest that goes on, before its snapshot is written. Children's processes start meanwhile.
 const GIVE_WAY: Duration = Duration::from_millis(2);
+
+/// The most that the state of a machine's devices may take, bytes: ours have some hundred KiB.
+const MOST_DEVICES: u64 = 64 << 20;
 
 /// How a machine is captured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,14 +249,18 @@ impl Machine {
             Some(base) => base,
             None => {
                 let base = BaseName(stream.0.clone());
-                create_base(layout, &base, self.record.hardware.memory_bytes)
-                    .map_err(write("base"))?;
+                let bytes = self.record.hardware.memory_bytes;
+                create_base(layout, &base, bytes, self.record.lineage()).map_err(write("base"))?;
                 base
             }
         };
         let layers = if self.disk_is_untouched(disk_bytes)? {
             self.record.layers[1..].to_vec()
         } else {
+            if let Some(top) = self.record.layers.first() {
+                let shared = self.engine.overlays.share(top);
+                shared.map_err(memory("share the VM's disk"))?;
+            }
             self.record.layers.clone()
         };
         Ok(Expected { base, layers })
@@ -431,6 +440,10 @@ impl Machine {
                 self.fresh,
             )
             .map_err(memory("find the guest's memory"))?;
+            if opened.main().used != self.record.hardware.memory_bytes {
+                let other = io::Error::other("QEMU says that it has another size");
+                return Err(memory("find the guest's memory")(other));
+            }
             self.memory = Some(Arc::new(Mutex::new(opened)));
         }
         Ok(lock(&*self.memory_ref()?).is_tracked())
@@ -453,11 +466,13 @@ impl Machine {
         let guest = self.memory_ref()?;
         let layout = self.engine.layout.clone();
         let old_base = self.record.delta_base.clone();
+        let lineage = self.record.lineage();
         Ok(blocking(move || {
             let mut guest = lock(&guest);
             let mut copier = Copier {
                 guest: &mut guest,
                 layout: &layout,
+                lineage,
                 old_base,
                 prepared,
             };
@@ -491,6 +506,8 @@ impl Machine {
         let (stream_name, base_name) = (stream.clone(), base.clone());
         let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
         let layer_moved = moment.layer_moved;
+        let lineage = self.record.lineage();
+        let owner = self.record.user.map(|(uid, _)| uid);
         let is_new = new_base.is_some();
         let (written, base_bytes, layer_bytes, since_base) = blocking(move || {
             let main = {
@@ -502,7 +519,8 @@ impl Machine {
                 }
                 guest.main().clone()
             };
-            let devices = fs::read(&moment.devices).map_err(memory("read the devices' state"))?;
+            let devices = untrusted::read(&moment.devices, owner, MOST_DEVICES)
+                .map_err(memory("read the devices' state"))?;
             let stream = stream::assemble(
                 hardware.machine.name(),
                 &main,
@@ -513,7 +531,7 @@ impl Machine {
             let path = layout.stream(&stream_name);
             let checksum = write_stream(&path, &stream).map_err(write("stream"))?;
             failpoint::write("capture.stream-written").map_err(write("stream"))?;
-            layout.share(&path).map_err(write("stream"))?;
+            share(&path, lineage).map_err(write("stream"))?;
             failpoint::reached("capture.stream-shared");
             let layer_bytes = match (layer_moved, &frozen) {
                 (true, Some(layer)) => {

@@ -7,7 +7,8 @@ mod start;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::PathBuf,
     sync::{Arc, Mutex, RwLock},
     time::Duration,
@@ -36,7 +37,7 @@ use crate::{
 /// How long after its control session a process is given to end.
 const ENDING_PATIENCE: Duration = Duration::from_secs(1);
 /// How much of QEMU's own output goes into an error.
-const LOG_TAIL: usize = 600;
+const LOG_TAIL: u64 = 600;
 
 /// Something went wrong with a machine.
 #[derive(Debug, thiserror::Error)]
@@ -279,9 +280,16 @@ pub(crate) async fn block_nodes(qmp: &Qmp) -> Result<BTreeSet<String>, QmpError>
 
 /// The end of what QEMU printed, on one line.
 fn log_tail(dir: &VmDir) -> String {
-    // A log that cannot be read leaves an error with less to say.
-    let bytes = fs::read(dir.qemu_log()).unwrap_or_default();
-    let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL)..]).into_owned();
+    // A log that cannot be read leaves an error with less to say. It may be long: nothing keeps QEMU from writing.
+    let tail = || -> io::Result<Vec<u8>> {
+        let mut log = File::open(dir.qemu_log())?;
+        let length = log.metadata()?.len();
+        log.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
+        let mut bytes = Vec::new();
+        log.take(LOG_TAIL).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let text = String::from_utf8_lossy(&tail().unwrap_or_default()).into_owned();
     text.trim()
         .lines()
         .map(str::trim)

@@ -42,7 +42,7 @@ pub struct Launch {
     pub has_run: bool,
     /// What became of its processes so far.
     pub past: Past,
-    /// User and group of the process.
+    /// User and group of the process: the group is its lineage's.
     pub user: Option<(u32, u32)>,
     /// The machine.
     pub hardware: Hardware,
@@ -339,6 +339,7 @@ fn start_process(
         fds,
         output,
         user: launch.user,
+        groups: engine.layout.readers().into_iter().collect(),
         nice: GUEST_NICE,
         // A guest that was booted runs faster on them, and its memory is looked at faster. A fork's memory is a file's, which has
         // none in a private mapping; in the rest of the process they undo what copy-on-write saves.

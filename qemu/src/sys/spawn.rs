@@ -29,6 +29,8 @@ pub struct Spawn {
     pub output: std::fs::File,
     /// User and group it runs as; `None` to stay as we are.
     pub user: Option<(u32, u32)>,
+    /// The groups it is in besides that of its user. Of no account where the user stays.
+    pub groups: Vec<u32>,
     /// How much it gives way to others, 0 to 19.
     pub nice: i32,
     /// Whether it may use transparent huge pages.
@@ -57,6 +59,7 @@ impl Spawn {
             fds: Vec::new(),
             output,
             user: None,
+            groups: Vec::new(),
             nice: 0,
             huge_pages: true,
             merge_memory: false,
@@ -67,7 +70,7 @@ impl Spawn {
     }
 }
 
-/// Starts it. It has no supplementary groups and can gain no privileges.
+/// Starts it. It has no groups but those that are named, and can gain no privileges.
 pub fn spawn(what: Spawn) -> io::Result<Child> {
     let Spawn {
         program,
@@ -77,6 +80,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
         fds,
         output,
         user,
+        groups,
         nice,
         huge_pages,
         merge_memory,
@@ -119,6 +123,10 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             for (i, from) in numbers.iter().enumerate() {
                 check(libc::dup2(*from, FIRST_FD + i as RawFd))?;
             }
+            // Whatever whoever started us left open: it is ours at most.
+            let rest = (FIRST_FD as usize + numbers.len()) as libc::c_uint;
+            let cloexec = libc::CLOSE_RANGE_CLOEXEC as libc::c_int;
+            check(libc::close_range(rest, libc::c_uint::MAX, cloexec))?;
             check(libc::setsid())?;
             if !huge_pages {
                 check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0))?;
@@ -137,7 +145,7 @@ pub fn spawn(what: Spawn) -> io::Result<Child> {
             let _not_now = write_file(OWN_AUTOGROUP, group_nice.as_bytes());
             libc::umask(0o077);
             if let Some((uid, gid)) = user {
-                check(libc::setgroups(0, std::ptr::null()))?;
+                check(libc::setgroups(groups.len(), groups.as_ptr()))?;
                 check(libc::setresgid(gid, gid, gid))?;
                 check(libc::setresuid(uid, uid, uid))?;
             }
@@ -263,6 +271,40 @@ mod tests {
         child.wait().unwrap();
         let range = |line: &str| line.split(' ').next().map(str::to_owned);
         maps.unwrap().lines().filter_map(range).collect()
+    }
+
+    #[test]
+    fn a_process_has_no_descriptors_but_those_it_is_given() {
+        use std::os::fd::{FromRawFd as _, OwnedFd};
+        let given = fs::File::open("/dev/null").unwrap();
+        // As one that we were started with.
+        let ours = fs::File::open("/dev/zero").unwrap();
+        // SAFETY: the number is taken over by what closes it.
+        let ours = unsafe { OwnedFd::from_raw_fd(libc::dup(ours.as_raw_fd())) };
+        let mut child = spawn(Spawn {
+            fds: vec![given.into()],
+            ..sleep()
+        })
+        .unwrap();
+        let numbers = fs::read_dir(format!("/proc/{}/fd", child.id())).map(|all| {
+            let mut numbers: Vec<RawFd> = all
+                .map(|entry| {
+                    entry
+                        .unwrap()
+                        .file_name()
+                        .to_str()
+                        .unwrap()
+                        .parse()
+                        .unwrap()
+                })
+                .collect();
+            numbers.sort_unstable();
+            numbers
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        drop(ours);
+        assert_eq!(numbers.unwrap(), [0, 1, 2, FIRST_FD]);
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Host {
                     from.display()
                 )
             })?;
-            layout.share(&layout.image(name))?;
+            layout.share_image(&layout.image(name))?;
         }
         let env = fs::read_to_string(image.join("image.env"))?;
         let cmdline = env

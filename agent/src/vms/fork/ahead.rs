@@ -137,8 +137,12 @@ pub async fn start_child(
 ) -> Result<(), String> {
     let _turn = node.forks.turn().await?;
     let state = node.state();
-    let kind =
-        Kind::of(&state, &child.spec, hardware.clone()).map_err(|error| error.to_string())?;
+    let lineage = node
+        .vms
+        .lineage_of(&parts.base)
+        .map_err(|error| chain(&error))?;
+    let kind = Kind::of(&state, &child.spec, hardware.clone(), lineage)
+        .map_err(|error| error.to_string())?;
     if let Some(blank) = node.pool.take_blank(&kind) {
         match give_shape(node, &blank, child, parts).await {
             Ok(()) => return Ok(()),
@@ -175,8 +179,9 @@ async fn start(
 ) -> Result<(), String> {
     let handle = node
         .vms
-        .get_or_create(child.id)
-        .map_err(|error| error.to_string())?;
+        .lineage_of(&parts.base)
+        .and_then(|lineage| node.vms.get_or_create(child.id, lineage))
+        .map_err(|error| chain(&error))?;
     let place = handle.place();
     let launch = launch::restore(
         state,

@@ -3,17 +3,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use raft::state::{NodeId, State, VmId};
+use raft::state::{State, VmId};
 use tokio::time::Instant;
 use ulid::Ulid;
 
 use super::{AFTER_FAILURE, RECENT, lock};
 use crate::{
+    errors::chain,
     node::Node,
     vms::{
         VmHandle,
         command::Command,
-        launch::{self, Fitness, Kind},
+        launch::{self, Kind},
     },
 };
 
@@ -58,7 +59,7 @@ impl Blanks {
     }
 
     /// The kind of which some should wait: what was started lately, or else what the newest VM here is.
-    fn wanted(&self, state: &State, node: NodeId, fitness: &Fitness) -> Option<Kind> {
+    fn wanted(&self, state: &State, node: &Node) -> Option<Kind> {
         let last = lock(&self.last).clone();
         if let Some((kind, at)) = last
             && at.elapsed() < RECENT
@@ -66,23 +67,16 @@ impl Blanks {
         {
             return Some(kind);
         }
-        let here = state.vms.of(node);
+        let here = state.vms.of(node.id());
         let newest = here.max_by_key(|vm| (vm.created_at, vm.id))?;
-        let hardware = launch::hardware(state, &newest.spec, fitness).ok()?;
-        Kind::of(state, &newest.spec, hardware).ok()
+        let lineage = node.vms.get(newest.id)?.lineage();
+        let hardware = launch::hardware(state, &newest.spec, &node.fitness).ok()?;
+        Kind::of(state, &newest.spec, hardware, lineage).ok()
     }
 
     /// What should not wait any more, and the kind of which one is missing. `room`: whether there is memory for any.
-    pub fn compare(
-        &self,
-        state: &State,
-        node: NodeId,
-        fitness: &Fitness,
-        room: bool,
-    ) -> (Vec<Blank>, Option<Kind>) {
-        let wanted = self
-            .wanted(state, node, fitness)
-            .filter(|_| room && self.count > 0);
+    pub fn compare(&self, state: &State, node: &Node, room: bool) -> (Vec<Blank>, Option<Kind>) {
+        let wanted = self.wanted(state, node).filter(|_| room && self.count > 0);
         let mut waiting = lock(&self.waiting);
         let leaves = |blank: &mut Blank| {
             blank.handle.pid() == 0 || wanted.as_ref().is_none_or(|kind| blank.kind != *kind)
@@ -114,8 +108,8 @@ impl Blanks {
         let id = VmId(Ulid::new().0);
         let handle = node
             .vms
-            .get_or_create(id)
-            .map_err(|error| error.to_string())?;
+            .get_or_create(id, kind.lineage)
+            .map_err(|error| chain(&error))?;
         let launch = launch::shapeless(id, kind.clone(), handle.place());
         let started = handle
             .ask(|done| Command::Prestart {

@@ -316,9 +316,7 @@ async fn step(node: &Arc<Node>, state: &Arc<State>) -> bool {
     };
     let wanted = plan::wanted(state, node.id(), &pool.recent(), pool.bounds.unasked, room);
     let missing = pool.compare(&wanted);
-    let (leaving, blank) = pool
-        .blanks
-        .compare(state, node.id(), &node.fitness, room > 0);
+    let (leaving, blank) = pool.blanks.compare(state, node, room > 0);
     lock(&pool.leaving).extend(leaving.into_iter().map(Leaving::from));
     if pool.end_leaving().await {
         // Files may go that were held.
