@@ -9,7 +9,10 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use raft::state::{Forgotten, NodeId, Role, State};
+use raft::{
+    node::Caller,
+    state::{Forgotten, NodeId, Role, State},
+};
 use tonic::{
     Code, Status,
     body::Body,
@@ -302,9 +305,13 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<Body>) -> Self::Future {
         let call = request.uri().path().trim_start_matches('/').to_owned();
         let peer = request.extensions().get::<Peer>().cloned();
+        let caller = peer.as_ref().and_then(|peer| match peer.role {
+            PeerRole::Node(id) => Some(Caller(id)),
+            _ => None,
+        });
         let wants_metrics = call == metrics::PATH;
         let needs = match wants_metrics {
             true => Some(VIEWER),
@@ -352,6 +359,9 @@ where
                 async move { Ok(plain(http::StatusCode::OK, metrics::text(&node).await)) },
             );
         }
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
+        }
         // The one that is ready, and not its copy.
         let next = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, next);
@@ -362,7 +372,7 @@ where
             let Ok(answer) = answer;
             let outcome = outcome(&answer);
             metrics::call(&name, outcome, begun.elapsed());
-            match (outcome, is_audited) {
+            match (outcome, is_audited || is_refusal(outcome)) {
                 (_, false) => {}
                 (OK, true) => entry(&about, OK),
                 (failed, true) => entry(&about, &format!("failed: {failed}")),
@@ -370,6 +380,15 @@ where
             Ok(answer)
         })
     }
+}
+
+/// Whether a call was refused for what it carried: what cannot be a field's value, is larger than a message may be, or is said for
+/// another. Somebody tries something, whatever the call is.
+fn is_refusal(outcome: &str) -> bool {
+    matches!(
+        outcome,
+        "invalid-argument" | "out-of-range" | "permission-denied"
+    )
 }
 
 /// An answer for who does not speak gRPC.

@@ -50,6 +50,11 @@ impl PeerService for Api {
         &self,
         request: Request<RenewLeaseRequest>,
     ) -> Result<Response<RenewLeaseResponse>, Status> {
+        let named = request.get_ref().node;
+        if !matches!(role(&request), Some(PeerRole::Node(caller)) if *caller == named) {
+            let problem = format!("another node's certificate does not speak for node {named}");
+            return Err(ApiError::NotAllowed(problem).into());
+        }
         if self.node.raft.status().leader != Some(self.node.id()) {
             return Err(Status::failed_precondition(
                 "this node does not lead the cluster",

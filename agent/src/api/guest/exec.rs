@@ -24,6 +24,8 @@ use crate::{errors::ApiError, guest::Contact, node::Node};
 const MOST_INPUT: usize = 64 << 10;
 /// How much later than it should a guest may say that a program took too long.
 const LATE: Duration = Duration::from_secs(5);
+/// The longest name of a user that is handed to a guest, bytes; Linux's own tools make none above 32.
+const LONGEST_USER: usize = 256;
 
 /// What the first message asks for.
 pub(super) fn start(first: ExecRequest) -> Result<ExecStart, ApiError> {
@@ -47,6 +49,9 @@ pub(super) fn start(first: ExecRequest) -> Result<ExecStart, ApiError> {
         .any(|text| text.contains(&0))
     {
         return Err(invalid("argv", "must not hold a zero byte"));
+    }
+    if start.user.len() > LONGEST_USER || start.user.chars().any(char::is_control) {
+        return Err(invalid("user", "is no name of a user"));
     }
     Ok(start)
 }

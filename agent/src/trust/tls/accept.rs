@@ -2,8 +2,9 @@
 //! `serve_with_incoming_shutdown`, where a request's extensions then hold a [`Peer`].
 
 use std::{
+    collections::BTreeMap,
     io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     pin::Pin,
@@ -14,7 +15,7 @@ use std::{
 
 use futures::{
     Stream, StreamExt as _,
-    future::BoxFuture,
+    future::{AbortHandle, BoxFuture, abortable},
     stream::{self, FuturesUnordered},
 };
 use rustls::pki_types::UnixTime;
@@ -30,8 +31,9 @@ use tracing::warn;
 use super::server::{PeerRole, ServerTls};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// More connections than these wait in the kernel's queue until one handshake has ended.
-const MAX_HANDSHAKES: usize = 256;
+/// So many handshakes are under way at most. For one more, another is given up: whoever opens connections and says nothing must not
+/// keep others out.
+const MAX_HANDSHAKES: usize = 1024;
 /// After a failed `accept` (out of descriptors, mostly): it would fail again at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -65,8 +67,8 @@ impl Connected for Connection {
     }
 }
 
-/// Connections over TCP that have gone through a TLS handshake. Handshakes run side by side; one that fails or takes more
-/// than 10 seconds is dropped, and `refused` is told from where it came and why. The stream does not end.
+/// Connections over TCP that have gone through a TLS handshake. Handshakes run side by side; one that fails, takes more than 10
+/// seconds or has to make room is dropped, and `refused` is told from where it came and why. The stream does not end.
 pub fn tls_incoming(
     listener: TcpListener,
     tls: ServerTls,
@@ -77,6 +79,8 @@ pub fn tls_incoming(
         tls,
         refused: Arc::new(refused),
         handshakes: FuturesUnordered::new(),
+        under_way: BTreeMap::new(),
+        next: 0,
     };
     stream::unfold(accepting, |mut accepting| async move {
         let connection = accepting.next().await;
@@ -90,20 +94,25 @@ struct Accepting {
     listener: TcpListener,
     tls: ServerTls,
     refused: Arc<Refused>,
-    handshakes: FuturesUnordered<BoxFuture<'static, Option<Connection>>>,
+    handshakes: FuturesUnordered<BoxFuture<'static, (u64, Option<Connection>)>>,
+    /// Those of them that are not given up, the oldest first.
+    under_way: BTreeMap<u64, (SocketAddr, AbortHandle)>,
+    /// The number of the next.
+    next: u64,
 }
 
 impl Accepting {
     async fn next(&mut self) -> Connection {
         loop {
             tokio::select! {
-                Some(done) = self.handshakes.next() => {
+                Some((number, done)) = self.handshakes.next() => {
+                    self.under_way.remove(&number);
                     if let Some(connection) = done {
                         return connection;
                     }
                 }
-                accepted = self.listener.accept(), if self.handshakes.len() < MAX_HANDSHAKES => match accepted {
-                    Ok((stream, address)) => self.handshakes.push(Box::pin(handshake(stream, address, self.tls.clone(), Arc::clone(&self.refused)))),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, address)) => self.begin(stream, address),
                     Err(error) => {
                         warn!(%error, "cannot accept a connection");
                         time::sleep(ACCEPT_PAUSE).await;
@@ -111,6 +120,44 @@ impl Accepting {
                 },
             }
         }
+    }
+
+    fn begin(&mut self, stream: TcpStream, address: SocketAddr) {
+        if self.under_way.len() >= MAX_HANDSHAKES {
+            self.make_room();
+        }
+        let number = self.next;
+        self.next += 1;
+        let (tls, refused) = (self.tls.clone(), Arc::clone(&self.refused));
+        let (handshake, abort) = abortable(handshake(stream, address, tls, refused));
+        self.under_way.insert(number, (address, abort));
+        self.handshakes.push(Box::pin(async move {
+            (number, handshake.await.unwrap_or_default())
+        }));
+    }
+
+    /// Gives up the oldest handshake of who has most of them under way.
+    fn make_room(&mut self) {
+        let mut counts = BTreeMap::new();
+        for (address, _) in self.under_way.values() {
+            *counts.entry(origin(address)).or_insert(0_usize) += 1;
+        }
+        let most = counts.into_iter().max_by_key(|(_, count)| *count);
+        let oldest = self.under_way.iter().find_map(|(number, (address, _))| {
+            (Some(origin(address)) == most.map(|(origin, _)| origin)).then_some(*number)
+        });
+        if let Some((address, abort)) = oldest.and_then(|number| self.under_way.remove(&number)) {
+            abort.abort();
+            (self.refused)(address, "it said nothing, and too many others do so too");
+        }
+    }
+}
+
+/// Whoever has one address of IPv6 has 2^64 of them.
+fn origin(address: &SocketAddr) -> IpAddr {
+    match address.ip().to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() >> 64 << 64)),
+        ip => ip,
     }
 }
 

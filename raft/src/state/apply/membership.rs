@@ -291,6 +291,7 @@ pub(super) fn label_node(
     set: &Labels,
     remove: &[String],
 ) -> Outcome {
+    check_labels(set)?;
     let node = names::node(state, node)?;
     let (id, mut labels) = (node.id, node.labels.clone());
     labels.retain(|key, _| !remove.contains(key));
