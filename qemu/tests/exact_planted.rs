@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use guest::pages::Page;
 use qemu::{
     capture::{Afterwards, Captured, Mode},
+    layout::share,
     machine::Machine,
     record::StreamName,
     spec::MachineType,
