@@ -114,5 +114,11 @@ pub fn encode_state(state: &State) -> Vec<u8> {
 
 /// Reads a state's record.
 pub fn decode_state(record: &[u8]) -> Result<State, CodecError> {
-    decode::<v1::State>(record, STATE_LIMIT).map(Mirror::load)
+    let state: State = decode::<v1::State>(record, STATE_LIMIT).map(Mirror::load)?;
+    if record.first().map(|version| u32::from(*version)) != Some(state.version) {
+        let problem = "the state has reached another version than its record is of";
+        let problem = bincode::ErrorKind::Custom(problem.to_owned());
+        return Err(CodecError::Malformed(problem.into()));
+    }
+    Ok(state)
 }

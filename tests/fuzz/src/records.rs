@@ -12,6 +12,7 @@ use raft::{
     },
     log::frame,
     state::{self, State},
+    version::FIRST,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -105,7 +106,7 @@ fn proposals(input: &mut Input<'_>) {
         let Ok(proposal) = bounded(&record, codec::decode_proposal) else {
             return;
         };
-        let written = codec::encode_proposal(&proposal);
+        let written = codec::encode_proposal(&proposal, FIRST);
         assert!(codec::decode_proposal(&written).is_ok_and(|again| again == proposal));
         let before = state.clone();
         if state::apply(&mut state, &proposal).is_err() {
