@@ -17,6 +17,7 @@ use proptest::{
 };
 use qemu::{
     capture::{Afterwards, Captured, Mode},
+    layout::share,
     record::{BaseName, StreamName, VmName},
     spec::MachineType,
     stream::{Block, Pages, assemble},
