@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use agent::trust::{authority::load_certificate, token::JoinToken};
+use agent::{
+    peers::INCARNATION,
+    trust::{authority::load_certificate, token::JoinToken},
+};
 use anyhow::{Context as _, ensure};
 use harness::{
     channels,
@@ -30,7 +33,10 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
-use tonic::Code;
+use tonic::{
+    Code,
+    metadata::{Ascii, MetadataValue},
+};
 
 fn token(node: &Agent, ttl: &str) -> anyhow::Result<String> {
     let made = node.json(&["token", "create", "--ttl", ttl])?;
@@ -507,9 +513,18 @@ async fn a_nodes_certificate_speaks_for_no_other_node() -> anyhow::Result<()> {
         .context("no id")?
         .to_owned();
     let channel = channels::as_node(node, thief, &world.certs("node"))?;
-    let mut peers = PeerServiceClient::new(channel.clone());
+    let incarnation: MetadataValue<Ascii> = cluster_id.parse()?;
+    let says = move |mut request: tonic::Request<()>| {
+        let metadata = request.metadata_mut();
+        metadata.insert(INCARNATION, incarnation.clone());
+        Ok(request)
+    };
+    let mut peers = PeerServiceClient::with_interceptor(channel.clone(), says);
     let mut members = RaftServiceClient::new(channel);
-    let renew = |node| RenewLeaseRequest { node };
+    let renew = |node| RenewLeaseRequest {
+        node,
+        address: thief.listen.clone(),
+    };
     peers.renew_lease(renew(thiefs)).await?;
 
     let term = node.json(&["status"])?["term"].clone();

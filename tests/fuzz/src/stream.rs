@@ -25,7 +25,7 @@ pub fn run(bytes: &[u8]) {
     for _ in 0..input.below(6) {
         let begin = u32::from(input.u8()) % MOST;
         let end = (begin + u32::from(input.u8() % 8)).min(MOST);
-        if input.u8() % 4 == 0 {
+        if input.u8().is_multiple_of(4) {
             pages.remove(begin);
             expected.remove(&("m".to_owned(), place(begin)));
             continue;

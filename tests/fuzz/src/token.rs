@@ -44,7 +44,7 @@ pub fn run(bytes: &[u8]) {
 fn almost(input: &mut Input<'_>) -> String {
     let mut content = vec![input.u8(); 80];
     let (changed, by) = (input.below(256), input.u8());
-    if input.u8() % 2 == 0 {
+    if input.u8().is_multiple_of(2) {
         content.extend_from_slice(b"a:1");
     }
     let length = input.length();
