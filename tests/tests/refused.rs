@@ -359,11 +359,11 @@ fn listen(
 
 type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
+/// How each handshake went: how many bytes were said after it, or why there was none.
+type Passed = Arc<Mutex<Vec<Result<usize, String>>>>;
+
 /// Ends TLS itself, with what it shows for a certificate. Keeps what clients say to it once they trust it, and how each handshake went.
-fn in_the_middle(
-    listener: TcpListener,
-    (chain, key): Shown,
-) -> anyhow::Result<Arc<Mutex<Vec<Result<usize, String>>>>> {
+fn in_the_middle(listener: TcpListener, (chain, key): Shown) -> anyhow::Result<Passed> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(Anybody))

@@ -17,7 +17,8 @@ pub fn signal(number: u32) -> io::Result<()> {
 
 pub fn take_descriptor(number: u32) -> io::Result<()> {
     let process = pidfd_open(pid(number)?, PidfdFlags::empty())?;
-    Ok(drop(pidfd_getfd(process, 0, PidfdGetfdFlags::empty())?))
+    pidfd_getfd(process, 0, PidfdGetfdFlags::empty())?;
+    Ok(())
 }
 
 /// Its tracer's end lets it go.
