@@ -303,7 +303,6 @@ async fn a_log_that_the_disk_damaged_is_recognised() {
     assert!(refused > 0);
 }
 
-#[cfg(feature = "planted")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_does_not_sync_is_found() {
     let recorded = record(Some("log.no-fdatasync"));
