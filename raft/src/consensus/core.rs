@@ -97,7 +97,8 @@ impl Core {
         let membership = &metrics.membership_config;
         let votes = membership.membership().voter_ids().any(|id| id == self.id);
         let is_sure = metrics.last_applied.index() >= membership.log_id().index();
-        !votes && is_sure && metrics.current_leader != Some(self.id)
+        // One that led and steps down goes by its own name for the leader until it hears of another, which it need not.
+        !votes && is_sure && !is_leader(&metrics)
     }
 
     /// Whether nothing will come of anything any more.

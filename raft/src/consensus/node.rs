@@ -74,7 +74,7 @@ impl Config {
             dir: dir.into(),
             create: false,
             heartbeat: Duration::from_millis(100),
-            election: (Duration::from_millis(300), Duration::from_millis(600)),
+            election: (Duration::from_millis(250), Duration::from_millis(450)),
             snapshot_every: 5_000,
             keep_entries: 1_000,
             patience: Duration::from_secs(2),
