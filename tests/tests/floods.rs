@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use agent::peers::INCARNATION;
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use harness::{channels, cluster::Cluster, fpagent, processes, wait_for};
@@ -147,7 +148,7 @@ impl Body for Endless {
 }
 
 /// Sends it to a call. What the answer's status is, and how much was sent until then.
-async fn send(channel: &Channel, call: &str) -> anyhow::Result<(Status, u64)> {
+async fn send(channel: &Channel, call: &str, incarnation: &str) -> anyhow::Result<(Status, u64)> {
     let sent = Arc::new(AtomicU64::new(0));
     let body = Endless {
         sent: Arc::clone(&sent),
@@ -155,6 +156,7 @@ async fn send(channel: &Channel, call: &str) -> anyhow::Result<(Status, u64)> {
     let request = http::Request::post(format!("http://agent.forkypig/{call}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
+        .header(INCARNATION, incarnation)
         .body(tonic::body::Body::new(body))?;
     let mut channel = channel.clone();
     let answering = async {
@@ -186,7 +188,9 @@ async fn a_message_of_a_gibibyte_is_refused_at_its_beginning() -> anyhow::Result
     let folder = tempfile::tempdir()?;
     let token = node.json(&["token", "create"])?;
     let token = token["token"].as_str().context("no token")?;
-    let before = node.json(&["status"])?["stateDigest"].clone();
+    let status = node.json(&["status"])?;
+    let before = status["stateDigest"].clone();
+    let incarnation = status["incarnation"].as_str().context("no incarnation")?;
     let (admin, peer) = (
         channels::as_admin(node)?,
         channels::as_node(node, node, &folder.path().join("node"))?,
@@ -216,7 +220,9 @@ async fn a_message_of_a_gibibyte_is_refused_at_its_beginning() -> anyhow::Result
         } else {
             admin.clone()
         };
-        let (status, sent) = send(&channel, call).await.with_context(|| call.clone())?;
+        let (status, sent) = send(&channel, call, incarnation)
+            .await
+            .with_context(|| call.clone())?;
         ensure!(status.code() == Code::OutOfRange, "{call}: {status:?}");
         ensure!(sent < MOST_SENT, "{call} took {sent} bytes");
     }
