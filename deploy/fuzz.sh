@@ -89,7 +89,7 @@ planted_bugs() {
 }
 
 find_planted() { # BUG
-    local bug=$1 work begun=$EPOCHREALTIME status=0
+    local bug=$1 work begun=$EPOCHREALTIME status=0 inputs
     work=$(mktemp -d "$home/planted.XXXXXX")
     FP_PLANTED=$bug engine "${bug%%.*}" -max_total_time=60 -artifact_prefix="$work/" >"$work/log" 2>&1 || status=$?
     if [ "$status" = 0 ] || [ -z "$(find "$work" -name 'crash-*')" ]; then
@@ -98,15 +98,16 @@ find_planted() { # BUG
         rm -rf "$work"
         return 1
     fi
-    # Coverage that does not count would be no guide.
-    if [ "$(grep -oE 'cov: [0-9]+' "$work/log" | sort -u | wc -l)" -lt 2 ]; then
+    inputs=$(grep -oE '^#[0-9]+' "$work/log" | tail -n 1 | tr -d '#')
+    # Coverage that does not count would be no guide. What is found among the first needs none.
+    if [ "$inputs" -gt 1000 ] && [ "$(grep -oE 'cov: [0-9]+' "$work/log" | sort -u | wc -l)" -lt 2 ]; then
         printf 'fuzz.sh: no coverage is counted\n' >&2
         rm -rf "$work"
         return 1
     fi
     printf '    %-22s found after %5.1f s, %s inputs\n' "$bug" \
         "$(awk "BEGIN { print $EPOCHREALTIME - $begun }")" \
-        "$(grep -oE '^#[0-9]+' "$work/log" | tail -n 1 | tr -d '#')" >&2
+        "$inputs" >&2
     rm -rf "$work"
 }
 

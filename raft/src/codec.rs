@@ -65,13 +65,9 @@ fn record<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
 pub fn decode<T: DeserializeOwned>(record: &[u8], limit: u64) -> Result<T, CodecError> {
     match record.split_first() {
         None => Err(CodecError::Empty),
-        Some((&V1, body)) if planted::planted("stored.rest") => options()
-            .allow_trailing_bytes()
-            .with_limit(limit)
-            .deserialize(body)
-            .map_err(CodecError::Malformed),
-        Some((&V1, body)) if planted::planted("peers.limit") => {
-            options().deserialize(body).map_err(CodecError::Malformed)
+        Some((&V1, body)) if planted::planted("stored.rest") || planted::planted("peers.rest") => {
+            let options = options().allow_trailing_bytes().with_limit(limit);
+            options.deserialize(body).map_err(CodecError::Malformed)
         }
         Some((&version, body)) if (FIRST..=newest()).contains(&version.into()) => options()
             .with_limit(limit)
