@@ -173,7 +173,7 @@ fn with_planted(bug: &str) -> anyhow::Result<Cluster> {
 /// Has clients work while a fault strikes, round after round, until what a planted bug does is found.
 fn finds(bug: &str, fault: impl Fn(usize) -> Fault, words: &[&str]) -> anyhow::Result<()> {
     /// How often the fault may strike before it must have been found.
-    const ROUNDS: u64 = 8;
+    const ROUNDS: u64 = 16;
     let mut cluster = with_planted(bug)?;
     cluster.tells = false;
     for round in 0..ROUNDS {
