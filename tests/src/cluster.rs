@@ -421,7 +421,8 @@ impl Cluster {
         self.take_in(agent)
     }
 
-    fn take_in(&mut self, mut agent: Agent) -> anyhow::Result<usize> {
+    /// Starts an agent that has joined. Returns its number among the agents.
+    pub fn take_in(&mut self, mut agent: Agent) -> anyhow::Result<usize> {
         agent.start()?;
         agent.wait_answers()?;
         self.agents.push(agent);

@@ -188,7 +188,10 @@ fn a_guest_reaches_out_where_it_may_and_is_reached_where_it_is_published() -> an
     // What comes through a published port ends as connections do, each side for itself.
     put_script(&cluster, 1, "c-1", "/root/count", "cat | wc -c")?;
     let swap = format!(
-        "busybox pkill -f '^busybox nc'; setsid busybox nc -ll -p {PORT} -e /root/count >/dev/null 2>&1 </dev/null &"
+        "for each in /proc/[0-9]*; do
+            case $(tr '\\0' ' ' <$each/cmdline) in 'busybox nc '*) kill ${{each#/proc/}} ;; esac
+        done
+        setsid busybox nc -ll -p {PORT} -e /root/count >/dev/null 2>&1 </dev/null &"
     );
     shell(&cluster, 1, "c-1", &swap)?;
     wait_port(&cluster, 1, "c-1", "30s")?.success()?;

@@ -133,7 +133,7 @@ impl World {
 
 #[test]
 fn whoever_is_refused_changes_nothing_and_is_in_the_audit_log() -> anyhow::Result<()> {
-    let world = World {
+    let mut world = World {
         cluster: Cluster::start(2)?,
         folder: tempfile::tempdir()?,
     };
@@ -152,6 +152,10 @@ fn whoever_is_refused_changes_nothing_and_is_in_the_audit_log() -> anyhow::Resul
     let (used, revoked) = (token(node, "5m")?, token(node, "5m")?);
     let first = world.cluster.newcomer("first")?;
     Cluster::join(&first, &used)?.success()?;
+    // Until it starts, its token lets it in once more.
+    world.cluster.take_in(first)?;
+    world.cluster.wait_online(3)?;
+    let node = world.cluster.node(1);
     let listed = node.json(&["token", "ls"])?;
     let id = listed["items"][0]["id"].as_str().context("no token")?;
     node.fp(&["token", "revoke", id])?.success()?;
@@ -408,7 +412,7 @@ fn key_of(pem: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
 
 #[test]
 fn a_machine_in_the_middle_gains_nothing_from_a_token() -> anyhow::Result<()> {
-    let world = World {
+    let mut world = World {
         cluster: Cluster::start(1)?,
         folder: tempfile::tempdir()?,
     };
@@ -460,6 +464,9 @@ fn a_machine_in_the_middle_gains_nothing_from_a_token() -> anyhow::Result<()> {
     let said = relay(listener, node.listen.clone());
     let newcomer = world.cluster.newcomer("node2")?;
     Cluster::join(&newcomer, &led)?.success()?;
+    world.cluster.take_in(newcomer)?;
+    world.cluster.wait_online(2)?;
+    let node = world.cluster.node(1);
     let mut replayed = 0;
     while let Ok(all) = said.recv_timeout(Duration::from_secs(2)) {
         if all.is_empty() {

@@ -24,7 +24,9 @@ use crate::{
     vms::{VmHandle, command::Command, launch, vm_name},
 };
 
-/// After a report that did not get through.
+/// How long a report may take.
+const REPORT_PATIENCE: Duration = Duration::from_secs(2);
+/// After one that did not get through.
 const REPORT_PAUSE: Duration = Duration::from_millis(250);
 
 /// Begins with an action.
@@ -79,14 +81,7 @@ pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
         ),
         Action::Secure(snapshot) => work::begin(node, state, Work::Secure, snapshot),
         Action::Verify(snapshot) => work::begin(node, state, Work::Verify, snapshot),
-        Action::ReportLost { snapshot, reason } => report(
-            node,
-            Change::LostSnapshot {
-                snapshot,
-                node: node.id(),
-                reason,
-            },
-        ),
+        Action::ReportLost { snapshot, reason } => report_lost(node, state, snapshot, reason),
         Action::Collect(objects) => collect(node, objects),
     }
 }
@@ -98,6 +93,31 @@ fn act(node: &Node, vm: VmId, command: Command) {
     }
 }
 
+/// A snapshot is lost for good. So it is only reported when the state, read after a barrier, has it as it was planned for: one that an agent
+/// starts with may not tell yet that its files are on disk.
+fn report_lost(node: &Arc<Node>, state: &State, snapshot: SnapshotId, reason: String) {
+    let planned_for = state.snapshots.get(&snapshot).cloned();
+    let context = Arc::clone(node);
+    node.tasks.spawn(async move {
+        let deadline = Instant::now() + REPORT_PATIENCE;
+        if let Err(error) = context.raft.read_barrier(deadline).await {
+            tracing::debug!(%error, "a lost snapshot is not reported yet; the next plan repeats it");
+            return;
+        }
+        if context.state().snapshots.get(&snapshot) == planned_for.as_ref() {
+            let node = context.id();
+            report(
+                &context,
+                Change::LostSnapshot {
+                    snapshot,
+                    node,
+                    reason,
+                },
+            );
+        }
+    });
+}
+
 /// Reports are idempotent, and the next plan repeats one that did not get through: it is tried once.
 pub(super) fn report(node: &Arc<Node>, change: Change) {
     let context = Arc::clone(node);
@@ -105,7 +125,7 @@ pub(super) fn report(node: &Arc<Node>, change: Change) {
         return;
     }
     node.tasks.spawn(async move {
-        let deadline = Instant::now() + Duration::from_secs(2);
+        let deadline = Instant::now() + REPORT_PATIENCE;
         if let Err(error) = context.propose(None, change, deadline).await {
             tracing::debug!(%error, "a report did not get through; the next plan repeats it");
             // Without a leader the next one would fail at once, and the next.
