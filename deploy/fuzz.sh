@@ -17,7 +17,7 @@ with an error, and the input's file, when anything is found.
 
   --time SECONDS   how long (60s)
   --target NAME    this target only; can be repeated (all)
-  --planted        show that bugs are found: has each that is planted (see planted/src/lib.rs) be found, from
+  --planted        show that bugs are found: has each that is planted (see tests/planted) be found, from
                    no inputs at all, within 60 s
   --renew          take the smallest set of inputs that reaches all that was reached into tests/fuzz/corpus
 USAGE

@@ -1,5 +1,7 @@
 //! `fpagent recover`: a node goes on alone after a quorum was lost, or follows one that did. On disk only.
 
+use std::path::Path;
+
 use serde::Serialize;
 use ulid::Ulid;
 
@@ -31,6 +33,24 @@ pub(crate) fn run(context: &Context, args: RecoverArgs) -> Result<(), Failure> {
     }
 }
 
+/// What is to be done once a node goes on as the only voter.
+pub(super) fn say_what_is_next(
+    context: &Context,
+    data_dir: &Path,
+    incarnation: Ulid,
+) -> Result<(), Failure> {
+    context.say(format_args!(
+        "  start it             fpagent run --data-dir {}",
+        data_dir.display()
+    ))?;
+    context.say(format_args!(
+        "  on others left       fpagent recover --data-dir DIR --follow {incarnation} --yes"
+    ))?;
+    context.say(
+        "  those that are lost  fpagent node rm NODE --force; never start them with their old directories",
+    )
+}
+
 fn go_on_alone(
     context: &Context,
     args: &RecoverArgs,
@@ -44,21 +64,12 @@ fn go_on_alone(
         if !context.for_people() {
             return tell(context, Some(&view), true, incarnation);
         }
-        let dir = args.data_dir.display();
         context.lines(&view.lines())?;
         context.say(format_args!(
             "\n{} is the only voter of the cluster from now on, with what is said above.",
             view.name
         ))?;
-        context.say(format_args!(
-            "  start it             fpagent run --data-dir {dir}"
-        ))?;
-        context.say(format_args!(
-            "  on others left       fpagent recover --data-dir DIR --follow {incarnation} --yes"
-        ))?;
-        context.say(
-            "  those that are lost  fpagent node ls; never start them with their old directories",
-        )?;
+        say_what_is_next(context, &args.data_dir, incarnation)?;
         return context.say("  let others join      fpagent token create");
     }
     if !context.for_people() {

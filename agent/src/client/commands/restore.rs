@@ -4,7 +4,7 @@ use raft::state::Users;
 use serde::Serialize;
 use ulid::Ulid;
 
-use super::{backup::load, init::check_args};
+use super::{backup::load, init::check_args, recover};
 use crate::{
     backup::Backup,
     client::{
@@ -159,16 +159,7 @@ fn say_what_is_next(
     incarnation: Ulid,
     users: Users,
 ) -> Result<(), Failure> {
-    context.say(format_args!(
-        "  start it             fpagent run --data-dir {}",
-        args.data_dir.display()
-    ))?;
-    context.say(format_args!(
-        "  on others left       fpagent recover --data-dir DIR --follow {incarnation} --yes"
-    ))?;
-    context.say(
-        "  those that are lost  fpagent node ls; never start them with their old directories",
-    )?;
+    recover::say_what_is_next(context, &args.data_dir, incarnation)?;
     match users {
         Users::Keep => Ok(()),
         Users::Revoke => context.say(
