@@ -5,9 +5,10 @@ use std::{
     io,
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
+    panic,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{Arc, Mutex, Once, PoisonError},
     time::Duration,
 };
 
@@ -292,6 +293,7 @@ impl Cluster {
         folder: tempfile::TempDir,
         network: Option<Network>,
     ) -> anyhow::Result<Self> {
+        keep_panics();
         let mut cluster = Self {
             tells: true,
             agents: Vec::new(),
@@ -432,23 +434,28 @@ impl Cluster {
     /// Waits until this many nodes are online and one leads, as node 1 (or the first that runs) sees it.
     pub fn wait_online(&self, nodes: usize) -> anyhow::Result<()> {
         wait_for(&format!("{nodes} nodes online"), PATIENCE, || {
-            for agent in &self.agents {
-                let answer = agent.fp(&["node", "ls", "-o", "json"])?;
-                if answer.code != 0 {
-                    continue;
-                }
-                let list = answer.json()?;
-                let all = list["items"].as_array().context("no items")?;
-                let online = all.iter().filter(|node| node["state"] == "online").count();
-                let leader = all.iter().any(|node| node["leader"] == true);
-                let settled = all
-                    .iter()
-                    .filter(|node| node["role"] != Value::Null && node["role"] != "")
-                    .count();
-                return Ok((online >= nodes && leader && settled >= nodes).then_some(()));
-            }
-            Ok(None)
+            Ok(self.is_online(nodes)?.then_some(()))
         })
+    }
+
+    /// Whether so many nodes are online, with a leader among them, as the first sees it that answers.
+    pub fn is_online(&self, nodes: usize) -> anyhow::Result<bool> {
+        for agent in &self.agents {
+            let answer = agent.fp(&["node", "ls", "-o", "json"])?;
+            if answer.code != 0 {
+                continue;
+            }
+            let list = answer.json()?;
+            let all = list["items"].as_array().context("no items")?;
+            let online = all.iter().filter(|node| node["state"] == "online").count();
+            let leader = all.iter().any(|node| node["leader"] == true);
+            let settled = all
+                .iter()
+                .filter(|node| node["role"] != Value::Null && node["role"] != "")
+                .count();
+            return Ok(online >= nodes && leader && settled >= nodes);
+        }
+        Ok(false)
     }
 
     /// The number of the leading node.
@@ -584,6 +591,27 @@ impl Cluster {
     }
 }
 
+/// What the last panic said.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Keeps what a panic says: after it come the agents' logs, and of long outputs the end is kept.
+fn keep_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            print(info);
+            *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(info.to_string());
+        }));
+    });
+}
+
+fn say_panic_again() {
+    if let Some(said) = &*PANIC.lock().unwrap_or_else(PoisonError::into_inner) {
+        eprintln!("{said}");
+    }
+}
+
 /// A folder for a cluster: on the machine's disk, as data directories are. Guests run as other users and must get through.
 fn folder() -> anyhow::Result<tempfile::TempDir> {
     let base = crate::repository().join("target/tests");
@@ -598,6 +626,7 @@ impl Drop for Cluster {
         if self.tells {
             // Shown by the runner when the test failed.
             eprintln!("{}", self.logs());
+            say_panic_again();
         }
         for agent in &mut self.agents {
             if let Err(error) = agent.kill() {

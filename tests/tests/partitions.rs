@@ -12,9 +12,10 @@ use std::{
 use agent::trust::tls::connect::{Target, channel};
 use anyhow::Context as _;
 use harness::{
-    cluster::Cluster,
+    cluster::{Cluster, PATIENCE},
     nemesis::{Fault, Nemesis, none_ended},
     random::{seed, setting},
+    wait_for,
     workload::{Load, Workload, agree, is_linearizable},
 };
 use proto::v1::{LabelNodeRequest, node_service_client::NodeServiceClient};
@@ -203,7 +204,11 @@ fn strike_once(
     for agent in &mut cluster.agents {
         agent.wait_answers()?;
     }
-    cluster.wait_online(3)?;
+    // Whoever lost what it had acknowledged may end when it meets the others.
+    wait_for("3 nodes online", PATIENCE, || {
+        none_ended(cluster)?;
+        Ok(cluster.is_online(3)?.then_some(()))
+    })?;
     is_linearizable(&workload.end(cluster)?)
 }
 
@@ -214,8 +219,8 @@ fn reads_that_may_be_stale_are_found() -> anyhow::Result<()> {
 
 #[test]
 fn an_acknowledgement_before_the_flush_is_found() -> anyhow::Result<()> {
-    // Some of it lost is a state of the past; some of it in the middle, a damaged log.
-    let words = ["is not linearizable", "is damaged"];
+    // Some of it lost is a state of the past; some of it in the middle, a damaged log; of a few nodes, logs that contradict.
+    let words = ["is not linearizable", "is damaged", "can no longer be kept"];
     let all = |_| Fault::Killed([1, 2, 3].into());
     finds("log.before-flush", all, &words)
 }

@@ -5,6 +5,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -100,12 +101,7 @@ fn files_that_are_no_images_are_refused() -> anyhow::Result<()> {
     let path = |name: &str| cluster.folder().join(name).display().to_string();
     fs::write(path("text"), "not an image")?;
     let qemu_img = |args: &[&str]| -> anyhow::Result<()> {
-        anyhow::ensure!(
-            std::process::Command::new("qemu-img")
-                .args(args)
-                .status()?
-                .success()
-        );
+        anyhow::ensure!(Command::new("qemu-img").args(args).status()?.success());
         Ok(())
     };
     qemu_img(&["create", "-q", "-f", "qcow2", &path("good"), "64M"])?;
@@ -278,6 +274,20 @@ fn script(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 #[test]
+fn an_agent_whose_session_has_no_leader_that_it_sees_starts_as_any_other() -> anyhow::Result<()> {
+    // As in a container that was entered from outside.
+    let output = Command::new("unshare")
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(fpagent::binary())
+        .args(["run", "--data-dir", "/nonexistent"])
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("holds no node"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn a_host_without_a_usable_qemu_says_so() -> anyhow::Result<()> {
     let mut cluster = Cluster::with_image(1)?;
     let old = cluster.folder().join("old-qemu");
@@ -318,7 +328,7 @@ struct SmallDisk(tempfile::TempDir);
 impl SmallDisk {
     fn new(size: &str) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let mounted = std::process::Command::new("mount")
+        let mounted = Command::new("mount")
             .args([
                 "-t",
                 "tmpfs",
@@ -336,12 +346,7 @@ impl SmallDisk {
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // A process that was killed lets go of its files a moment after it is gone from the process table.
-        let umount = || {
-            std::process::Command::new("umount")
-                .arg("-q")
-                .arg(self.0.path())
-                .status()
-        };
+        let umount = || Command::new("umount").arg("-q").arg(self.0.path()).status();
         let done = harness::wait_for("the small disk to be free", Duration::from_secs(10), || {
             Ok(umount()?.success().then_some(()))
         });

@@ -168,8 +168,10 @@ const OWN_AUTOGROUP: &CStr = c"/proc/self/autogroup";
 
 /// Whether a process leads its session: then what holds for the session is its own affair.
 pub fn leads_session(pid: u32) -> io::Result<bool> {
-    let pid = rustix::process::Pid::from_raw(pid as i32);
-    Ok(Some(rustix::process::getsid(pid)?) == pid)
+    // Not rustix's: in a container the session's leader may be outside, where it has no number here, and rustix takes no 0.
+    // SAFETY: takes and changes no memory of ours.
+    let session = check(unsafe { libc::getsid(pid as libc::pid_t) })?;
+    Ok(session as u32 == pid)
 }
 
 /// Changes how much every thread of a process gives way to others, and the session that it is in, if it leads that. Threads that are

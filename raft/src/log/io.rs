@@ -25,6 +25,14 @@ const REMOVE_STEP: usize = 256;
 /// How long what need not be synced may lie in the engine's memory once the thread is idle.
 const IDLE_FLUSH: Duration = Duration::from_millis(20);
 
+/// The same, where records are acknowledged before they are flushed.
+const LATE_FLUSH: Duration = Duration::from_millis(500);
+
+/// A planted bug: what was handed to the engine counts as stored, and is flushed when there is time.
+fn acknowledges_early() -> bool {
+    planted::planted("log.before-flush")
+}
+
 /// A write that takes longer is told of: whatever is proposed waits for it.
 const SLOW: Duration = Duration::from_millis(250);
 
@@ -221,7 +229,11 @@ impl Thread {
             };
         }
         if self.dirty && self.poison.is_none() {
-            return match queue.recv_timeout(IDLE_FLUSH) {
+            let idle = match acknowledges_early() {
+                true => LATE_FLUSH,
+                false => IDLE_FLUSH,
+            };
+            return match queue.recv_timeout(idle) {
                 Ok(job) => Some(job),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => Some(Job::Stop),
@@ -276,7 +288,7 @@ impl Thread {
             for (change, _) in &changes {
                 end = this.write(backend, change, end)?;
             }
-            match planted::planted("log.before-flush") {
+            match acknowledges_early() {
                 true => Ok(()),
                 false => backend.sync(),
             }
@@ -298,7 +310,7 @@ impl Thread {
                     .lock()
                     .unwrap_or_else(PoisonError::into_inner)
                     .stored(appended.flatten().map(|(index, _)| *index));
-                self.dirty = false;
+                self.dirty = acknowledges_early();
                 self.progress.reached(end);
             }
             Err(error) => {
