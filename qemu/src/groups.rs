@@ -1,5 +1,5 @@
-//! Limits of single machines, by control groups (cgroup v2, Documentation/admin-guide/cgroup-v2.rst): a group for each process
-//! that has a limit, below one that is ours.
+//! A control group for each machine (cgroup v2, Documentation/admin-guide/cgroup-v2.rst), below one that is ours: the kernel shares
+//! processors out by them, and keeps the machine's limits.
 //!
 //! A limit is kept by the kernel or it is not: what could not be set is never assumed. Whether it is set is read back from
 //! the group that the process really is in, each time somebody asks.
@@ -17,6 +17,10 @@ use std::{
 const PERIOD_US: u64 = 100_000;
 /// The file system's magic number (statfs(2)).
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
+
+/// The threads of a machine that has no limit of them: QEMU has one for each virtual processor, 64 at most for disks, and a few
+/// more. Who got out of a guest takes no more either.
+const MOST_THREADS: &str = "1024";
 
 /// What a machine's process may take at most; `None` for no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -74,8 +78,8 @@ impl Limits {
 #[derive(Debug)]
 pub struct Groups {
     place: Result<Place, String>,
-    /// Held while a group has no process yet, so that it is not taken for one that is left over.
-    making: Mutex<()>,
+    /// Groups whose process has ended and that the kernel still held when they were to be removed.
+    ended: Mutex<BTreeSet<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -92,7 +96,7 @@ impl Groups {
     pub fn none(why: impl Into<String>) -> Self {
         Self {
             place: Err(why.into()),
-            making: Mutex::new(()),
+            ended: Mutex::default(),
         }
     }
 
@@ -111,12 +115,13 @@ impl Groups {
                     format!("no group can be made in {}: {error}", parent.display())
                 })
             });
-        let groups = Self {
+        if let Ok(place) = &place {
+            place.sweep();
+        }
+        Self {
             place,
-            making: Mutex::new(()),
-        };
-        groups.sweep();
-        groups
+            ended: Mutex::default(),
+        }
     }
 
     /// What can be limited: "cpu", "memory", "pids"; or why nothing can be.
@@ -129,21 +134,23 @@ impl Groups {
     }
 
     /// Makes a group for a process that is about to be started, with as many of its limits as can be set. `None` where there can be
-    /// none, or when there is nothing to limit.
-    pub fn prepare(&self, name: &str, limits: &Limits) -> io::Result<Option<NewGroup<'_>>> {
+    /// none.
+    pub fn prepare(&self, name: &str, limits: &Limits) -> io::Result<Option<NewGroup>> {
         let Ok(place) = &self.place else {
             return Ok(None);
         };
-        if limits.is_empty() {
-            return Ok(None);
-        }
-        let making = self.lock();
-        self.remove_empty(place);
+        let mut ended = self.ended();
         let path = place.root.join(name);
+        ended.remove(&path);
+        ended.retain(|group| !removed(group));
         match fs::create_dir(&path) {
             // Of a process that has just ended.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
+        }
+        drop(ended);
+        if limits.pids.is_none() && place.controllers.contains("pids") {
+            fs::write(path.join("pids.max"), MOST_THREADS)?;
         }
         for setting in limits.settings() {
             if place.controllers.contains(setting.controller) {
@@ -156,7 +163,6 @@ impl Groups {
         Ok(Some(NewGroup {
             procs: procs.into(),
             path,
-            _making: making,
         }))
     }
 
@@ -196,42 +202,30 @@ impl Groups {
 
     /// Removes a group whose process has ended.
     pub fn remove(&self, group: &Path) {
-        if let Err(error) = fs::remove_dir(group) {
-            // The kernel may not have let go of the process yet: the next one to be made removes it.
-            tracing::debug!(group = %group.display(), %error, "a group is not removed yet");
+        let mut ended = self.ended();
+        if !removed(group) {
+            // The kernel may not have let go of the process yet.
+            ended.insert(group.to_owned());
         }
     }
 
-    fn sweep(&self) {
-        if let Ok(place) = &self.place {
-            let _making = self.lock();
-            self.remove_empty(place);
-        }
+    fn ended(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn remove_empty(&self, place: &Place) {
-        let groups = match fs::read_dir(&place.root) {
-            Ok(groups) => groups,
-            Err(error) => {
-                tracing::warn!(%error, "groups that are left over cannot be looked for");
-                return;
-            }
-        };
-        // Those that are in use refuse, and files are no groups.
-        for group in groups.flatten() {
-            let _in_use = fs::remove_dir(group.path());
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        self.making.lock().unwrap_or_else(PoisonError::into_inner)
+/// Whether a group is gone, or goes now.
+fn removed(group: &Path) -> bool {
+    match fs::remove_dir(group) {
+        Ok(()) => true,
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
 impl Drop for Groups {
     fn drop(&mut self) {
         if let Ok(place) = &self.place {
-            self.sweep();
+            place.sweep();
             // Stays as long as a VM is in it.
             let _in_use = fs::remove_dir(&place.root);
         }
@@ -253,6 +247,21 @@ impl Place {
             root,
             controllers,
         })
+    }
+
+    /// Removes what is left over. Not while a group is made that has no process yet.
+    fn sweep(&self) {
+        let groups = match fs::read_dir(&self.root) {
+            Ok(groups) => groups,
+            Err(error) => {
+                tracing::warn!(%error, "groups that are left over cannot be looked for");
+                return;
+            }
+        };
+        // Those that are in use refuse, and files are no groups.
+        for group in groups.flatten() {
+            let _in_use = fs::remove_dir(group.path());
+        }
     }
 }
 
@@ -290,25 +299,26 @@ fn missing(group: Option<&Path>, limits: &Limits) -> Vec<Setting> {
     settings
 }
 
-/// How often the kernel ended a process of a group because it had used up its memory.
-pub fn oom_kills(group: &Path) -> u64 {
-    let Ok(text) = fs::read_to_string(group.join("memory.events")) else {
-        // There is no memory controller, or no group any more.
-        return 0;
-    };
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.parse().ok())
-        .unwrap_or_default()
+/// Whether the kernel ended a process of a group because the group had used up its memory, and not because the host had.
+pub fn ran_out_of_memory(group: &Path) -> bool {
+    // Without a memory controller, or a group any more, there is no such file.
+    fs::read_to_string(group.join("memory.events")).is_ok_and(|text| {
+        let count = |name: &str| {
+            text.lines()
+                .filter_map(|line| line.split_once(' '))
+                .any(|(key, value)| key == name && value != "0")
+        };
+        count("oom") && count("oom_kill")
+    })
 }
 
 /// A group that has no process yet.
 #[derive(Debug)]
-pub struct NewGroup<'a> {
+pub struct NewGroup {
     /// Its `cgroup.procs`, for the process that starts.
     pub procs: OwnedFd,
     /// Where it is.
     pub path: PathBuf,
-    _making: MutexGuard<'a, ()>,
 }
 
 fn mount_point() -> io::Result<Option<PathBuf>> {
@@ -403,6 +413,19 @@ mod tests {
     }
 
     #[test]
+    fn a_group_without_memory_is_told_from_a_host_without() {
+        let group = fake("");
+        let with = |events: &str| {
+            fs::write(group.path().join("memory.events"), events).unwrap();
+            ran_out_of_memory(group.path())
+        };
+        assert!(!ran_out_of_memory(group.path()));
+        assert!(with("low 0\nmax 7\noom 1\noom_kill 1\noom_group_kill 0\n"));
+        assert!(!with("low 0\nmax 0\noom 0\noom_kill 1\n"));
+        assert!(!with("low 0\nmax 9\noom 1\noom_kill 0\n"));
+    }
+
+    #[test]
     fn mounts_and_paths_are_read() {
         let mounts = "30 23 0:26 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n\
                       31 23 0:27 / /sys/fs/cgroup/unified rw shared:10 - cgroup2 cgroup2 rw\n";
@@ -452,20 +475,27 @@ mod tests {
             ..Spawn::new("sleep", &["60"], output)
         })
         .unwrap();
-        drop(group);
         let pid = process.id().pid;
         assert_eq!(groups.of(pid), Some(path.clone()));
         let score = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
         assert_eq!(score.trim(), "123");
         let not = groups.not_enforced(pid, &limits);
         assert_eq!(not.len(), 3 - controllers.len(), "{not:?}");
-        // In use: it stays, also when the next one is made.
-        drop(groups.prepare("two", &limits).unwrap());
+        // One without limits has a group, too.
+        let other = groups.prepare("two", &Limits::default()).unwrap().unwrap();
+        if controllers.contains(&"pids") {
+            let most = fs::read_to_string(other.path.join("pids.max")).unwrap();
+            assert_eq!(most.trim(), MOST_THREADS);
+        }
+        groups.remove(&other.path);
+        assert!(!other.path.exists());
+        // In use: it stays until it can go.
+        groups.remove(&path);
         assert!(path.exists());
         process.kill().unwrap();
         process.wait().await.unwrap();
-        groups.remove(&path);
-        assert!(!path.exists());
+        let next = groups.prepare("three", &limits).unwrap().unwrap();
+        assert!(!path.exists() && next.path.exists());
         let root = path.parent().unwrap().to_owned();
         drop(groups);
         assert!(!root.exists());

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use qemu::{failpoint, layout::write_whole};
+use qemu::{failpoint, groups::Groups, layout::write_whole};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -643,6 +643,15 @@ impl Drop for Cluster {
         });
         if let Err(error) = gone {
             eprintln!("{error}");
+        }
+        // A killed agent leaves them to its next start. Whoever opens them removes what is empty when they are let go.
+        for folder in fs::read_dir(self.folder.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = agent::daemon::group_name(&folder.path());
+            drop(Groups::open(None, &name));
         }
     }
 }

@@ -469,8 +469,8 @@ async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
     })
 }
 
-/// A name for this node's control groups that no other agent of the host has.
-fn group_name(data: &Path) -> String {
+/// A name for the control groups of who has this data directory, that no other agent of the host has.
+pub fn group_name(data: &Path) -> String {
     use sha2::{Digest as _, Sha256};
     let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
     format!("fpagent-{}", &crate::blobs::hex(&digest)[..12])

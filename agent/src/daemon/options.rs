@@ -110,7 +110,7 @@ pub struct RunOptions {
     /// that are kept ready are given up.
     #[arg(long, value_name = "PERCENT", default_value_t = 5, value_parser = clap::value_parser!(u8).range(..=100))]
     pub pressure_high: u8,
-    /// The control group (a folder of cgroup v2) below which VMs with limits get theirs. Without it the topmost one.
+    /// The control group (a folder of cgroup v2) below which VMs get theirs. Without it the topmost one.
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// How many forks are kept ready of snapshots that are forked again and again, in all; 0 for none. Those that `snapshot warm`

@@ -71,11 +71,7 @@ impl Machine {
         if !killed || self.asked_to_end || self.cause.is_some() {
             return None;
         }
-        if self
-            .group
-            .as_deref()
-            .is_some_and(|group| groups::oom_kills(group) > 0)
-        {
+        if self.group.as_deref().is_some_and(groups::ran_out_of_memory) {
             return Some(oom::Cause::Group);
         }
         let id = self.process.id();

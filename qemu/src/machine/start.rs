@@ -325,7 +325,7 @@ fn start_process(
         .append(true)
         .open(dir.qemu_log())
         .map_err(system("cannot open QEMU's log"))?;
-    let cannot_group = "cannot make a control group for the VM's limits";
+    let cannot_group = "cannot make a control group for the VM";
     let group = engine
         .groups
         .prepare(&launch.vm.0, &launch.limits)
@@ -348,6 +348,11 @@ fn start_process(
         aslr: engine.aslr,
         oom_score: Some(oom::WAITING),
         group: procs.transpose().map_err(system(cannot_group))?,
+    })
+    .inspect_err(|_| {
+        if let Some(group) = &group {
+            engine.groups.remove(&group.path);
+        }
     })
     .map_err(system("cannot start QEMU"))?;
     Ok((process, group.map(|group| group.path)))

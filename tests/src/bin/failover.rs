@@ -25,6 +25,8 @@ use rustix::process::Signal;
 const STOPPED: Duration = Duration::from_secs(5);
 /// How long a cluster is left alone between losses.
 const CALM: Duration = Duration::from_secs(2);
+/// A loss that is felt for longer is to be looked into.
+const LATE: Duration = Duration::from_millis(1_500);
 /// Longer than any loss is felt: a write that takes longer fails the run.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -90,7 +92,14 @@ fn measure(cluster: &mut Cluster, options: &Options, writes: &Writes) -> anyhow:
             let since = all.filter(|write| write.node != leader && write.begun > killed);
             Ok(since.map(|write| write.ended - killed).min())
         });
-        felt.push(first?);
+        let first = first?;
+        if first > LATE {
+            eprintln!(
+                "{first:?} after the kill of node{leader}:\n{}",
+                cluster.logs()
+            );
+        }
+        felt.push(first);
         cluster.node_mut(leader).start()?;
         cluster.node_mut(leader).wait_answers()?;
         cluster.wait_online(3)?;
