@@ -8,7 +8,10 @@ use guest::channel::{
     link::Link,
     message::{self, Note, note},
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 
 use super::now_ns;
 
@@ -16,8 +19,11 @@ use super::now_ns;
 const RIGHT: i64 = 15_000_000;
 /// How long an answer is waited for before it is asked again.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a guest is asked before its clock is left as it is: it may know nothing of that, or lie.
-const MOST_LOOKS: u32 = 60;
+/// How often a guest is asked before nobody waits for it any more: it may know nothing of that, or lie, or its host be too busy to
+/// know.
+const WAITED_LOOKS: u32 = 60;
+/// How long it is left alone between later looks.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// The clock of a guest, in one session.
 #[derive(Debug)]
@@ -64,7 +70,7 @@ impl Clock {
         loop {
             let number = *told.borrow_and_update();
             tokio::select! {
-                () = self.set_right(link, &mut next) => {
+                () = self.set_right(link, number, &mut next) => {
                     self.seen.send_replace(number);
                     if told.changed().await.is_err() {
                         return;
@@ -76,31 +82,45 @@ impl Clock {
         }
     }
 
-    async fn set_right(&self, link: &Link, next: &mut u64) {
+    async fn set_right(&self, link: &Link, told: u64, next: &mut u64) {
         let mut known = Bounds::default();
-        for _ in 0..MOST_LOOKS {
-            let ask = *next;
-            *next += 1;
-            let before = now_ns();
-            link.note(&Note {
-                what: Some(note::What::AskClock(ask)),
-            });
-            let mut answer = self.answer.subscribe();
-            let answered = answer.wait_for(|answer| answer.ask == ask);
-            let Ok(Ok(clock)) = timeout(PATIENCE, answered).await.map(|it| it.map(|it| *it)) else {
+        let mut looks = 0;
+        while !self.look(link, next, &mut known).await {
+            looks += 1;
+            if looks < WAITED_LOOKS {
                 continue;
-            };
-            known.narrow(clock.ns, before, now_ns());
-            if known.is_right() {
-                return;
             }
-            if let Some(shift) = known.shift() {
-                link.note(&Note {
-                    what: Some(note::What::ShiftClockNs(shift)),
-                });
+            if looks == WAITED_LOOKS {
+                tracing::debug!(?known, "a guest's clock is not set right yet");
+                self.seen.send_replace(told);
             }
+            sleep(PAUSE).await;
         }
-        tracing::debug!(?known, "a guest's clock could not be set right");
+    }
+
+    /// Asks what time it is, and sets the clock by what is known then. Whether it is known to be right.
+    async fn look(&self, link: &Link, next: &mut u64, known: &mut Bounds) -> bool {
+        let ask = *next;
+        *next += 1;
+        let before = now_ns();
+        link.note(&Note {
+            what: Some(note::What::AskClock(ask)),
+        });
+        let mut answer = self.answer.subscribe();
+        let answered = answer.wait_for(|answer| answer.ask == ask);
+        let Ok(Ok(clock)) = timeout(PATIENCE, answered).await.map(|it| it.map(|it| *it)) else {
+            return false;
+        };
+        known.narrow(clock.ns, before, now_ns());
+        if known.is_right() {
+            return true;
+        }
+        if let Some(shift) = known.shift() {
+            link.note(&Note {
+                what: Some(note::What::ShiftClockNs(shift)),
+            });
+        }
+        false
     }
 }
 

@@ -303,48 +303,97 @@ async fn what_a_guest_asks_for_is_passed_on_and_too_much_is_refused() {
     }
 }
 
+/// A guest whose clock can be looked at and set.
+struct FakeClock {
+    /// How far it is ahead, nanoseconds.
+    off: i64,
+    /// How often it was looked at.
+    looks: u32,
+}
+
+impl FakeClock {
+    /// Answers the next message, if one comes soon, and says whether it was a look. Message and answer take so long each.
+    async fn answer(&mut self, fake: &mut Fake, slow: Duration) -> bool {
+        let Ok(frame) = timeout(Duration::from_millis(20), fake.frame()).await else {
+            return false;
+        };
+        if frame.kind != Kind::Note {
+            return false;
+        }
+        match Note::decode(frame.payload.clone()).unwrap().what {
+            Some(note::What::AskClock(ask)) => {
+                self.looks += 1;
+                tokio::time::sleep(slow).await;
+                let clock = guest::channel::message::Clock {
+                    ask,
+                    ns: now_ns().saturating_add_signed(self.off),
+                };
+                let answer = Note {
+                    what: Some(note::What::Clock(clock)),
+                };
+                let payload = answer.encode_to_vec().into();
+                tokio::time::sleep(slow).await;
+                fake.send(&Frame { payload, ..frame }).await;
+                true
+            }
+            Some(note::What::ShiftClockNs(by)) => {
+                self.off += by;
+                false
+            }
+            _ => false,
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_guests_clock_is_set_right_however_late_it_is_told() {
     let (host, mut fake) = host().await;
     host.guest.introduce(identity("vm.1"));
     fake.welcome(|_| ()).await;
     let session = speaking(&host.guest, "vm.1").await;
-    // It is 300 ms behind, and is told the time once more when it answers the second time, which does not reach it.
-    let (mut off, mut looks) = (-300_000_000_i64, 0);
-    loop {
-        let right = timeout(Duration::ZERO, session.clock.is_right());
-        if right.await.is_ok() {
-            break;
-        }
-        let Ok(frame) = timeout(Duration::from_millis(20), fake.frame()).await else {
-            continue;
-        };
-        if frame.kind != Kind::Note {
-            continue;
-        }
-        match Note::decode(frame.payload.clone()).unwrap().what {
-            Some(note::What::AskClock(ask)) => {
-                looks += 1;
-                if looks == 2 {
-                    host.guest.tell_time();
-                    off -= 200_000_000;
-                }
-                let clock = guest::channel::message::Clock {
-                    ask,
-                    ns: now_ns().saturating_add_signed(off),
-                };
-                let answer = Note {
-                    what: Some(note::What::Clock(clock)),
-                };
-                let payload = answer.encode_to_vec().into();
-                fake.send(&Frame { payload, ..frame }).await;
-            }
-            Some(note::What::ShiftClockNs(by)) => off += by,
-            _ => {}
+    // It is 300 ms behind, and is told the time once more after it has answered the second time, which does not reach it.
+    let mut clock = FakeClock {
+        off: -300_000_000,
+        looks: 0,
+    };
+    while timeout(Duration::ZERO, session.clock.is_right())
+        .await
+        .is_err()
+    {
+        if clock.answer(&mut fake, Duration::ZERO).await && clock.looks == 2 {
+            host.guest.tell_time();
+            clock.off -= 200_000_000;
         }
     }
     assert!(
-        looks > 2 && off.abs() < 20_000_000,
-        "{off} ns off after {looks} looks"
+        clock.looks > 2 && clock.off.abs() < 20_000_000,
+        "{} ns off after {} looks",
+        clock.off,
+        clock.looks
     );
+}
+
+#[tokio::test]
+async fn a_clock_of_which_too_little_is_known_for_long_is_set_right_later() {
+    let (host, mut fake) = host().await;
+    host.guest.introduce(identity("vm.1"));
+    fake.welcome(|_| ()).await;
+    let session = speaking(&host.guest, "vm.1").await;
+    let mut clock = FakeClock {
+        off: -25_000_000,
+        looks: 0,
+    };
+    // Each answer takes so long that it may be right.
+    while timeout(Duration::ZERO, session.clock.is_right())
+        .await
+        .is_err()
+    {
+        clock.answer(&mut fake, Duration::from_millis(20)).await;
+    }
+    assert_eq!(clock.off, -25_000_000);
+    let end = Instant::now() + PATIENCE;
+    while clock.off.abs() > 20_000_000 {
+        assert!(Instant::now() < end, "{} ns off", clock.off);
+        clock.answer(&mut fake, Duration::ZERO).await;
+    }
 }
