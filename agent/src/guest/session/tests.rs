@@ -323,7 +323,7 @@ impl FakeClock {
         match Note::decode(frame.payload.clone()).unwrap().what {
             Some(note::What::AskClock(ask)) => {
                 self.looks += 1;
-                tokio::time::sleep(slow).await;
+                sleep(slow).await;
                 let clock = guest::channel::message::Clock {
                     ask,
                     ns: now_ns().saturating_add_signed(self.off),
@@ -332,7 +332,7 @@ impl FakeClock {
                     what: Some(note::What::Clock(clock)),
                 };
                 let payload = answer.encode_to_vec().into();
-                tokio::time::sleep(slow).await;
+                sleep(slow).await;
                 fake.send(&Frame { payload, ..frame }).await;
                 true
             }

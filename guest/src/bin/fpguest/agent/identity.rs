@@ -182,14 +182,6 @@ pub fn set_clock(host_ns: u64) -> io::Result<()> {
     Ok(clock_settime(ClockId::Realtime, time)?)
 }
 
-/// Sets the clock forward, or back.
-///
-/// # Errors
-/// The kernel's.
-pub fn shift_clock(by_ns: i64) -> io::Result<()> {
-    set_clock(clock_ns().saturating_add_signed(by_ns))
-}
-
 /// What time it is: nanoseconds since the epoch. A clock before 1970 counts as 1970.
 pub fn clock_ns() -> u64 {
     let now = clock_gettime(ClockId::Realtime);

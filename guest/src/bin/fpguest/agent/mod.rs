@@ -354,7 +354,7 @@ fn hear(agent: &Agent, link: &Link, payload: Bytes) {
     };
     match Note::decode(payload).map(|note| note.what) {
         Ok(Some(note::What::ClockNs(ns))) => tell(identity::set_clock(ns)),
-        Ok(Some(note::What::ShiftClockNs(ns))) => tell(identity::shift_clock(ns)),
+        Ok(Some(note::What::ShiftClockNs(ns))) => tell(kernel::shift_clock(ns)),
         Ok(Some(note::What::AskClock(ask))) => {
             let clock = Clock {
                 ask,
