@@ -5,10 +5,9 @@ use std::{
     io,
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
-    panic,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, Once, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,7 +20,7 @@ use crate::{
     fpagent::{self, Answer},
     image::Image,
     network::{Namespace, Network, address},
-    wait_for,
+    panics, wait_for,
 };
 
 /// How long a cluster may take for something that takes a second when nothing else runs.
@@ -293,7 +292,7 @@ impl Cluster {
         folder: tempfile::TempDir,
         network: Option<Network>,
     ) -> anyhow::Result<Self> {
-        keep_panics();
+        panics::keep();
         let mut cluster = Self {
             tells: true,
             agents: Vec::new(),
@@ -591,27 +590,6 @@ impl Cluster {
     }
 }
 
-/// What the last panic said.
-static PANIC: Mutex<Option<String>> = Mutex::new(None);
-
-/// Keeps what a panic says: after it come the agents' logs, and of long outputs the end is kept.
-fn keep_panics() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let print = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            print(info);
-            *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(info.to_string());
-        }));
-    });
-}
-
-fn say_panic_again() {
-    if let Some(said) = &*PANIC.lock().unwrap_or_else(PoisonError::into_inner) {
-        eprintln!("{said}");
-    }
-}
-
 /// A folder for a cluster: on the machine's disk, as data directories are. Guests run as other users and must get through.
 fn folder() -> anyhow::Result<tempfile::TempDir> {
     let base = crate::repository().join("target/tests");
@@ -626,7 +604,7 @@ impl Drop for Cluster {
         if self.tells {
             // Shown by the runner when the test failed.
             eprintln!("{}", self.logs());
-            say_panic_again();
+            panics::say_again();
         }
         for agent in &mut self.agents {
             if let Err(error) = agent.kill() {

@@ -14,6 +14,7 @@ pub mod lineage;
 pub mod linear;
 pub mod nemesis;
 pub mod network;
+pub mod panics;
 pub mod probe;
 pub mod processes;
 pub mod pulse;
