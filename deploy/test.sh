@@ -115,7 +115,8 @@ trap 'exit 130' INT TERM
 sync
 run() { # SAY NEXTEST_ARGUMENT...
     say "$1"
-    FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
+    # Of a long output the end is shown: what failed, and not where the test runner was.
+    RUST_BACKTRACE=0 FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
         cargo nextest run --workspace --profile "$profile" "${@:2}"
 }
 failed=0

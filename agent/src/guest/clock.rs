@@ -126,7 +126,7 @@ impl Clock {
 
 /// How far a clock is ahead of this host's: at least, and at most, nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Bounds {
+pub(super) struct Bounds {
     least: i64,
     most: i64,
 }
@@ -142,7 +142,7 @@ impl Default for Bounds {
 
 impl Bounds {
     /// It showed this time at some moment between two of this host's.
-    fn narrow(&mut self, shown: u64, before: u64, after: u64) {
+    pub(super) fn narrow(&mut self, shown: u64, before: u64, after: u64) {
         let (least, most) = (difference(shown, after), difference(shown, before));
         let both = Self {
             least: self.least.max(least),
@@ -155,13 +155,13 @@ impl Bounds {
         };
     }
 
-    fn is_right(self) -> bool {
+    pub(super) fn is_right(self) -> bool {
         self.least >= -RIGHT && self.most <= RIGHT
     }
 
     /// How far to set it so that it is right, as far as that is known. `None`: it may be right, and more must be known. What is known
     /// holds of the clock that was set.
-    fn shift(&mut self) -> Option<i64> {
+    pub(super) fn shift(&mut self) -> Option<i64> {
         let width = self.most.saturating_sub(self.least);
         let surely_off = self.least > RIGHT || self.most < -RIGHT;
         if !surely_off && width > 2 * RIGHT {

@@ -14,7 +14,7 @@ use tokio::{
 };
 use ulid::Ulid;
 
-use super::{Contact, Introduction, Unheard, now_ns, session::Identities, shown};
+use super::{Contact, Introduction, Unheard, clock::Bounds, now_ns, session::Identities, shown};
 use guest::channel::mux::Broken;
 
 /// Questions that wait for their turn.
@@ -33,6 +33,10 @@ pub const MOST_INPUT: usize = 1 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// And at most so long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+/// How often the clock is set at most until it is known to be right, and looked at each time: the host may be too busy to know, or
+/// the agent lie.
+const CLOCK_SETTINGS: usize = 8;
+const CLOCK_LOOKS: usize = 8;
 /// What comes before the answer that is waited for, as the agent's documentation has it.
 const DELIMITER: u8 = 0xff;
 /// The most that is shown of what it says, characters.
@@ -49,7 +53,15 @@ pub struct Qemu {
     pub version: String,
     /// What failed that was asked of it at once.
     pub failed: Vec<String>,
-    questions: mpsc::Sender<Question>,
+    asked: mpsc::Sender<Asked>,
+}
+
+/// What waits for its turn.
+#[derive(Debug)]
+enum Asked {
+    Question(Question),
+    /// To have the clock set.
+    Clock,
 }
 
 #[derive(Debug)]
@@ -80,8 +92,8 @@ impl Qemu {
             arguments,
             answer,
         };
-        self.questions
-            .send(question)
+        self.asked
+            .send(Asked::Question(question))
             .await
             .map_err(|_| Unheard::Silent)?;
         answered.await.map_err(|_| Unheard::Silent)?
@@ -95,14 +107,16 @@ impl Qemu {
             arguments,
             answer,
         };
-        if self.questions.try_send(question).is_err() {
+        if self.asked.try_send(Asked::Question(question)).is_err() {
             tracing::debug!(command, "too much is asked of a guest's agent");
         }
     }
 
     /// Sets the clock, when its turn comes.
     pub fn tell_time(&self) {
-        self.tell("guest-set-time", json!({ "time": now_ns() }));
+        if self.asked.try_send(Asked::Clock).is_err() {
+            tracing::debug!("too much is asked of a guest's agent to set its clock");
+        }
     }
 
     /// Runs a program with this input, and waits for its end. It goes on when nobody waits any more: the agent cannot end it.
@@ -269,28 +283,41 @@ async fn serve(
 ) -> io::Result<()> {
     synchronize(wire).await?;
     let mut failed = Vec::new();
-    let clock = json!({ "time": now_ns() });
-    if let Err(problem) = question(wire, "guest-set-time", &clock).await? {
+    if let Err(problem) = set_clock(wire).await? {
         failed.push(shown(&format!("clock: {problem}"), LONGEST_SHOWN));
     }
     let info = question(wire, "guest-info", &json!({})).await?;
     let version = info
         .ok()
         .and_then(|info| Some(info["version"].as_str()?.to_owned()));
-    let (questions, mut asked) = mpsc::channel::<Question>(WAITING);
+    let (ask, mut asked) = mpsc::channel(WAITING);
     contact.send_replace(Contact::Qemu(Arc::new(Qemu {
         incarnation: known.identity.incarnation.clone(),
         since: Instant::now(),
         version: shown(&version.unwrap_or_default(), LONGEST_SHOWN),
         failed,
-        questions,
+        asked: ask,
     })));
-    while let Some(Question {
-        command,
-        arguments,
-        answer,
-    }) = asked.recv().await
-    {
+    while let Some(asked) = asked.recv().await {
+        let Question {
+            command,
+            arguments,
+            answer,
+        } = match asked {
+            Asked::Question(question) => question,
+            Asked::Clock => {
+                match timeout(PATIENCE, set_clock(wire)).await {
+                    Ok(set) => {
+                        if let Err(problem) = set? {
+                            let problem = shown(&problem, LONGEST_SHOWN);
+                            tracing::warn!(problem, "a guest's clock cannot be set");
+                        }
+                    }
+                    Err(_) => synchronize(wire).await?,
+                }
+                continue;
+            }
+        };
         let answered = match timeout(PATIENCE, question(wire, command, &arguments)).await {
             Ok(answered) => answered?
                 .map_err(|problem| Unheard::Broken(Broken::Failed(shown(&problem, LONGEST_SHOWN)))),
@@ -306,6 +333,39 @@ async fn serve(
         let _gone = answer.send(answered);
     }
     Ok(())
+}
+
+/// Sets the clock, and looks at it afterwards: what it is told takes its time to arrive on a busy host, so that it is told a later time
+/// until what it shows is known to be little off. Gives what the agent has against it.
+async fn set_clock(wire: &mut Wire) -> io::Result<Result<(), String>> {
+    let mut ahead: i64 = 0;
+    for _ in 0..CLOCK_SETTINGS {
+        let time = json!({ "time": now_ns().saturating_add_signed(ahead) });
+        if let Err(problem) = question(wire, "guest-set-time", &time).await? {
+            return Ok(Err(problem));
+        }
+        let mut known = Bounds::default();
+        for _ in 0..CLOCK_LOOKS {
+            let before = now_ns();
+            let shown = match question(wire, "guest-get-time", &json!({})).await? {
+                Ok(shown) => shown,
+                Err(problem) => return Ok(Err(problem)),
+            };
+            let Some(shown) = shown.as_u64() else {
+                return Ok(Err("it does not say what time it is".to_owned()));
+            };
+            known.narrow(shown, before, now_ns());
+            if known.is_right() {
+                return Ok(Ok(()));
+            }
+            if let Some(shift) = known.shift() {
+                ahead = ahead.saturating_add(shift);
+                break;
+            }
+        }
+    }
+    tracing::debug!("it is not known whether a guest's clock is right: its host is busy");
+    Ok(Ok(()))
 }
 
 /// Asks until the agent answers that, and nothing that was owed to somebody before is left.
@@ -388,6 +448,8 @@ async fn question(
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use tokio::task::JoinSet;
 
     use super::*;
@@ -458,7 +520,7 @@ mod tests {
         let fake = tokio::spawn(agent(
             far,
             vec![
-                ("guest-set-time", json!({"return": {}})),
+                ("guest-set-time", json!({"error": {"desc": "no clock"}})),
                 ("guest-info", json!({"return": {"version": "7.2"}})),
                 ("guest-file-open", json!({"return": 9})),
                 (
@@ -504,6 +566,59 @@ mod tests {
         let refused = qemu.open("/b", "r").await.unwrap_err();
         assert!(refused.to_string().contains("no such file"), "{refused}");
         fake.abort();
+    }
+
+    /// An agent with a clock that is late by what it takes it to hear of the time.
+    async fn slow_clock(socket: UnixStream, takes: Duration, ahead: watch::Sender<i64>) {
+        let mut wire = BufReader::new(socket);
+        loop {
+            let mut text = String::new();
+            if wire.read_line(&mut text).await.unwrap() == 0 {
+                return;
+            }
+            let ask: Value = serde_json::from_str(&text).unwrap();
+            let answer = match ask["execute"].as_str().unwrap() {
+                "guest-set-time" => {
+                    sleep(takes).await;
+                    let time = ask["arguments"]["time"].as_u64().unwrap();
+                    ahead.send_replace(time as i64 - now_ns() as i64);
+                    json!({})
+                }
+                "guest-get-time" => json!(now_ns().saturating_add_signed(*ahead.borrow())),
+                other => panic!("it is asked for {other}"),
+            };
+            let line = format!("{}\n", json!({ "return": answer }));
+            wire.write_all(line.as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_clock_is_right_however_long_it_takes_to_tell_it() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let (ahead, known) = watch::channel(0);
+        let mut fake = JoinSet::new();
+        fake.spawn(slow_clock(far, Duration::from_millis(300), ahead));
+        let mut wire = BufReader::new(near);
+        set_clock(&mut wire).await.unwrap().unwrap();
+        let off = known.borrow().abs();
+        assert!(off < 50_000_000, "it is off by {off} ns");
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_shows_what_it_likes_is_left_to_itself() {
+        let (near, far) = UnixStream::pair().unwrap();
+        let lie = json!({ "return": u64::MAX });
+        let pair = [
+            ("guest-set-time", json!({ "return": {} })),
+            ("guest-get-time", lie),
+        ];
+        let mut fake = JoinSet::new();
+        let answers = iter::repeat_n(pair, CLOCK_SETTINGS).flatten().collect();
+        fake.spawn(agent(far, answers));
+        let mut wire = BufReader::new(near);
+        // What a parent's agent was owed.
+        synchronize(&mut wire).await.unwrap();
+        set_clock(&mut wire).await.unwrap().unwrap();
     }
 
     /// Speaks to an agent that is at the other end: until what is given beside it is dropped.

@@ -7,7 +7,8 @@ use std::{
     net::Ipv4Addr,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use fp_guest::channel::message::{Failed, Hello, Identity, Network};
@@ -23,6 +24,10 @@ const STATE: &str = "run/forkypig";
 const INCARNATION: &str = "incarnation";
 /// Where the kernel lists network cards.
 const CARDS: &str = "/sys/class/net";
+/// How long a network card is waited for, once: while a guest boots, its driver may be loaded after the channel's.
+const CARD_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether it is there.
+const CARD_PAUSE: Duration = Duration::from_millis(20);
 
 /// What of a file system is looked at and written: `/`, but for tests.
 #[derive(Debug, Clone)]
@@ -50,6 +55,8 @@ pub struct Tools {
     machine_id: Option<File>,
     incarnation: Option<File>,
     card: Option<Card>,
+    /// Whether a card was waited for in vain: it is not waited for again.
+    has_no_card: bool,
     /// What the card was given last.
     network: Option<Network>,
 }
@@ -126,7 +133,12 @@ impl Tools {
         let card = match &self.card {
             Some(card) => card,
             None => {
-                let name = first_card(cards)?;
+                let patience = match self.has_no_card {
+                    true => Duration::ZERO,
+                    false => CARD_PATIENCE,
+                };
+                let name = first_card_within(cards, patience)?;
+                self.has_no_card = name.is_none();
                 let name = name.ok_or_else(|| invalid("there is no network card"))?;
                 self.card.insert(Card::named(&name)?)
             }
@@ -271,6 +283,18 @@ fn configure(root: &Root, card: &Card, network: &Network) -> io::Result<()> {
         fs::write(&resolver, format!("nameserver {}\n", network.dns))?;
     }
     Ok(())
+}
+
+/// The first network card, which may come yet.
+fn first_card_within(cards: &Path, patience: Duration) -> io::Result<Option<String>> {
+    let begun = Instant::now();
+    loop {
+        let found = first_card(cards)?;
+        if found.is_some() || begun.elapsed() >= patience {
+            return Ok(found);
+        }
+        thread::sleep(CARD_PAUSE);
+    }
 }
 
 /// The first network card that is a device.
@@ -442,5 +466,19 @@ mod tests {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
         assert_eq!(first_card(folder.path()).unwrap().as_deref(), Some("eth0"));
+    }
+
+    #[test]
+    fn a_card_whose_driver_comes_later_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let cards = folder.path().to_owned();
+        assert_eq!(first_card_within(&cards, CARD_PAUSE).unwrap(), None);
+        let driver = thread::spawn(move || {
+            thread::sleep(CARD_PAUSE * 5);
+            fs::create_dir_all(cards.join("eth0/device")).unwrap();
+        });
+        let found = first_card_within(folder.path(), CARD_PATIENCE).unwrap();
+        assert_eq!(found.as_deref(), Some("eth0"));
+        driver.join().unwrap();
     }
 }
