@@ -29,8 +29,8 @@ const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
 const LONGEST_ANSWER: u64 = 48 << 20;
 /// The most input that a program is given at its start.
 pub const MOST_INPUT: usize = 1 << 20;
-/// Between two looks whether a program has ended; twice as long each time.
-const FIRST_PAUSE: Duration = Duration::from_millis(5);
+/// Between two looks whether a program has ended; half as long again each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(2);
 /// And at most so long.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 /// How often the clock is set at most until it is known to be right, and looked at each time: the host may be too busy to know, or
@@ -149,7 +149,7 @@ impl Qemu {
                 return ran(&status);
             }
             sleep(pause).await;
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pause = (pause * 3 / 2).min(LONGEST_PAUSE);
         }
     }
 }
