@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io,
     net::TcpListener,
-    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -20,7 +20,7 @@ use crate::{
     fpagent::{self, Answer},
     image::Image,
     network::{Namespace, Network, address},
-    panics, wait_for,
+    panics, processes, wait_for,
 };
 
 /// How long a cluster may take for something that takes a second when nothing else runs.
@@ -590,27 +590,6 @@ impl Cluster {
     }
 }
 
-/// Processes that a cluster left: they work below its folder, or are told of it. One that the agent was about to start when it was killed
-/// has the agent's own arguments until it is QEMU.
-fn left_behind(folder: &Path) -> io::Result<Vec<u32>> {
-    let name = folder.as_os_str().as_bytes();
-    let mut left = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok()) else {
-            continue;
-        };
-        // Whatever ends meanwhile has neither.
-        let works = fs::read_link(entry.path().join("cwd")).is_ok_and(|at| at.starts_with(folder));
-        let told = fs::read(entry.path().join("cmdline"))
-            .is_ok_and(|line| line.windows(name.len()).any(|part| part == name));
-        if (works || told) && pid != std::process::id() {
-            left.push(pid);
-        }
-    }
-    Ok(left)
-}
-
 /// A folder for a cluster: on the machine's disk, as data directories are. Guests run as other users and must get through.
 fn folder() -> anyhow::Result<tempfile::TempDir> {
     let base = crate::repository().join("target/tests");
@@ -634,7 +613,7 @@ impl Drop for Cluster {
         }
         // They hold what lies below their folders until they have ended.
         let gone = wait_for("the guests' end", PATIENCE, || {
-            let left = left_behind(self.folder.path())?;
+            let left = processes::of_folder(self.folder.path())?;
             for pid in &left {
                 // It may have ended by itself.
                 let _gone = signal(*pid, Signal::KILL);

@@ -1,6 +1,6 @@
-//! What the kernel tells of processes: their memory and their time.
+//! What the kernel tells of processes: their memory, their time, and whose they are.
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::ffi::OsStrExt as _, path::Path, time::Duration};
 
 use anyhow::Context as _;
 
@@ -56,4 +56,60 @@ pub fn all(file: &str) -> anyhow::Result<Vec<(u32, Vec<u8>)>> {
         }
     }
     Ok(found)
+}
+
+/// Processes that work below a folder, or are told of it, but for this one. One that an agent was about to start when it was killed has the
+/// agent's own arguments until it is QEMU.
+pub fn of_folder(folder: &Path) -> anyhow::Result<Vec<u32>> {
+    let name = folder.as_os_str().as_bytes();
+    let mut all = all("cmdline")?;
+    all.retain(|(pid, line)| {
+        let cwd = fs::read_link(format!("/proc/{pid}/cwd"));
+        let works = cwd.is_ok_and(|cwd| cwd.starts_with(folder));
+        let told = line.windows(name.len()).any(|part| part == name);
+        (works || told) && *pid != std::process::id()
+    });
+    Ok(all.into_iter().map(|(pid, _)| pid).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+    use crate::wait_for;
+
+    #[test]
+    fn who_works_below_a_folder_or_is_told_of_it_is_found() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let name = folder.path().to_str().unwrap();
+        // Each waits for a line.
+        let wait = |at: &Path, word: &str| -> Child {
+            Command::new("sh")
+                .args(["-c", "read -r line", word])
+                .current_dir(at)
+                .stdin(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let mut started = [
+            wait(folder.path(), "word"),
+            wait(other.path(), &format!("{name}/file")),
+            wait(other.path(), "word"),
+        ];
+        let mut expected = [started[0].id(), started[1].id()];
+        expected.sort_unstable();
+        let found = wait_for("both to be found", Duration::from_secs(10), || {
+            let found = of_folder(folder.path())?;
+            Ok((found.len() == 2).then_some(found))
+        });
+        for child in &mut started {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        let mut found = found.unwrap();
+        found.sort_unstable();
+        assert_eq!(found, expected);
+        assert_eq!(of_folder(folder.path()).unwrap(), [0; 0]);
+    }
 }

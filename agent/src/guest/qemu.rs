@@ -299,38 +299,46 @@ async fn serve(
         asked: ask,
     })));
     while let Some(asked) = asked.recv().await {
-        let Question {
-            command,
-            arguments,
-            answer,
-        } = match asked {
-            Asked::Question(question) => question,
-            Asked::Clock => {
-                match timeout(PATIENCE, set_clock(wire)).await {
-                    Ok(set) => {
-                        if let Err(problem) = set? {
-                            let problem = shown(&problem, LONGEST_SHOWN);
-                            tracing::warn!(problem, "a guest's clock cannot be set");
-                        }
-                    }
-                    Err(_) => synchronize(wire).await?,
-                }
-                continue;
+        match asked {
+            Asked::Question(question) => answer(wire, question).await?,
+            Asked::Clock => set_clock_again(wire).await?,
+        }
+    }
+    Ok(())
+}
+
+/// Asks what somebody waits for.
+async fn answer(wire: &mut Wire, asked: Question) -> io::Result<()> {
+    let asking = question(wire, asked.command, &asked.arguments);
+    let answered = match timeout(PATIENCE, asking).await {
+        Ok(answered) => answered?
+            .map_err(|problem| Unheard::Broken(Broken::Failed(shown(&problem, LONGEST_SHOWN)))),
+        Err(_) => {
+            synchronize(wire).await?;
+            Err(Unheard::Broken(Broken::Failed(format!(
+                "the guest's agent did not answer within {} s",
+                PATIENCE.as_secs()
+            ))))
+        }
+    };
+    // Whoever asked may be gone.
+    let _gone = asked.answer.send(answered);
+    Ok(())
+}
+
+/// Sets the clock of a guest that stood still. Nobody waits for it.
+async fn set_clock_again(wire: &mut Wire) -> io::Result<()> {
+    match timeout(PATIENCE, set_clock(wire)).await {
+        Ok(set) => {
+            if let Err(problem) = set? {
+                let problem = shown(&problem, LONGEST_SHOWN);
+                tracing::warn!(problem, "a guest's clock cannot be set");
             }
-        };
-        let answered = match timeout(PATIENCE, question(wire, command, &arguments)).await {
-            Ok(answered) => answered?
-                .map_err(|problem| Unheard::Broken(Broken::Failed(shown(&problem, LONGEST_SHOWN)))),
-            Err(_) => {
-                synchronize(wire).await?;
-                Err(Unheard::Broken(Broken::Failed(format!(
-                    "the guest's agent did not answer within {} s",
-                    PATIENCE.as_secs()
-                ))))
-            }
-        };
-        // Whoever asked may be gone.
-        let _gone = answer.send(answered);
+        }
+        Err(_) => {
+            tracing::warn!("a guest's clock was not set: its agent does not answer");
+            synchronize(wire).await?;
+        }
     }
     Ok(())
 }
