@@ -194,6 +194,15 @@ impl LogBackend for CutOff {
         self.pass()?;
         self.engine.sync()
     }
+
+    fn mark(&self, value: &[u8]) -> Result<(), LogError> {
+        self.pass()?;
+        self.engine.mark(value)
+    }
+
+    fn marked(&self) -> Result<Vec<u8>, LogError> {
+        self.engine.marked()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,7 +228,7 @@ async fn what_is_cut_off_anywhere_leaves_the_log_of_before_as_it_was() {
             let after = held(&cluster.dir(1), "test", 1);
             assert_eq!((after.last, after.term), (before.last, before.term));
         }
-        assert_eq!(cuts, 4, "three values and a sync");
+        assert_eq!(cuts, 5, "three values, a sync and a mark");
         // The members of before go on as if nothing had been tried.
         for id in [1, 2] {
             cluster.start(id, false).await;

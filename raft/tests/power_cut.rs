@@ -14,7 +14,6 @@ use std::{
     fs::{self, File},
     io::Write as _,
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -25,7 +24,7 @@ use raft::log::{Identity, LogError, LogStore, sled::SledBackend};
 use support::{
     app::Ask,
     cluster::{Cluster, PATIENCE, within},
-    device::{CALLS, Device, Luck},
+    device::{Device, Luck, TOLD, random},
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -34,21 +33,6 @@ const LIMIT: Duration = Duration::from_secs(240);
 const MEMBERS: u64 = 3;
 /// How many texts are proposed.
 const TEXTS: u64 = 150;
-/// The variable that names the file of what was answered.
-const TOLD: &str = "FP_POWER_CUT_TOLD";
-const TOLD_NAME: &str = "told";
-
-/// Numbers that look random: splitmix64.
-fn random(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed;
-    move |bound| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
-    }
-}
 
 /// What is recorded: members that are proposed to from all sides, and a leader that goes and comes back.
 #[test]
@@ -105,27 +89,7 @@ struct Recorded {
 }
 
 fn record(planted: Option<&str>) -> Recorded {
-    let work = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let (record, told) = (work.path().join("record"), work.path().join(TOLD_NAME));
-    let mut strace = Command::new("strace");
-    strace
-        .args(["-f", "--seccomp-bpf", "-xx", "-y", "-s", "100000000", "-e"])
-        .arg(format!("trace={CALLS}"))
-        .arg("-o")
-        .arg(&record)
-        .arg(env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "is_recorded"])
-        .env(TOLD, &told)
-        .env("TMPDIR", work.path());
-    if let Some(bug) = planted {
-        strace.env("FP_PLANTED", bug);
-    }
-    let output = strace
-        .output()
-        .expect("strace: deploy/deps.sh --test installs it");
-    assert!(output.status.success(), "{output:?}");
-    let text = fs::read_to_string(&record).unwrap();
-    let device = Device::read(&text, TOLD_NAME);
+    let device = Device::record("is_recorded", planted);
     let folder = device.folder_of("log/db").expect("no log was written");
     let first = device.told.first().expect("nothing was answered").0;
     assert_eq!(device.told.len() as u64, TEXTS);
@@ -250,8 +214,8 @@ async fn the_members_go_on_from_what_their_disks_hold() {
     .await;
 }
 
-/// A log that the disk damaged does not open, or holds what was written: all of it, or, where the damage is near its end, a
-/// beginning of it. Of that nothing on the disk tells whether the power was cut before the rest was written.
+/// A log that the disk damaged does not open, or holds what was written, or a beginning of that. `log_end` looks closer at its newest
+/// writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_the_disk_damaged_is_recognised() {
     let recorded = record(None);
@@ -301,6 +265,13 @@ async fn a_log_that_the_disk_damaged_is_recognised() {
     }
     println!("{refused} are refused, {shorter} are shorter");
     assert!(refused > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mark_that_comes_before_the_log_is_found() {
+    let recorded = record(Some("log.mark-first"));
+    let wrong = look(&recorded, cuts()).await.expect("it is found");
+    assert!(wrong.contains("missing"), "{wrong}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,7 @@ use openraft::{CommittedLeaderId, EmptyNode, EntryPayload, Membership};
 use serde::{Deserialize, Serialize};
 
 use super::types::{self, Batch};
+use crate::log;
 
 /// A position in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +66,31 @@ impl From<Vote> for types::Vote {
         match vote.committed {
             true => types::Vote::new_committed(vote.term, vote.node),
             false => types::Vote::new(vote.term, vote.node),
+        }
+    }
+}
+
+/// What a log reaches at least: its mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    last: Option<LogId>,
+    vote: Option<Vote>,
+}
+
+impl From<log::Mark> for Mark {
+    fn from(mark: log::Mark) -> Self {
+        Self {
+            last: mark.last.map(Into::into),
+            vote: mark.vote.map(Into::into),
+        }
+    }
+}
+
+impl From<Mark> for log::Mark {
+    fn from(mark: Mark) -> Self {
+        Self {
+            last: mark.last.map(Into::into),
+            vote: mark.vote.map(Into::into),
         }
     }
 }
@@ -203,6 +229,13 @@ mod tests {
                 "01090101",
             ),
             (codec::encode(&entry(EntryPayload::Blank)), "010302fb2c0100"),
+            (
+                codec::encode(&Mark::from(log::Mark {
+                    last: Some(id),
+                    vote: Some(types::Vote::new_committed(9, 1)),
+                })),
+                "01010302fb2c0101090101",
+            ),
             (
                 codec::encode(&entry(EntryPayload::Normal(batch))),
                 "010302fb2c01010202616200",

@@ -44,6 +44,13 @@ pub trait LogBackend: Send + Sync + 'static {
 
     /// Has everything that was written on the device when it returns.
     fn sync(&self) -> Result<(), LogError>;
+
+    /// Sets a value of a few bytes that lies apart from all others, so that what damages those leaves it. It is on the device when
+    /// this returns. May be called beside any writer.
+    fn mark(&self, value: &[u8]) -> Result<(), LogError>;
+
+    /// The value that lies apart; empty when none was set.
+    fn marked(&self) -> Result<Vec<u8>, LogError>;
 }
 
 /// The log failed. Nothing here is repaired or wiped: a member that forgets what it promised can undo what the others

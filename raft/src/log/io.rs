@@ -15,8 +15,9 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Key, LogBackend, LogError,
+    Key, LogBackend, LogError, Mark,
     durable::{Durable, Progress, Tail},
+    mark::Marker,
 };
 
 /// How many pieces of purged records are removed between two other jobs.
@@ -33,6 +34,11 @@ fn acknowledges_early() -> bool {
     planted::planted("log.before-flush")
 }
 
+/// Another: the mark names what is not on the device yet.
+fn marks_early() -> bool {
+    planted::planted("log.mark-first")
+}
+
 /// A write that takes longer is told of: whatever is proposed waits for it.
 const SLOW: Duration = Duration::from_millis(250);
 
@@ -47,9 +53,9 @@ pub(super) enum Write {
 }
 
 enum Job {
-    /// Adds framed records. Nobody waits: see [`Durable`].
-    Append(Vec<(u64, Bytes)>),
-    Write(Write, Waiting),
+    /// Adds framed records. Nobody waits: see [`Durable`]. The mark is what the log reaches with them.
+    Append(Vec<(u64, Bytes)>, Mark),
+    Write(Write, Mark, Waiting),
     /// The committed index has changed.
     Committed,
     Stop,
@@ -73,13 +79,15 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. `end` is the index after the last record; `leftover` one up to which purged records may still be
-    /// there.
+    /// Starts the thread. `mark` is what the log reaches, which is on the device and marked; `leftover` an index up to which purged
+    /// records may still be there.
     pub(super) fn start(
         backend: SharedBackend,
-        end: u64,
+        mark: Mark,
         leftover: Option<u64>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
+        let end = mark.last.map_or(0, |id| id.index + 1);
+        let marker = Marker::start(Arc::clone(&backend))?;
         let (jobs, queue) = channel();
         let committed = Committed::default();
         let tail = Arc::new(Mutex::new(Tail::new(end)));
@@ -89,6 +97,8 @@ impl Writer {
             committed: Arc::clone(&committed),
             tail: Arc::clone(&tail),
             progress,
+            marker,
+            reached: mark,
             poison: None,
             purged: leftover,
             dirty: false,
@@ -110,22 +120,23 @@ impl Writer {
         &self.durable
     }
 
-    /// Adds records. They can be read when it returns, and are on the device when [`Durable`] says so.
-    pub(super) fn append(&self, records: Vec<(u64, Bytes)>) -> Result<(), LogError> {
+    /// Adds records, with which the log reaches `mark`. They can be read when it returns, and are on the device when [`Durable`]
+    /// says so.
+    pub(super) fn append(&self, records: Vec<(u64, Bytes)>, mark: Mark) -> Result<(), LogError> {
         self.durable.check()?;
         self.lock_tail().append(&records);
-        self.send(Job::Append(records))
+        self.send(Job::Append(records, mark))
     }
 
-    /// Makes a change, and returns when it is on the device.
-    pub(super) async fn write(&self, write: Write) -> Result<(), LogError> {
+    /// Makes a change, with which the log reaches `mark`, and returns when it is on the device.
+    pub(super) async fn write(&self, write: Write, mark: Mark) -> Result<(), LogError> {
         match write {
             Write::Truncate(from) => self.lock_tail().truncate(from),
             Write::Purge(upto, _) => self.lock_tail().purge(upto),
             Write::Put(..) => {}
         }
         let (done, result) = oneshot::channel();
-        self.send(Job::Write(write, done))?;
+        self.send(Job::Write(write, mark, done))?;
         result.await.map_err(|_| LogError::Closed)?
     }
 
@@ -159,6 +170,9 @@ struct Thread {
     committed: Committed,
     tail: Arc<Mutex<Tail>>,
     progress: Progress,
+    marker: Marker,
+    /// What the log reaches on the device.
+    reached: Mark,
     poison: Option<String>,
     /// Records up to here are to be removed.
     purged: Option<u64>,
@@ -169,8 +183,15 @@ struct Thread {
 /// What is written together.
 #[derive(Default)]
 struct Batch {
-    changes: Vec<(Change, Option<Waiting>)>,
+    changes: Vec<Asked>,
     stop: bool,
+}
+
+/// A change, what the log reaches with it, and who waits for it.
+struct Asked {
+    change: Change,
+    mark: Mark,
+    done: Option<Waiting>,
 }
 
 /// Whoever waits for a change.
@@ -184,8 +205,16 @@ enum Change {
 impl Batch {
     fn add(&mut self, job: Job) {
         match job {
-            Job::Append(records) => self.changes.push((Change::Append(records), None)),
-            Job::Write(write, done) => self.changes.push((Change::Other(write), Some(done))),
+            Job::Append(records, mark) => self.changes.push(Asked {
+                change: Change::Append(records),
+                mark,
+                done: None,
+            }),
+            Job::Write(write, mark, done) => self.changes.push(Asked {
+                change: Change::Other(write),
+                mark,
+                done: Some(done),
+            }),
             Job::Committed => {}
             Job::Stop => self.stop = true,
         }
@@ -281,16 +310,21 @@ impl Thread {
     }
 
     /// Writes all, in order, and syncs once.
-    fn write_all(&mut self, changes: Vec<(Change, Option<Waiting>)>) {
+    fn write_all(&mut self, changes: Vec<Asked>) {
         let begun = Instant::now();
         let mut end = self.progress.end();
         let mut result = self.guarded(|this, backend| {
-            for (change, _) in &changes {
-                end = this.write(backend, change, end)?;
+            this.marker.check()?;
+            for asked in &changes {
+                end = this.write(backend, asked, end)?;
+            }
+            if marks_early() {
+                this.synced(backend, &changes)?;
+                this.marker.mark(backend, this.reached)?;
             }
             match acknowledges_early() {
                 true => Ok(()),
-                false => backend.sync(),
+                false => backend.sync().and_then(|()| this.synced(backend, &changes)),
             }
         });
         let took = begun.elapsed();
@@ -302,7 +336,7 @@ impl Thread {
         }
         match &result {
             Ok(()) => {
-                let appended = changes.iter().filter_map(|(change, _)| match change {
+                let appended = changes.iter().filter_map(|asked| match &asked.change {
                     Change::Append(records) => Some(records),
                     Change::Other(_) => None,
                 });
@@ -318,7 +352,7 @@ impl Thread {
                 self.progress.failed(&error.chain());
             }
         }
-        for done in changes.into_iter().filter_map(|(_, done)| done) {
+        for done in changes.into_iter().filter_map(|asked| asked.done) {
             let told = match &self.poison {
                 None => Ok(()),
                 // What went wrong for the first, for the others that something did.
@@ -336,15 +370,16 @@ impl Thread {
     fn write(
         &mut self,
         backend: &dyn LogBackend,
-        change: &Change,
+        asked: &Asked,
         end: u64,
     ) -> Result<u64, LogError> {
-        match change {
+        match &asked.change {
             Change::Append(records) => {
                 backend.append(records)?;
                 Ok(records.last().map_or(end, |(last, _)| last + 1))
             }
             Change::Other(Write::Truncate(from)) => {
+                self.give_up(backend, *from, asked.mark)?;
                 backend.truncate(*from)?;
                 Ok(end.min(*from))
             }
@@ -356,6 +391,39 @@ impl Thread {
                 backend.put(Key::Purged, record)?;
                 self.purged = Some(*upto);
                 Ok(end.max(upto + 1))
+            }
+        }
+    }
+
+    /// Has the mark name nothing from an index on, before the records go. `after` is what the log reaches without them, some of
+    /// which may not be on the device.
+    fn give_up(
+        &mut self,
+        backend: &dyn LogBackend,
+        from: u64,
+        after: Mark,
+    ) -> Result<(), LogError> {
+        if self.reached.last.is_none_or(|last| last.index < from) {
+            return Ok(());
+        }
+        // What is before those on the device is there, too.
+        self.reached.last = after.last;
+        self.marker.mark(backend, self.reached)
+    }
+
+    /// Marks what is on the device now.
+    fn synced(&mut self, backend: &dyn LogBackend, changes: &[Asked]) -> Result<(), LogError> {
+        let Some(last) = changes.last() else {
+            return Ok(());
+        };
+        self.reached = last.mark;
+        let is_vote =
+            |asked: &Asked| matches!(asked.change, Change::Other(Write::Put(Key::Vote, _)));
+        match changes.iter().any(is_vote) {
+            true => self.marker.mark(backend, self.reached),
+            false => {
+                self.marker.reached(self.reached);
+                Ok(())
             }
         }
     }

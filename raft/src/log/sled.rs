@@ -2,20 +2,21 @@
 //!
 //! On Linux sled's `flush` hands its pages to the device but does not sync it, whatever its documentation says; so
 //! every durable write ends with an `fdatasync` on a descriptor of our own. Values over about 7 KiB would become files
-//! of their own that are never synced; so records are stored in smaller parts.
+//! of their own that are never synced; so records are stored in smaller parts. The mark lies in a file beside sled's.
 
 use std::{
     fs::{self, File},
     ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    sync::{Mutex, PoisonError},
     thread,
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
 
-use super::{Key, LogBackend, LogError, described};
+use super::{Key, LogBackend, LogError, described, slots::Slots};
 
 /// The most of a record under one key, bytes.
 const PART: usize = 6 << 10;
@@ -26,11 +27,16 @@ const CACHE: u64 = 64 << 20;
 /// How long to wait for a database that is still being closed, by this process or by one that just ended.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 
+/// The file of the mark, beside the database's.
+const MARK: &str = "mark";
+
 /// A log in a sled database.
 pub struct SledBackend {
     db: sled::Db,
     /// For `fdatasync`: the file that sled writes.
     file: File,
+    /// The mark that was found, then the last one that was set.
+    mark: Mutex<(Slots, Vec<u8>)>,
 }
 
 impl SledBackend {
@@ -47,15 +53,20 @@ impl SledBackend {
             source,
         };
         if create {
-            fs::create_dir_all(dir).map_err(|e| failed(e.into()))?;
+            // Before the database: one without a mark has lost it.
+            fs::create_dir_all(dir)
+                .and_then(|()| Slots::create(&dir.join(MARK)))
+                .and_then(|()| File::open(dir)?.sync_all())
+                .map_err(|e| failed(e.into()))?;
         }
         let db = open_patiently(dir)?;
+        let mark = Mutex::new(Slots::open(&dir.join(MARK))?);
         let file = File::open(dir.join("db")).map_err(|e| failed(e.into()))?;
         if create {
             db.flush().map_err(|e| failed(e.into()))?;
             sync_new(dir).map_err(|e| failed(e.into()))?;
         }
-        Ok(Self { db, file })
+        Ok(Self { db, file, mark })
     }
 
     fn insert(&self, key: &[u8], value: &[u8]) -> Result<(), LogError> {
@@ -164,6 +175,18 @@ impl LogBackend for SledBackend {
             return Ok(());
         }
         rustix::fs::fdatasync(&self.file).map_err(|e| LogError::io("synced", e))
+    }
+
+    fn mark(&self, value: &[u8]) -> Result<(), LogError> {
+        let mut mark = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        mark.0.write(value).map_err(|e| LogError::io("marked", e))?;
+        mark.1 = value.to_vec();
+        Ok(())
+    }
+
+    fn marked(&self) -> Result<Vec<u8>, LogError> {
+        let mark = self.mark.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(mark.1.clone())
     }
 }
 

@@ -19,7 +19,7 @@ use openraft::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Durable, Key, LogBackend, LogError, described, frame,
+    Durable, Key, LogBackend, LogError, Mark, described, frame,
     io::{SharedBackend, Write, Writer},
 };
 use crate::{
@@ -104,12 +104,15 @@ impl LogStore {
     ) -> Result<(Self, LogGuard), LogError> {
         let found = Contents::read(&backend, identity)?;
         if found.is_new {
-            put(&backend, Key::Identity, identity)?;
+            backend.put(Key::Identity, &framed(identity))?;
         }
+        // An agent that was killed may have left what is in the system's memory only.
+        backend.sync()?;
+        let mark = found.mark();
+        mark.write(&backend)?;
         let first = found.purged.map_or(0, |id| id.index + 1);
         let backend: SharedBackend = Arc::new(RwLock::new(Some(Box::new(backend))));
-        let end = found.last.map_or(0, |id| id.index + 1);
-        let (writer, thread) = Writer::start(Arc::clone(&backend), end, first.checked_sub(1))
+        let (writer, thread) = Writer::start(Arc::clone(&backend), mark, first.checked_sub(1))
             .map_err(|e| LogError::io("opened", e))?;
         let shared = Shared {
             backend: Arc::clone(&backend),
@@ -140,6 +143,14 @@ impl LogStore {
 
     fn writer(&self) -> &Writer {
         &self.reader.0.writer
+    }
+
+    /// What the log reaches.
+    pub(super) fn mark(&self) -> Mark {
+        Mark {
+            last: self.last,
+            vote: self.vote,
+        }
     }
 
     /// How far the log is on disk.
@@ -197,7 +208,15 @@ impl Contents {
             last: purged.map(Into::into),
             is_new: false,
         };
-        found.last = read_after(backend, found.purged, |_| Ok(()))?.or(found.last);
+        let mark = Mark::read(backend)?;
+        let mut named = None;
+        let each = |entry: Entry| {
+            if mark.last.map(|id| id.index) == Some(entry.log_id.index) {
+                named = Some(entry.log_id);
+            }
+            Ok(())
+        };
+        found.last = read_after(backend, found.purged, each)?.or(found.last);
         match get::<Identity>(backend, Key::Identity)? {
             Some(owner) if owner != *identity => {
                 return Err(LogError::Foreign {
@@ -225,7 +244,15 @@ impl Contents {
                     .map_or_else(|| "the start".into(), |id| id.index.to_string()),
             )));
         }
+        mark.check(&found.mark(), found.purged, named)?;
         Ok(found)
+    }
+
+    fn mark(&self) -> Mark {
+        Mark {
+            last: self.last,
+            vote: self.vote,
+        }
     }
 }
 
@@ -265,7 +292,12 @@ pub fn begin_after(
     backend.put(Key::Identity, &framed(identity))?;
     backend.put(Key::Vote, &framed(&records::Vote::from(vote)))?;
     backend.put(Key::Purged, &framed(&records::LogId::from(last)))?;
-    backend.sync()
+    backend.sync()?;
+    let mark = Mark {
+        last: Some(last),
+        vote: Some(vote),
+    };
+    mark.write(backend)
 }
 
 /// The vote of a node that does not lead when it starts. openraft would have one that was stopped as the leader lead on in the same
@@ -286,11 +318,6 @@ fn get<T: DeserializeOwned>(backend: &impl LogBackend, key: Key) -> Result<Optio
     codec::decode(body, codec::NETWORK_LIMIT)
         .map(Some)
         .map_err(|e| LogError::Damaged(format!("{key:?}: {e}")))
-}
-
-fn put<T: Serialize>(backend: &impl LogBackend, key: Key, value: &T) -> Result<(), LogError> {
-    backend.put(key, &framed(value))?;
-    backend.sync()
 }
 
 fn framed<T: Serialize>(value: &T) -> Vec<u8> {
@@ -415,8 +442,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let record = framed(&records::Vote::from(*vote));
+        let mark = Mark {
+            vote: Some(*vote),
+            ..self.mark()
+        };
         self.writer()
-            .write(Write::Put(Key::Vote, record))
+            .write(Write::Put(Key::Vote, record), mark)
             .await
             .map_err(|e| StorageIOError::write_vote(AnyError::new(&e)))?;
         self.vote = Some(*vote);
@@ -468,7 +499,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             records.push((id.index, Bytes::from(record)));
             last = Some(id);
         }
-        match self.writer().append(records) {
+        let mark = Mark {
+            last,
+            ..self.mark()
+        };
+        match self.writer().append(records, mark) {
             Ok(()) => {
                 self.last = last;
                 callback.log_io_completed(Ok(()));
@@ -491,18 +526,27 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 .map(|entry| entry.log_id),
             None => None,
         };
+        let mark = Mark {
+            last: before.or(self.purged),
+            ..self.mark()
+        };
         self.writer()
-            .write(Write::Truncate(log_id.index))
+            .write(Write::Truncate(log_id.index), mark)
             .await
             .map_err(|e| write_failed(&e))?;
-        self.last = before.or(self.purged);
+        self.last = mark.last;
         Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
         let record = framed(&records::LogId::from(log_id));
+        let last = self.last.filter(|id| id.index >= log_id.index);
+        let mark = Mark {
+            last: last.or(Some(log_id)),
+            ..self.mark()
+        };
         self.writer()
-            .write(Write::Purge(log_id.index, record))
+            .write(Write::Purge(log_id.index, record), mark)
             .await
             .map_err(|e| write_failed(&e))?;
         self.reader
@@ -510,9 +554,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .first
             .store(log_id.index + 1, Ordering::Release);
         self.purged = Some(log_id);
-        if self.last.map(|id| id.index) < Some(log_id.index) {
-            self.last = Some(log_id);
-        }
+        self.last = mark.last;
         Ok(())
     }
 }

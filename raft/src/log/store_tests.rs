@@ -1,6 +1,7 @@
 //! What is found when a log is opened: what was written, or an error that says what is wrong.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -11,7 +12,7 @@ use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader as _, storage::Raf
 use tempfile::TempDir;
 
 use super::{
-    Identity, Key, LogBackend, LogError, LogGuard, LogStore, frame, sled::SledBackend, store,
+    Identity, Key, LogBackend, LogError, LogGuard, LogStore, Mark, frame, sled::SledBackend, store,
 };
 use crate::{
     codec,
@@ -51,14 +52,21 @@ fn open(dir: &Path, create: bool) -> Result<(LogStore, LogGuard), LogError> {
 
 /// Appends entries the way that the store does, without openraft's callback, which only it can make.
 fn put(log: &LogStore, entries: impl IntoIterator<Item = u64>) {
-    let records = entries
+    let records: Vec<_> = entries
         .into_iter()
-        .map(|index| {
-            let body = codec::encode(&records::Entry::from(entry(index)));
-            (index, frame::frame(index, &body).into())
-        })
+        .map(|index| framed(&entry(index)))
         .collect();
-    store::writer(log).append(records).unwrap();
+    let mark = Mark {
+        last: records.last().map(|(index, _)| id(*index)),
+        ..log.mark()
+    };
+    store::writer(log).append(records, mark).unwrap();
+}
+
+fn framed(entry: &Entry) -> (u64, Bytes) {
+    let index = entry.log_id.index;
+    let body = codec::encode(&records::Entry::from(entry.clone()));
+    (index, frame::frame(index, &body).into())
 }
 
 /// The same, until they are on disk.
@@ -178,6 +186,132 @@ async fn a_lost_end_is_recognised_when_it_was_committed() {
     drop(backend);
     let what = "entries up to 9 were committed, those after 7 are missing";
     assert_eq!(damage(&path), what);
+}
+
+#[tokio::test]
+async fn a_lost_end_is_recognised() {
+    let (_dir, path) = written().await;
+    let backend = SledBackend::open(&path, false).unwrap();
+    backend.truncate(9).unwrap();
+    drop(backend);
+    let what = "its end is missing: it reached entry 9 of term 2, and ends with entry 8 of term 2";
+    assert_eq!(damage(&path), what);
+    assert_eq!(damage(&path), what, "the second time, too");
+}
+
+#[tokio::test]
+async fn an_end_that_fell_back_is_recognised() {
+    let (_dir, path) = written().await;
+    let backend = SledBackend::open(&path, false).unwrap();
+    let older = Entry {
+        log_id: LogId::new(CommittedLeaderId::new(1, 7), 9),
+        ..entry(9)
+    };
+    backend.truncate(9).unwrap();
+    backend
+        .append(&[framed(&older), framed(&entry(10))])
+        .unwrap();
+    drop(backend);
+    let what = "it has fallen back: it held entry 9 of term 2, and has entry 9 of term 1 there";
+    assert_eq!(damage(&path), what);
+}
+
+#[tokio::test]
+async fn a_vote_that_fell_back_is_recognised() {
+    let (_dir, path) = written().await;
+    for vote in [Vote::new(1, 9), Vote::new(2, 6), Vote::new_committed(1, 9)] {
+        let backend = SledBackend::open(&path, false).unwrap();
+        let record = codec::encode(&records::Vote::from(vote));
+        backend.put(Key::Vote, &frame::frame(0, &record)).unwrap();
+        drop(backend);
+        let what = damage(&path);
+        assert!(
+            what.starts_with("its vote is missing: it voted for node 7 in term 2, and has a vote"),
+            "{what}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_lost_mark_is_recognised() {
+    let (_dir, path) = written().await;
+    let mark = path.join("mark");
+    fs::write(&mark, vec![0; 8192]).unwrap();
+    assert!(damage(&path).ends_with("mark holds nothing that was written there"));
+    fs::remove_file(&mark).unwrap();
+    assert!(damage(&path).ends_with("mark is missing"));
+}
+
+#[tokio::test]
+async fn the_mark_follows_what_is_on_disk_and_leads_what_is_removed() {
+    let (_dir, path) = written().await;
+    let disk = Arc::new(Disk::default());
+    let reopened = || {
+        let backend = Faulty::open(&path, false, &disk).unwrap();
+        LogStore::open(backend, &identity()).unwrap()
+    };
+    let marked = || Mark::read(&SledBackend::open(&path, false).unwrap()).unwrap();
+    let (mut log, guard) = reopened();
+    disk.asked();
+    // A vote is marked when it is given.
+    log.save_vote(&Vote::new(3, 8)).await.unwrap();
+    assert_eq!(disk.asked(), ["put", "sync", "mark"]);
+    // What is removed is not marked any more before it goes.
+    log.truncate(id(5)).await.unwrap();
+    assert_eq!(disk.asked()[..3], ["mark", "truncate", "sync"]);
+    drop((log, guard));
+    let mark = Mark {
+        last: Some(id(4)),
+        vote: Some(Vote::new(3, 8)),
+    };
+    assert_eq!(marked(), mark);
+    // What was appended is marked once it is on disk, at the latest when the log is closed.
+    let (log, guard) = reopened();
+    disk.asked();
+    append(&log, 5..7).await;
+    drop((log, guard));
+    let asked = disk.asked();
+    assert_eq!(asked[..2], ["append", "sync"]);
+    assert!(asked.contains(&"mark"), "{asked:?}");
+    assert_eq!(marked().last, Some(id(6)));
+    // What never was on disk was never marked, and takes nothing with it.
+    let (mut log, guard) = reopened();
+    disk.set(Mood::StandsStill);
+    put(&log, 7..9);
+    disk.asked();
+    let truncated = log.truncate(id(8));
+    disk.set(Mood::Works);
+    truncated.await.unwrap();
+    let asked = disk.asked();
+    let before = asked.split(|call| *call == "truncate").next().unwrap();
+    assert!(
+        !before.contains(&"mark") || before.contains(&"sync"),
+        "{asked:?}"
+    );
+    // Nor is what a snapshot stands for missed.
+    log.purge(id(20)).await.unwrap();
+    drop((log, guard));
+    assert_eq!(marked().last, Some(id(20)));
+    drop(reopened());
+}
+
+#[tokio::test]
+async fn a_mark_that_cannot_be_written_ends_all_writing() {
+    let (_dir, path) = written().await;
+    let disk = Arc::new(Disk::default());
+    let backend = Faulty::open(&path, false, &disk).unwrap();
+    let (mut log, _guard) = LogStore::open(backend, &identity()).unwrap();
+    disk.set(Mood::ForgetsMarks);
+    append(&log, 10..11).await;
+    let failed = loop {
+        if let Err(failed) = log.save_vote(&Vote::new(3, 7)).await {
+            break failed;
+        }
+    };
+    assert!(failed.to_string().contains("no disk"), "{failed}");
+    disk.set(Mood::Works);
+    let failed = log.truncate(id(5)).await.unwrap_err();
+    assert!(failed.to_string().contains("must be restarted"), "{failed}");
 }
 
 #[tokio::test]

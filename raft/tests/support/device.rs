@@ -7,15 +7,19 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    env, fs,
+    ops::Range,
     path::{Path, PathBuf},
+    process::Command,
 };
+
+use tempfile::TempDir;
 
 /// What a disk writes whole or not at all, bytes.
 const SECTOR: usize = 512;
 
 /// The calls that are recorded.
-pub const CALLS: &str = "openat,write,pwrite64,lseek,ftruncate,rename,unlink,mkdir,fsync,fdatasync";
+const CALLS: &str = "openat,write,pwrite64,lseek,ftruncate,rename,unlink,mkdir,fsync,fdatasync";
 
 /// A change of a file's content.
 enum Change {
@@ -69,6 +73,22 @@ pub enum Luck {
     Any,
 }
 
+/// The variable that names the file of what was told.
+pub const TOLD: &str = "FP_POWER_CUT_TOLD";
+const TOLD_NAME: &str = "told";
+
+/// Numbers that look random: splitmix64.
+pub fn random(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut state = seed;
+    move |bound| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
 /// A record of what was written.
 #[derive(Default)]
 pub struct Device {
@@ -90,8 +110,32 @@ struct Reader {
 }
 
 impl Device {
+    /// Records what a test of this program writes, with a bug planted in it or not.
+    pub fn record(test: &str, planted: Option<&str>) -> Self {
+        let work = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (record, told) = (work.path().join("record"), work.path().join(TOLD_NAME));
+        let mut strace = Command::new("strace");
+        strace
+            .args(["-f", "--seccomp-bpf", "-xx", "-y", "-s", "100000000", "-e"])
+            .arg(format!("trace={CALLS}"))
+            .arg("-o")
+            .arg(&record)
+            .arg(env::current_exe().unwrap())
+            .args(["--ignored", "--exact", test])
+            .env(TOLD, &told)
+            .env("TMPDIR", work.path());
+        if let Some(bug) = planted {
+            strace.env("FP_PLANTED", bug);
+        }
+        let output = strace
+            .output()
+            .expect("strace: deploy/deps.sh --test installs it");
+        assert!(output.status.success(), "{output:?}");
+        Self::read(&fs::read_to_string(&record).unwrap(), TOLD_NAME)
+    }
+
     /// Reads a record. `told` is the name of the file that holds what was told to others.
-    pub fn read(record: &str, told: &str) -> Self {
+    fn read(record: &str, told: &str) -> Self {
         let mut reader = Reader {
             told: told.to_owned(),
             ..Reader::default()
@@ -118,6 +162,13 @@ impl Device {
         }
         reader.device.end = record.lines().count();
         reader.device
+    }
+
+    /// The folder of a name.
+    pub fn folder(&self, name: &str) -> PathBuf {
+        let mut folders = self.folders.keys();
+        let found = folders.find(|folder| folder.ends_with(name));
+        found.expect("it was made").clone()
     }
 
     /// The folder above those, of one member each, that have such a file.
@@ -168,6 +219,47 @@ impl Device {
                 fs::write(folder.join(name), content).unwrap();
             }
         }
+    }
+
+    /// The writes to a file that a disk has for sure when the power is cut before a line: where each begins and ends, the newest first.
+    pub fn sure(&self, path: &Path, cut: usize) -> Vec<Range<usize>> {
+        let kept = self.kept(path);
+        let changes = kept.changes[..kept.at(cut).0].iter().rev();
+        let writes = changes.filter_map(|change| match &change.what {
+            Change::Write { at, data } => Some(*at..at + data.len()),
+            Change::Length(_) => None,
+        });
+        writes.collect()
+    }
+
+    /// The file that a disk has then which lost some of those writes, after it had said that it has them.
+    pub fn without(&self, path: &Path, cut: usize, lost: &Range<usize>) -> Vec<u8> {
+        let kept = self.kept(path);
+        let changes = &kept.changes[..kept.at(cut).0];
+        let is_write = |change: &&Timed<Change>| matches!(change.what, Change::Write { .. });
+        let mut newer = changes.iter().filter(is_write).count();
+        let mut content = Vec::new();
+        for change in changes {
+            match &change.what {
+                Change::Length(length) => content.resize(*length, 0),
+                Change::Write { at, data } => {
+                    newer -= 1;
+                    if !lost.contains(&newer) {
+                        content.resize(content.len().max(at + data.len()), 0);
+                        content[*at..at + data.len()].copy_from_slice(data);
+                    }
+                }
+            }
+        }
+        content
+    }
+
+    fn kept(&self, path: &Path) -> &Kept<Change> {
+        let folder = &self.folders[path.parent().unwrap()];
+        let name = file_name(path);
+        let changes = folder.changes.iter().flat_map(|change| &change.what);
+        let file = changes.rev().find(|(changed, _)| *changed == name);
+        &self.files[file.unwrap().1.expect("a file")]
     }
 
     fn content(

@@ -17,6 +17,8 @@ pub enum Mood {
     /// It keeps everybody waiting.
     StandsStill,
     Fails,
+    /// Only the log's mark fails.
+    ForgetsMarks,
 }
 
 /// A disk.
@@ -24,6 +26,7 @@ pub enum Mood {
 pub struct Disk {
     mood: Mutex<Mood>,
     changed: Condvar,
+    asked: Mutex<Vec<&'static str>>,
 }
 
 impl Disk {
@@ -32,14 +35,23 @@ impl Disk {
         self.changed.notify_all();
     }
 
-    fn pass(&self) -> Result<(), LogError> {
+    /// What it was asked for since the last call of this, in order.
+    pub fn asked(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.asked.lock().unwrap())
+    }
+
+    fn pass(&self, call: &'static str) -> Result<(), LogError> {
+        self.asked.lock().unwrap().push(call);
         let mut mood = self.mood.lock().unwrap();
         while *mood == Mood::StandsStill {
             mood = self.changed.wait(mood).unwrap();
         }
         match *mood {
-            Mood::Fails => Err(LogError::io("synced", std::io::Error::other("no disk"))),
-            _ => Ok(()),
+            Mood::Works | Mood::StandsStill => Ok(()),
+            Mood::ForgetsMarks if call != "mark" => Ok(()),
+            Mood::Fails | Mood::ForgetsMarks => {
+                Err(LogError::io("synced", std::io::Error::other("no disk")))
+            }
         }
     }
 }
@@ -55,7 +67,7 @@ impl Faulty {
 
 impl LogBackend for Faulty {
     fn append(&self, records: &[(u64, Bytes)]) -> Result<(), LogError> {
-        self.1.pass()?;
+        self.1.pass("append")?;
         self.0.append(records)
     }
 
@@ -64,7 +76,7 @@ impl LogBackend for Faulty {
     }
 
     fn truncate(&self, from: u64) -> Result<(), LogError> {
-        self.1.pass()?;
+        self.1.pass("truncate")?;
         self.0.truncate(from)
     }
 
@@ -73,7 +85,7 @@ impl LogBackend for Faulty {
     }
 
     fn put(&self, key: Key, value: &[u8]) -> Result<(), LogError> {
-        self.1.pass()?;
+        self.1.pass("put")?;
         self.0.put(key, value)
     }
 
@@ -82,12 +94,21 @@ impl LogBackend for Faulty {
     }
 
     fn flush(&self) -> Result<(), LogError> {
-        self.1.pass()?;
+        self.1.pass("flush")?;
         self.0.flush()
     }
 
     fn sync(&self) -> Result<(), LogError> {
-        self.1.pass()?;
+        self.1.pass("sync")?;
         self.0.sync()
+    }
+
+    fn mark(&self, value: &[u8]) -> Result<(), LogError> {
+        self.1.pass("mark")?;
+        self.0.mark(value)
+    }
+
+    fn marked(&self) -> Result<Vec<u8>, LogError> {
+        self.0.marked()
     }
 }
