@@ -25,33 +25,50 @@ pub(super) struct Tail {
     records: BTreeMap<u64, Bytes>,
     /// Since when the disk has made no progress with them.
     since: Option<Instant>,
-    /// The index after the last record, here or stored.
-    end: u64,
+    /// The indexes of all records, here or stored.
+    all: Range<u64>,
+    /// How often records were removed.
+    removals: u64,
+}
+
+/// What there is of a range.
+pub(super) struct View {
+    /// The indexes in it under which there are records.
+    pub(super) range: Range<u64>,
+    /// Those that cannot be read from the engine yet.
+    pub(super) unstored: Vec<(u64, Bytes)>,
+    /// How often records had been removed.
+    pub(super) removals: u64,
 }
 
 impl Tail {
-    pub(super) fn new(end: u64) -> Self {
+    /// The records with these indexes are stored.
+    pub(super) fn new(all: Range<u64>) -> Self {
         Self {
             records: BTreeMap::new(),
             since: None,
-            end,
+            all,
+            removals: 0,
         }
     }
 
     pub(super) fn append(&mut self, records: &[(u64, Bytes)]) {
         if let Some((last, _)) = records.last() {
-            self.end = last + 1;
+            self.all.end = last + 1;
             self.since.get_or_insert_with(Instant::now);
         }
         self.records.extend(records.iter().cloned());
     }
 
     pub(super) fn truncate(&mut self, from: u64) {
-        self.end = self.end.min(from);
+        self.all.end = self.all.end.min(from);
+        self.removals += 1;
     }
 
     pub(super) fn purge(&mut self, upto: u64) {
-        self.end = self.end.max(upto + 1);
+        self.all.start = self.all.start.max(upto + 1);
+        self.all.end = self.all.end.max(upto + 1);
+        self.removals += 1;
     }
 
     /// The engine has these now.
@@ -62,12 +79,20 @@ impl Tail {
         self.since = (!self.records.is_empty()).then(Instant::now);
     }
 
-    /// Those within a range.
-    pub(super) fn read(&self, range: Range<u64>) -> Vec<(u64, Bytes)> {
-        let found = self.records.range(range);
-        found
-            .map(|(index, record)| (*index, record.clone()))
-            .collect()
+    /// What there is within a range.
+    pub(super) fn view(&self, range: &Range<u64>) -> View {
+        let start = range.start.max(self.all.start);
+        let range = start..range.end.min(self.all.end).max(start);
+        let found = self.records.range(range.clone());
+        View {
+            unstored: found.map(|(i, record)| (*i, record.clone())).collect(),
+            range,
+            removals: self.removals,
+        }
+    }
+
+    pub(super) fn removals(&self) -> u64 {
+        self.removals
     }
 }
 
@@ -110,7 +135,7 @@ impl Progress {
 
 impl Durable {
     pub(super) fn new(tail: Arc<Mutex<Tail>>) -> (Progress, Self) {
-        let end = lock(&tail).end;
+        let end = lock(&tail).all.end;
         let (progress, state) = watch::channel(State { end, failed: None });
         (Progress(progress), Self { state, tail })
     }
@@ -118,7 +143,7 @@ impl Durable {
     /// Of a log that keeps nothing from its state machine.
     #[cfg(test)]
     pub(crate) fn of_everything() -> Self {
-        let (progress, durable) = Self::new(Arc::new(Mutex::new(Tail::new(u64::MAX))));
+        let (progress, durable) = Self::new(Arc::new(Mutex::new(Tail::new(u64::MAX..u64::MAX))));
         std::mem::forget(progress);
         durable
     }
@@ -136,7 +161,7 @@ impl Durable {
 
     /// Returns once every record that was appended before the call is on disk.
     pub async fn all(&self) -> Result<(), LogError> {
-        let end = lock(&self.tail).end;
+        let end = lock(&self.tail).all.end;
         match end.checked_sub(1) {
             Some(last) => self.until(last).await,
             None => self.check(),

@@ -79,18 +79,18 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. `mark` is what the log reaches, which is on the device and marked; `leftover` an index up to which purged
-    /// records may still be there.
+    /// Starts the thread. `mark` is what the log reaches, which is on the device and marked; `first` the
+    /// index after what was purged, of which something may still be there.
     pub(super) fn start(
         backend: SharedBackend,
         mark: Mark,
-        leftover: Option<u64>,
+        first: u64,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let end = mark.last.map_or(0, |id| id.index + 1);
         let marker = Marker::start(Arc::clone(&backend))?;
         let (jobs, queue) = channel();
         let committed = Committed::default();
-        let tail = Arc::new(Mutex::new(Tail::new(end)));
+        let tail = Arc::new(Mutex::new(Tail::new(first..end)));
         let (progress, durable) = Durable::new(Arc::clone(&tail));
         let thread = Thread {
             backend,
@@ -100,7 +100,7 @@ impl Writer {
             marker,
             reached: mark,
             poison: None,
-            purged: leftover,
+            purged: first.checked_sub(1),
             dirty: false,
         };
         let thread = std::thread::Builder::new()

@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
 };
@@ -19,7 +19,9 @@ use openraft::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    Durable, Key, LogBackend, LogError, Mark, described, frame,
+    Durable, Key, LogBackend, LogError, Mark, described,
+    durable::View,
+    frame,
     io::{SharedBackend, Write, Writer},
 };
 use crate::{
@@ -53,8 +55,6 @@ impl std::fmt::Display for Identity {
 
 struct Shared {
     backend: SharedBackend,
-    /// The first index that is not purged.
-    first: AtomicU64,
     /// Whether gaps are refused. Always, but under openraft's suite, which makes some.
     strict: AtomicBool,
     writer: Writer,
@@ -112,11 +112,10 @@ impl LogStore {
         mark.write(&backend)?;
         let first = found.purged.map_or(0, |id| id.index + 1);
         let backend: SharedBackend = Arc::new(RwLock::new(Some(Box::new(backend))));
-        let (writer, thread) = Writer::start(Arc::clone(&backend), mark, first.checked_sub(1))
+        let (writer, thread) = Writer::start(Arc::clone(&backend), mark, first)
             .map_err(|e| LogError::io("opened", e))?;
         let shared = Shared {
             backend: Arc::clone(&backend),
-            first: AtomicU64::new(first),
             strict: AtomicBool::new(true),
             writer: writer.clone(),
         };
@@ -351,40 +350,73 @@ impl LogReader {
         self.0.strict.load(Ordering::Relaxed)
     }
 
-    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, LogError> {
-        let start = range.start.max(self.0.first.load(Ordering::Acquire));
-        if start >= range.end {
-            return Ok(Vec::new());
+    /// The entries of a range that there are: openraft asks beyond both ends. As many as have `max_bytes`, or one.
+    fn read(&self, range: &Range<u64>, max_bytes: usize) -> Result<Vec<Entry>, LogError> {
+        loop {
+            let (view, records) = self.records(range, max_bytes)?;
+            if self.0.writer.lock_tail().removals() != view.removals {
+                continue;
+            }
+            if self.is_strict() {
+                complete(&view.range, &records, max_bytes == usize::MAX)?;
+            }
+            let entries = records.iter();
+            return entries
+                .map(|(index, record)| entry(*index, record))
+                .collect();
         }
+    }
+
+    /// What there was of a range, and the records that were found of it.
+    fn records(
+        &self,
+        range: &Range<u64>,
+        max_bytes: usize,
+    ) -> Result<(View, Vec<(u64, Bytes)>), LogError> {
         // Before the engine is asked: what leaves the tail is there.
-        let tail = self.0.writer.lock_tail().read(start..range.end);
+        let mut view = self.0.writer.lock_tail().view(range);
+        let Range { start, end } = view.range;
+        let unstored = std::mem::take(&mut view.unstored);
         let guard = self
             .0
             .backend
             .read()
             .unwrap_or_else(PoisonError::into_inner);
         let backend = guard.as_deref().ok_or(LogError::Closed)?;
-        let stored = tail.first().map_or(range.end, |(index, _)| *index);
-        let mut records = backend.read(start..stored, max_bytes)?;
+        let stored = unstored.first().map_or(end, |(index, _)| *index);
+        let mut records = match start < stored {
+            true => backend.read(start..stored, max_bytes)?,
+            false => Vec::new(),
+        };
         let mut bytes: usize = records.iter().map(|(_, record)| record.len()).sum();
-        let whole = records.last().is_none_or(|(last, _)| last + 1 == stored) || !self.is_strict();
-        for (index, record) in tail.into_iter().take_while(|_| whole) {
+        let whole = records.last().map_or(start, |(last, _)| last + 1) == stored;
+        for (index, record) in unstored
+            .into_iter()
+            .take_while(|_| whole || !self.is_strict())
+        {
             bytes = bytes.saturating_add(record.len());
             if bytes > max_bytes && !records.is_empty() {
                 break;
             }
             records.push((index, record));
         }
-        let mut entries = Vec::with_capacity(records.len());
-        // openraft asks beyond both ends, and knows what to expect there; between them nothing may be missing.
-        let first = records.first().map_or(start, |(index, _)| *index);
-        for (expected, (index, record)) in (first..).zip(records) {
-            if index != expected && self.is_strict() {
-                return Err(LogError::Damaged(format!("record {expected} is missing")));
-            }
-            entries.push(entry(index, &record)?);
+        Ok((view, records))
+    }
+}
+
+/// Whether no record is missing from a beginning of a range, or from all of it. An engine was seen to give a beginning, and no error,
+/// of what the disk had damaged.
+fn complete(range: &Range<u64>, records: &[(u64, Bytes)], all: bool) -> Result<(), LogError> {
+    let missing = |index: u64| Err(LogError::Damaged(format!("record {index} is missing")));
+    for (expected, (index, _)) in (range.start..).zip(records) {
+        if *index != expected {
+            return missing(expected);
         }
-        Ok(entries)
+    }
+    let next = records.last().map_or(range.start, |(last, _)| last + 1);
+    match next < range.end && (all || records.is_empty()) {
+        true => missing(next),
+        false => Ok(()),
     }
 }
 
@@ -403,7 +435,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
             Bound::Excluded(end) => *end,
             Bound::Unbounded => u64::MAX,
         };
-        self.read(start..end, usize::MAX)
+        self.read(&(start..end), usize::MAX)
             .map_err(|e| read_failed(&e))
     }
 
@@ -412,7 +444,7 @@ impl RaftLogReader<TypeConfig> for LogReader {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, StorageError> {
-        self.read(start..end, READ_LIMIT)
+        self.read(&(start..end), READ_LIMIT)
             .map_err(|e| read_failed(&e))
     }
 }
@@ -520,7 +552,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let before = match log_id.index.checked_sub(1) {
             Some(index) => self
                 .reader
-                .read(index..log_id.index, usize::MAX)
+                .read(&(index..log_id.index), usize::MAX)
                 .map_err(|e| read_failed(&e))?
                 .pop()
                 .map(|entry| entry.log_id),
@@ -549,10 +581,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .write(Write::Purge(log_id.index, record), mark)
             .await
             .map_err(|e| write_failed(&e))?;
-        self.reader
-            .0
-            .first
-            .store(log_id.index + 1, Ordering::Release);
         self.purged = Some(log_id);
         self.last = mark.last;
         Ok(())

@@ -18,7 +18,7 @@ use crate::{
     codec,
     consensus::{
         records,
-        types::{Batch, Entry, LogId, Vote},
+        types::{Batch, Entry, LogId, StorageError, Vote},
     },
 };
 
@@ -296,6 +296,33 @@ async fn the_mark_follows_what_is_on_disk_and_leads_what_is_removed() {
 }
 
 #[tokio::test]
+async fn what_the_engine_does_not_give_is_missed() {
+    let (_dir, path) = written().await;
+    let disk = Arc::new(Disk::default());
+    let backend = Faulty::open(&path, false, &disk).unwrap();
+    let (mut log, _guard) = LogStore::open(backend, &identity()).unwrap();
+    disk.set(Mood::ReadsShort);
+    let missing = |failed: StorageError| failed.to_string().contains("record 9 is missing");
+    assert!(missing(log.try_get_log_entries(..).await.unwrap_err()));
+    assert!(missing(log.try_get_log_entries(9..10).await.unwrap_err()));
+    let mut reader = log.get_log_reader().await;
+    let limited = reader.limited_get_log_entries(8, 10).await.unwrap();
+    assert_eq!(limited, [entry(8)]);
+    assert!(missing(
+        reader.limited_get_log_entries(9, 10).await.unwrap_err()
+    ));
+    assert_eq!(log.try_get_log_entries(10..).await.unwrap(), []);
+    // Nor does what is not stored yet hide it.
+    disk.set(Mood::StandsStill);
+    put(&log, 10..12);
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 12);
+    disk.set(Mood::ReadsShort);
+    log.durable().all().await.unwrap();
+    let failed = log.try_get_log_entries(..).await.unwrap_err();
+    assert!(failed.to_string().contains("record 11 is missing"));
+}
+
+#[tokio::test]
 async fn a_mark_that_cannot_be_written_ends_all_writing() {
     let (_dir, path) = written().await;
     let disk = Arc::new(Disk::default());
@@ -362,7 +389,7 @@ async fn after_a_failed_sync_nothing_is_written() {
     let (_dir, path) = written().await;
     let disk = Arc::new(Disk::default());
     let backend = Faulty::open(&path, false, &disk).unwrap();
-    let (mut log, _guard) = LogStore::open(backend, &identity()).unwrap();
+    let (mut log, guard) = LogStore::open(backend, &identity()).unwrap();
     disk.set(Mood::Fails);
     let failed = log.save_vote(&Vote::new(3, 7)).await.unwrap_err();
     assert!(failed.to_string().contains("no disk"), "{failed}");
@@ -371,9 +398,11 @@ async fn after_a_failed_sync_nothing_is_written() {
     disk.set(Mood::Works);
     let failed = log.truncate(id(5)).await.unwrap_err();
     assert!(failed.to_string().contains("must be restarted"), "{failed}");
-    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 10);
     let failed = log.durable().all().await.unwrap_err();
     assert!(failed.to_string().contains("no disk"), "{failed}");
+    drop((log, guard));
+    let (mut log, _guard) = open(&path, false).unwrap();
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 10);
 }
 
 #[tokio::test]
