@@ -4,13 +4,14 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 10] = [
+const FILES: [&str; 11] = [
     "forkypig/v1/cluster.proto",
     "forkypig/v1/errors.proto",
     "forkypig/v1/guest.proto",
     "forkypig/v1/image.proto",
     "forkypig/v1/node.proto",
     "forkypig/v1/operation.proto",
+    "forkypig/v1/owner.proto",
     "forkypig/v1/snapshot.proto",
     "forkypig/v1/vm.proto",
     "forkypig/peer/v1/peer.proto",

@@ -55,6 +55,9 @@ struct Line<'a> {
     /// Who: a name, by its role.
     #[serde(skip_serializing_if = "String::is_empty")]
     who: String,
+    /// On whose behalf, where that is not `who`.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    owner: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     role: &'a str,
     /// The certificate's serial number.
@@ -191,6 +194,10 @@ fn at() -> String {
 }
 
 fn line<'a>(entry: &Entry<'a>) -> Line<'a> {
+    let owner = match entry.peer.map(|peer| &peer.role) {
+        Some(PeerRole::User(user)) if user.owner != user.name => &user.owner,
+        _ => "",
+    };
     let (who, role, certificate, from) = match entry.peer {
         Some(peer) => {
             let (who, role, certificate) = described(&peer.role);
@@ -203,6 +210,7 @@ fn line<'a>(entry: &Entry<'a>) -> Line<'a> {
     Line {
         at: at(),
         who,
+        owner,
         role,
         certificate,
         from,
@@ -216,6 +224,7 @@ fn refusal(from: String, outcome: &str) -> Line<'_> {
     Line {
         at: at(),
         who: String::new(),
+        owner: "",
         role: "",
         certificate: None,
         from,
@@ -281,6 +290,7 @@ mod tests {
         let peer = Peer {
             role: PeerRole::User(User {
                 name: "ann".to_owned(),
+                owner: "team".to_owned(),
                 role: Role::Operator,
                 certificate: CertificateId(7),
                 expires_at: u64::MAX,
@@ -302,6 +312,7 @@ mod tests {
         let line = &lines(&folder.path().join(FILE))[0];
         for (field, value) in [
             ("who", "ann"),
+            ("owner", "team"),
             ("role", "operator"),
             ("certificate", "00000000000000000000000007"),
             ("from", "10.0.0.1:4000"),

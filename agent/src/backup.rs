@@ -178,6 +178,7 @@ mod tests {
         let mut state = State::new();
         let found = Proposal {
             request: None,
+            by: state::Actor::cluster(),
             now: 5,
             command: Command::Found {
                 cluster: ClusterId(1),

@@ -14,9 +14,9 @@ use qemu::{
 use raft::{
     node::Status,
     state::{
-        self, CaptureMode, CaptureReport, CertificateId, EndCause, Ending, Image, Machine, Millis,
-        Node, NodeId, Operation, OperationKind, OperationState, Phase, Power, Safety, Snapshot,
-        Source, State, Vm,
+        self, Actor, CaptureMode, CaptureReport, CertificateId, EndCause, Ending, Image, ImageId,
+        Machine, Millis, Node, NodeId, Operation, OperationKind, OperationState, Owned as _,
+        Ownership, Phase, Power, Safety, Snapshot, SnapshotId, Source, State, Vm,
     },
 };
 
@@ -173,6 +173,7 @@ pub fn certificate(id: CertificateId, certificate: &state::Certificate) -> v1::C
     v1::Certificate {
         id: id.to_string(),
         name: certificate.name.clone(),
+        owner: certificate.owner.clone(),
         role: role_message(certificate.role).into(),
         created_at: Some(timestamp(certificate.created_at)),
         expires_at: Some(timestamp(certificate.expires_at)),
@@ -183,6 +184,7 @@ pub fn certificate(id: CertificateId, certificate: &state::Certificate) -> v1::C
 /// A node, with what is known of its part in the cluster now.
 pub fn node(
     state: &State,
+    by: &Actor,
     node: &Node,
     online: Option<&BTreeSet<NodeId>>,
     status: &Status,
@@ -222,7 +224,13 @@ pub fn node(
             newest_version: capacity.newest_version,
             problems: capacity.problems.clone(),
         }),
-        vms: state.vms.count_of(node.id) as u32,
+        vms: match by.is_admin {
+            true => state.vms.count_of(node.id) as u32,
+            false => {
+                let seen = state.vms.of(node.id);
+                seen.filter(|vm| vm.ownership.is_seen_by(by)).count() as u32
+            }
+        },
     }
 }
 
@@ -243,8 +251,34 @@ pub struct Fresh {
     pub ports: Vec<v1::PublishedPort>,
 }
 
-/// A VM, with what its node said about it just now. `online`: whether its node is there.
-pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm {
+/// With whom an object is shared, for who may say so.
+pub fn sharing(ownership: &Ownership, by: &Actor) -> Option<v1::Sharing> {
+    ownership.is_ruled_by(by).then(|| v1::Sharing {
+        everyone: ownership.everyone,
+        owners: ownership.shared_with.iter().cloned().collect(),
+    })
+}
+
+/// What an image is called in front of somebody; nothing when it is not there for this one.
+fn image_name(state: &State, by: &Actor, image: ImageId) -> String {
+    let image = state.images.get(&image);
+    let seen = image.filter(|image| image.ownership.is_seen_by(by));
+    seen.map_or_else(String::new, |image| image.name_for(by))
+}
+
+/// A snapshot's id; nothing when it is not there for somebody.
+fn snapshot_id(state: &State, by: &Actor, id: SnapshotId) -> String {
+    let snapshot = state.snapshots.get(&id);
+    let hidden = snapshot.is_some_and(|one| !one.ownership.is_seen_by(by));
+    if hidden {
+        String::new()
+    } else {
+        id.to_string()
+    }
+}
+
+/// A VM in front of somebody, with what its node said about it just now. `online`: whether its node is there.
+pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm {
     let settled = vm.reported_boot == vm.boot;
     let is = match (online, vm.phase) {
         (false, _) => v1::VmState::Unknown,
@@ -260,9 +294,12 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         (true, Phase::Suspended) => v1::VmState::Suspended,
         (true, Phase::Restarting) => v1::VmState::Starting,
     };
-    let image = state.images.get(&vm.spec.image);
+    let seen_parent = vm.parent.as_ref().filter(|one| one.is_seen_by(state, by));
     v1::Vm {
         id: vm.id.to_string(),
+        owner: vm.ownership.owner.clone(),
+        sharing: sharing(&vm.ownership, by),
+        parent_hidden: vm.parent.is_some() && seen_parent.is_none(),
         name: vm.name.clone(),
         node: node_name(state, vm.node),
         state: is.into(),
@@ -271,18 +308,12 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         } else {
             "its node does not answer".to_owned()
         },
-        image: image.map_or_else(|| vm.spec.image.to_string(), |image| image.name.clone()),
-        parent: vm
-            .parent
-            .as_ref()
-            .map_or_else(String::new, |(id, _)| id.to_string()),
-        parent_name: vm
-            .parent
-            .as_ref()
-            .map_or_else(String::new, |(_, name)| name.clone()),
+        image: image_name(state, by, vm.spec.image),
+        parent: seen_parent.map_or_else(String::new, |one| one.vm.to_string()),
+        parent_name: seen_parent.map_or_else(String::new, |one| one.name.clone()),
         snapshot: match vm.source {
             Source::Image => String::new(),
-            Source::Snapshot(snapshot) => snapshot.to_string(),
+            Source::Snapshot(snapshot) => snapshot_id(state, by, snapshot),
         },
         pid: fresh.map_or(0, |fresh| fresh.pid),
         memory_bytes: vm.spec.memory_bytes,
@@ -326,7 +357,18 @@ pub fn vm(state: &State, vm: &Vm, fresh: Option<&Fresh>, online: bool) -> v1::Vm
         failed_steps: vm.failed_steps.clone(),
         guest: fresh.and_then(|fresh| fresh.guest.clone()),
         ports: fresh.map_or_else(Vec::new, |fresh| fresh.ports.clone()),
-        family: vm.family.map_or_else(String::new, |id| id.to_string()),
+        family: vm.family.map_or_else(String::new, |founder| {
+            let is_seen = match state.vms.get(&founder) {
+                Some(founder) => founder.ownership.is_seen_by(by),
+                // A family is of one owner.
+                None => by.sees(&vm.ownership.owner),
+            };
+            if is_seen {
+                founder.to_string()
+            } else {
+                String::new()
+            }
+        }),
         by_guest: vm.by_guest,
     }
 }
@@ -344,8 +386,8 @@ pub fn seen_state(is: &Is) -> v1::VmState {
     }
 }
 
-/// An image.
-pub fn image(state: &State, image: &Image) -> v1::Image {
+/// An image in front of somebody.
+pub fn image(state: &State, by: &Actor, image: &Image) -> v1::Image {
     let file = |kind: v1::ImageFileKind, blob: &state::Blob, virtual_bytes| v1::ImageFile {
         kind: kind.into(),
         sha256: hex(&blob.sha256),
@@ -366,6 +408,8 @@ pub fn image(state: &State, image: &Image) -> v1::Image {
         .map(|disk| file(v1::ImageFileKind::Disk, &disk.blob, disk.virtual_bytes));
     v1::Image {
         id: image.id.to_string(),
+        owner: image.ownership.owner.clone(),
+        sharing: sharing(&image.ownership, by),
         name: image.name.clone(),
         files: kernel.chain(initrd).chain(disk).collect(),
         cmdline: image.cmdline.clone(),
@@ -381,23 +425,26 @@ pub fn image(state: &State, image: &Image) -> v1::Image {
     }
 }
 
-/// A snapshot.
-pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
+/// A snapshot in front of somebody.
+pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot {
     let content = snapshot.content.as_ref();
     let is = match content {
         None => v1::SnapshotState::Capturing,
         Some(_) if snapshot.nodes.is_empty() => v1::SnapshotState::Failed,
         Some(_) => v1::SnapshotState::Ready,
     };
-    let image = state.images.get(&snapshot.spec.image);
+    let seen_vm = Some(&snapshot.vm).filter(|one| one.is_seen_by(state, by));
     v1::Snapshot {
         id: snapshot.id.to_string(),
+        owner: snapshot.ownership.owner.clone(),
+        sharing: sharing(&snapshot.ownership, by),
+        vm_hidden: seen_vm.is_none(),
         name: snapshot.name.clone().unwrap_or_default(),
-        vm: snapshot.vm.0.to_string(),
-        vm_name: snapshot.vm.1.clone(),
+        vm: seen_vm.map_or_else(String::new, |one| one.vm.to_string()),
+        vm_name: seen_vm.map_or_else(String::new, |one| one.name.clone()),
         parent: snapshot
             .parent
-            .map_or_else(String::new, |parent| parent.to_string()),
+            .map_or_else(String::new, |parent| snapshot_id(state, by, parent)),
         nodes: snapshot
             .nodes
             .iter()
@@ -414,11 +461,8 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
         base_bytes: content.map_or(0, |content| content.base_bytes),
         stream_bytes: content.map_or(0, |content| content.stream_bytes),
         layer_bytes: content.map_or(0, |content| content.layer_bytes),
-        dependents: state::dependents_of_snapshot(state, snapshot.id),
-        image: image.map_or_else(
-            || snapshot.spec.image.to_string(),
-            |image| image.name.clone(),
-        ),
+        dependents: state::dependents_of_snapshot(state, by, snapshot.id),
+        image: image_name(state, by, snapshot.spec.image),
         qemu_version: content.map_or_else(String::new, |content| content.qemu_version.clone()),
         capture: content.map(|content| report_message(&content.report)),
         warm: snapshot.warm,
@@ -427,8 +471,8 @@ pub fn snapshot(state: &State, snapshot: &Snapshot) -> v1::Snapshot {
     }
 }
 
-/// An operation.
-pub fn operation(state: &State, operation: &Operation) -> v1::Operation {
+/// An operation in front of somebody.
+pub fn operation(state: &State, by: &Actor, operation: &Operation) -> v1::Operation {
     let captured = state
         .snapshots
         .get(&operation.snapshot)
@@ -459,10 +503,20 @@ pub fn operation(state: &State, operation: &Operation) -> v1::Operation {
         }
         .into(),
         state: is.into(),
-        source: operation
-            .vm
-            .map_or_else(|| operation.snapshot.to_string(), |vm| vm.to_string()),
-        snapshot: operation.snapshot.to_string(),
+        owner: operation.owner.clone(),
+        source: match operation.vm {
+            None => snapshot_id(state, by, operation.snapshot),
+            Some(vm) => {
+                let there = state.vms.get(&vm);
+                let hidden = there.is_some_and(|vm| !vm.ownership.is_seen_by(by));
+                if hidden {
+                    String::new()
+                } else {
+                    vm.to_string()
+                }
+            }
+        },
+        snapshot: snapshot_id(state, by, operation.snapshot),
         vms,
         node: node_name(state, operation.node),
         created_at: Some(timestamp(operation.created_at)),

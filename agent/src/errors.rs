@@ -254,12 +254,25 @@ fn rejected(rejection: &Rejection) -> Answer {
         Rejection::Ambiguous { .. } => Answer::new(
             InvalidArgument,
             Reason::Ambiguous,
-            "give the name or more of the id",
+            "give the name, with its owner as OWNER/NAME, or more of the id",
         ),
         Rejection::NameTaken { .. } => Answer {
             field: Some("name".to_owned()),
             ..Answer::new(AlreadyExists, Reason::NameTaken, "choose another name")
         },
+        Rejection::NotOwner { .. } => Answer::new(
+            PermissionDenied,
+            Reason::NotAllowed,
+            "fork it, or a snapshot of it, to have one of your own; or ask its owner",
+        ),
+        Rejection::OverQuota { owner, .. } => Answer::new(
+            ResourceExhausted,
+            Reason::OverQuota,
+            format!(
+                "stop or delete something (`fpagent quota show` tells what there is), or have an administrator allow more with \
+                 `fpagent quota set {owner}`"
+            ),
+        ),
         Rejection::GivenUp { .. } => Answer::new(
             NotFound,
             Reason::NotFound,
@@ -310,6 +323,7 @@ fn list_command(kind: Kind) -> &'static str {
         Kind::Snapshot => "snapshot ls",
         Kind::Operation => "op ls",
         Kind::Certificate => "cert ls",
+        Kind::Quota => "quota ls",
     }
 }
 

@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use raft::{
     node::{Handle, ProposeError},
     state::{
-        ClusterId, Command, GuestAgent, ImageId, Millis, NodeId, Outcome, Proposal, Rejection,
-        RequestKey, State, Vm, VmId,
+        Actor, ClusterId, Command, GuestAgent, ImageId, Millis, NodeId, Outcome, Proposal,
+        Rejection, RequestKey, State, Vm, VmId,
     },
 };
 use tokio::{
@@ -132,15 +132,28 @@ impl Node {
         Arc::clone(&self.raft.published().borrow().view)
     }
 
-    /// Proposes a change on behalf of a request.
+    /// Proposes a change that the cluster makes of itself.
     pub async fn propose(
         &self,
         request: Option<RequestKey>,
         command: Command,
         deadline: Instant,
     ) -> Result<Outcome, ProposeError> {
+        self.propose_for(&Actor::cluster(), request, command, deadline)
+            .await
+    }
+
+    /// Proposes a change on somebody's behalf.
+    pub async fn propose_for(
+        &self,
+        by: &Actor,
+        request: Option<RequestKey>,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Outcome, ProposeError> {
         let proposal = Proposal {
             request,
+            by: by.clone(),
             now: now(),
             command,
         };

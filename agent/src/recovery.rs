@@ -332,6 +332,7 @@ fn admit_admin(
         user.certificate,
         Certificate {
             name: user.name,
+            owner: user.owner,
             role: user.role,
             created_at: now,
             expires_at: user.expires_at,

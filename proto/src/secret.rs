@@ -28,6 +28,7 @@ impl fmt::Debug for ForkRequest {
             request_id,
             settings,
             secrets,
+            owner,
         } = self;
         f.debug_struct("ForkRequest")
             .field("source", source)
@@ -39,6 +40,7 @@ impl fmt::Debug for ForkRequest {
             .field("request_id", request_id)
             .field("settings", settings)
             .field("secrets", &Names(secrets))
+            .field("owner", owner)
             .finish()
     }
 }

@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
 use raft::{
     codec,
-    state::{Command, ObjectId, Proposal, VmId},
+    state::{Actor, Command, ObjectId, Proposal, VmId},
 };
 
 type Records = BTreeMap<String, Vec<u8>>;
@@ -162,20 +162,21 @@ fn a_length_that_lies_allocates_nothing() {
 fn the_largest_proposals_are_read() {
     let limit = usize::try_from(codec::PROPOSAL_LIMIT).unwrap();
     let one_long_text = Command::CancelOperation {
-        operation: "x".repeat(limit - 10),
+        operation: "x".repeat(limit - 20),
     };
     // The smallest items there are, so that the most of them fit: two bytes each.
-    let objects = vec![ObjectId::Vm(VmId(1)); limit / 2 - 10];
+    let objects = vec![ObjectId::Vm(VmId(1)); limit / 2 - 15];
     let many_small_items = Command::Purged { node: 1, objects };
     for command in [one_long_text, many_small_items] {
         let proposal = Proposal {
             request: None,
+            by: Actor::cluster(),
             now: 1,
             command,
         };
         let record = codec::encode_proposal(&proposal, 1);
         assert!(
-            (limit - 30..=limit).contains(&record.len()),
+            (limit - 40..=limit).contains(&record.len()),
             "{} bytes",
             record.len()
         );

@@ -6,7 +6,7 @@ use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, sync::Arc, time::D
 use futures::future::join_all;
 use raft::{
     node::{self, DialError, Dialer, Handle},
-    state::{ClusterId, Command, Labels, Proposal},
+    state::{Actor, ClusterId, Command, Labels, Proposal},
 };
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -36,6 +36,7 @@ impl Dialer for Alone {
 async fn propose(node: &Handle, command: Command) {
     let proposal = Proposal {
         request: None,
+        by: Actor::cluster(),
         now: 1,
         command,
     };

@@ -19,9 +19,11 @@ pub mod probe;
 pub mod processes;
 pub mod pulse;
 pub mod random;
+pub mod raw;
 pub mod secrecy;
 pub mod session;
 pub mod soundness;
+pub mod users;
 pub mod workload;
 
 use std::{

@@ -1,4 +1,4 @@
-//! A session at a VM's console, as a user has it.
+//! A session at a VM's console, as a user has it, or of another command that goes on.
 
 use std::{
     io::{Read as _, Write as _},
@@ -12,10 +12,10 @@ use anyhow::Context as _;
 
 use crate::{
     cluster::{Cluster, PATIENCE},
-    fpagent,
+    fpagent, wait_for,
 };
 
-/// A `fpagent console` that runs.
+/// A command of `fpagent` that runs.
 #[derive(Debug)]
 pub struct Session {
     child: Child,
@@ -26,8 +26,13 @@ pub struct Session {
 impl Session {
     /// Opens a VM's console through a node.
     pub fn open(cluster: &Cluster, through: usize, vm: &str) -> anyhow::Result<Self> {
+        Self::of(&["console", vm, "--addr", &cluster.node(through).address()])
+    }
+
+    /// Runs a command.
+    pub fn of(args: &[&str]) -> anyhow::Result<Self> {
         let mut child = Command::new(fpagent::binary())
-            .args(["console", vm, "--addr", &cluster.node(through).address()])
+            .args(args)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -50,6 +55,11 @@ impl Session {
         })
     }
 
+    /// The command's process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Types.
     pub fn send(&mut self, text: &str) -> anyhow::Result<()> {
         let input = self.child.stdin.as_mut().context("no input")?;
@@ -57,7 +67,7 @@ impl Session {
         Ok(input.flush()?)
     }
 
-    /// Waits until the guest has printed this, since the session began.
+    /// Waits until it, or the guest, has printed this, since the session began.
     pub fn wait_for(&mut self, text: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + PATIENCE;
         while !self.seen.contains(text) {
@@ -76,7 +86,7 @@ impl Session {
         self.wait_for(word)
     }
 
-    /// What the guest has printed, as far as it was waited for.
+    /// What was printed, as far as it was waited for.
     pub fn seen(&self) -> &str {
         &self.seen
     }
@@ -88,10 +98,13 @@ impl Session {
 
     /// Its exit code and what it complained of, at its own end.
     pub fn end(mut self) -> anyhow::Result<(Option<i32>, String)> {
+        let status = wait_for("the command to end", PATIENCE, || {
+            Ok(self.child.try_wait()?)
+        })?;
         let mut problems = String::new();
         let mut errors = self.child.stderr.take().context("no errors")?;
         errors.read_to_string(&mut problems)?;
-        Ok((self.child.wait()?.code(), problems))
+        Ok((status.code(), problems))
     }
 }
 

@@ -20,6 +20,7 @@ use tonic::{
 };
 use tower::Layer;
 
+use super::asker::actor;
 use crate::{
     audit::{self, Entry},
     errors::ApiError,
@@ -131,6 +132,16 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("ListOperations", VIEWER),
             ("GetOperation", VIEWER),
             ("CancelOperation", OPERATOR),
+        ],
+    ),
+    (
+        "forkypig.v1.OwnerService",
+        &[
+            ("Share", OPERATOR),
+            ("SetQuota", ADMIN),
+            ("GetQuota", VIEWER),
+            ("ListQuotas", VIEWER),
+            ("DeleteQuota", ADMIN),
         ],
     ),
     (
@@ -312,6 +323,7 @@ where
             PeerRole::Node(id) => Some(Caller(id)),
             _ => None,
         });
+        let asker = peer.as_ref().and_then(|peer| actor(&peer.role));
         let wants_metrics = call == metrics::PATH;
         let needs = match wants_metrics {
             true => Some(VIEWER),
@@ -365,6 +377,8 @@ where
         // The one that is ready, and not its copy.
         let next = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, next);
+        // For who sees not all, what is not found may be another's.
+        let may_be_hidden = asker.is_some_and(|by| !by.is_admin);
         let is_audited = !matches!(needs, Some(VIEWER | Needs::Node | Consensus));
         Box::pin(async move {
             let begun = Instant::now();
@@ -372,7 +386,8 @@ where
             let Ok(answer) = answer;
             let outcome = outcome(&answer);
             metrics::call(&name, outcome, begun.elapsed());
-            match (outcome, is_audited || is_refusal(outcome)) {
+            let is_refused = is_refusal(outcome) || (may_be_hidden && outcome == NOT_FOUND);
+            match (outcome, is_audited || is_refused) {
                 (_, false) => {}
                 (OK, true) => entry(&about, OK),
                 (failed, true) => entry(&about, &format!("failed: {failed}")),
@@ -402,6 +417,9 @@ fn plain(status: http::StatusCode, text: String) -> http::Response<Body> {
     answer
 }
 
+/// The outcome of what is about something that is not there, or not for its caller.
+const NOT_FOUND: &str = "not-found";
+
 /// The outcome of what did not fail.
 const OK: &str = "ok";
 
@@ -414,7 +432,7 @@ fn outcome(answer: &http::Response<Body>) -> &'static str {
         Some(Code::Unknown) => "unknown",
         Some(Code::InvalidArgument) => "invalid-argument",
         Some(Code::DeadlineExceeded) => "deadline-exceeded",
-        Some(Code::NotFound) => "not-found",
+        Some(Code::NotFound) => NOT_FOUND,
         Some(Code::AlreadyExists) => "already-exists",
         Some(Code::PermissionDenied) => "permission-denied",
         Some(Code::ResourceExhausted) => "resource-exhausted",
@@ -444,6 +462,7 @@ mod tests {
     fn user(role: Role) -> PeerRole {
         PeerRole::User(User {
             name: "ann".to_owned(),
+            owner: "ann".to_owned(),
             role,
             certificate: SERIAL,
             expires_at: u64::MAX,
@@ -527,6 +546,7 @@ mod tests {
         let mut state = State::new();
         let mut ann = User {
             name: "ann".to_owned(),
+            owner: "ann".to_owned(),
             role: Role::Admin,
             certificate: SERIAL,
             expires_at: u64::MAX,
@@ -534,6 +554,7 @@ mod tests {
         assert_eq!(is_valid(&ann, &state), Ok(()), "it is not known yet");
         let mut noted = Certificate {
             name: "ann".to_owned(),
+            owner: "ann".to_owned(),
             role: Role::Admin,
             created_at: 1,
             expires_at: u64::MAX,

@@ -1,9 +1,10 @@
-//! Calls that are streams both ways and belong to the node that has the VM: taking their first message, and carrying them there.
+//! Calls that are streams both ways and belong to the node that has the VM: taking their first message, carrying them there, and ending
+//! them when the VM is there for their caller no more.
 
-use std::{pin::Pin, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt as _, future::BoxFuture};
-use raft::state::{NodeId, VmId, names};
+use raft::state::{Actor, Kind, NodeId, Owned as _, Rejection, Vm, VmId, names};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout},
@@ -89,17 +90,71 @@ impl Found {
 impl Api {
     /// The VM that is meant, as this node knows it; the cluster is asked only when it does not: whoever works in a VM does not wait for
     /// that each time. A VM that has gone meanwhile is not found where it was.
-    pub(super) async fn find_vm(&self, vm: &str, deadline: Instant) -> Result<Found, ApiError> {
+    pub(super) async fn find_vm(
+        &self,
+        by: &Actor,
+        vm: &str,
+        deadline: Instant,
+    ) -> Result<Found, ApiError> {
         audit::about(|| format!("VM {vm}"));
-        let found = |vm: &raft::state::Vm| Found {
+        let found = |vm: &Vm| Found {
             vm: vm.id,
             name: vm.name.clone(),
             node: vm.node,
         };
-        if let Ok(vm) = names::vm(&self.node.state(), vm) {
+        if let Ok(vm) = names::vm(&self.node.state(), by, vm) {
             return Ok(found(vm));
         }
         let state = self.read(deadline).await?;
-        Ok(found(names::vm(&state, vm)?))
+        Ok(found(names::vm(&state, by, vm)?))
+    }
+
+    /// Answers about a VM, until that is there for their caller no more: what others share they may stop to share.
+    pub(super) fn while_seen<T: Send + 'static>(
+        &self,
+        by: &Actor,
+        vm: VmId,
+        mut answers: Answers<T>,
+    ) -> Answers<T> {
+        let state = self.node.state();
+        // One that is gone ends its streams by itself, and its owner stays its owner.
+        let shared = state.vms.get(&vm);
+        let Some(shared) = shared.filter(|vm| !vm.ownership.is_ruled_by(by)) else {
+            return answers;
+        };
+        let hidden = Status::from(ApiError::from(Rejection::NotFound {
+            kind: Kind::Vm,
+            name: shared.name_for(by),
+        }));
+        let (mut published, by) = (self.node.raft.published(), by.clone());
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        // By itself: who does not read is cut off, too.
+        let passing = AbortOnDropHandle::new(tokio::spawn(async move {
+            let is_hidden = |vm: &Arc<Vm>| !vm.ownership.is_seen_by(&by);
+            let stopped = published.wait_for(|now| now.view.vms.get(&vm).is_some_and(is_hidden));
+            let is_cut = tokio::select! {
+                stopped = stopped => stopped.is_ok(),
+                () = pass(&mut answers, &sender) => false,
+            };
+            // What it works with goes with them.
+            drop(answers);
+            if is_cut {
+                // Whoever called may be gone.
+                let _gone = sender.send(Err(hidden)).await;
+            }
+        }));
+        let answers = ReceiverStream::new(receiver).inspect(move |_| {
+            let _as_long_as_this = &passing;
+        });
+        answers.boxed()
+    }
+}
+
+/// Passes answers on until they end, or nobody takes them.
+async fn pass<T>(answers: &mut Answers<T>, to: &mpsc::Sender<Result<T, Status>>) {
+    while let Some(next) = answers.next().await {
+        if to.send(next).await.is_err() {
+            return;
+        }
     }
 }

@@ -15,12 +15,14 @@ use proto::v1::{
     RevokeTokenRequest, RevokeTokenResponse, Token, WithdrawJoinRequest, WithdrawJoinResponse,
     cluster_service_server::ClusterService, join_service_server::JoinService,
 };
-use raft::state::{self, CertificateId, Command, RequestKey, Response as Outcome, State, TokenId};
+use raft::state::{
+    self, Actor, CertificateId, Command, Owned, RequestKey, Response as Outcome, State, TokenId,
+};
 use tokio::{task::spawn_blocking, time::Instant};
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
-use super::{Api, carry::Answers, deadline, request_key, role, unexpected};
+use super::{Api, asker::asked, carry::Answers, deadline, request_key, role, unexpected};
 use crate::{
     audit,
     backup::{About, Backup},
@@ -46,8 +48,9 @@ const BACKUP_CHUNK: usize = 1 << 20;
 impl ClusterService for Api {
     async fn get_status(
         &self,
-        _: Request<GetStatusRequest>,
+        request: Request<GetStatusRequest>,
     ) -> Result<Response<GetStatusResponse>, Status> {
+        let (by, _) = asked(&request)?;
         let node = &self.node;
         let published = node.raft.published().borrow().clone();
         let (state, status) = (published.view, node.raft.status());
@@ -55,7 +58,7 @@ impl ClusterService for Api {
         let nodes: Vec<_> = state
             .nodes
             .values()
-            .map(|one| convert::node(&state, one, online.as_ref(), &status))
+            .map(|one| convert::node(&state, &by, one, online.as_ref(), &status))
             .collect();
         let own = nodes.iter().find(|one| one.id == node.id()).cloned();
         // Of many VMs it takes long enough to hold up others.
@@ -74,9 +77,9 @@ impl ClusterService for Api {
             term: status.term,
             applied_index: published.index,
             nodes,
-            vms: state.vms.len() as u32,
-            snapshots: state.snapshots.len() as u32,
-            images: state.images.len() as u32,
+            vms: seen(state.vms.len(), state.vms.values(), &by),
+            snapshots: seen(state.snapshots.len(), state.snapshots.values(), &by),
+            images: seen(state.images.len(), state.images.values(), &by),
             problems: self.problems(&status, online.as_ref()),
             started_at: Some(node.started_at.into()),
             state_digest: digest,
@@ -98,7 +101,7 @@ impl ClusterService for Api {
         &self,
         request: Request<CreateTokenRequest>,
     ) -> Result<Response<CreateTokenResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let ttl = match Duration::from_secs(request.ttl_seconds) {
             Duration::ZERO => TOKEN_TTL,
@@ -133,7 +136,7 @@ impl ClusterService for Api {
             key_hash,
             expires_at,
         };
-        self.change(key, command, deadline).await?;
+        self.change(&by, key, command, deadline).await?;
         if !self.node.state().tokens.contains_key(&TokenId(id.0)) {
             // The request was answered before, and the token's secret was shown then, once.
             let problem =
@@ -175,9 +178,9 @@ impl ClusterService for Api {
         &self,
         request: Request<CreateCertificateRequest>,
     ) -> Result<Response<CreateCertificateResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
-        Ok(Response::new(self.issue(request, deadline).await?))
+        Ok(Response::new(self.issue(&by, request, deadline).await?))
     }
 
     async fn list_certificates(
@@ -199,13 +202,13 @@ impl ClusterService for Api {
         &self,
         request: Request<RevokeCertificateRequest>,
     ) -> Result<Response<Certificate>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::RevokeCertificate {
             certificate: request.certificate,
         };
-        let (id, certificate) = self.certificate(key, command, deadline).await?;
+        let (id, certificate) = self.certificate(&by, key, command, deadline).await?;
         Ok(Response::new(convert::certificate(id, &certificate)))
     }
 
@@ -253,10 +256,10 @@ impl ClusterService for Api {
         &self,
         request: Request<RevokeTokenRequest>,
     ) -> Result<Response<RevokeTokenResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
-        self.change(key, Command::RevokeToken { id: request.id }, deadline)
+        self.change(&by, key, Command::RevokeToken { id: request.id }, deadline)
             .await?;
         Ok(Response::new(RevokeTokenResponse {}))
     }
@@ -293,7 +296,10 @@ impl JoinService for Api {
             address: request.address,
             newest_version: request.newest_version,
         };
-        let id = match self.change(key, command, deadline).await? {
+        let id = match self
+            .change(&Actor::cluster(), key, command, deadline)
+            .await?
+        {
             Outcome::Node(id) => id,
             other => return Err(unexpected(other).into()),
         };
@@ -315,7 +321,7 @@ impl JoinService for Api {
             nodes: state
                 .nodes
                 .values()
-                .map(|one| convert::node(&state, one, online.as_ref(), &status))
+                .map(|one| convert::node(&state, &Actor::cluster(), one, online.as_ref(), &status))
                 .collect(),
         }))
     }
@@ -348,6 +354,7 @@ impl Api {
     /// Signs a certificate, once it is in the state.
     async fn issue(
         &self,
+        by: &Actor,
         request: CreateCertificateRequest,
         deadline: Instant,
     ) -> Result<CreateCertificateResponse, ApiError> {
@@ -368,19 +375,25 @@ impl Api {
             ttl => ttl,
         };
         let expires_at = now() + ttl.as_millis() as u64;
+        let owner = match &request.owner {
+            own if own.is_empty() => request.name.clone(),
+            owner => owner.clone(),
+        };
         let id = CertificateId(Ulid::new().0);
         // The certificate request is looked at before anything is noted: one that cannot be signed changes nothing.
         let authority = &self.node.authority;
-        let sign = |id: CertificateId, name: &str, role, expires_at: u64| {
+        let sign = |id: CertificateId, name: &str, owner: &str, role, expires_at: u64| {
             let user = UserCertificate {
                 id: Ulid(id.0),
                 name,
+                owner,
                 role,
                 expires_at: SystemTime::UNIX_EPOCH + Duration::from_millis(expires_at),
             };
             authority.sign_user_request(user, &request.csr)
         };
-        sign(id, "trial", role, expires_at).map_err(|error| invalid("csr", &error.to_string()))?;
+        sign(id, "trial", "trial", role, expires_at)
+            .map_err(|error| invalid("csr", &error.to_string()))?;
         let mut body = request.clone();
         // Whoever asks again after a lost answer has a new key.
         body.csr.clear();
@@ -388,11 +401,13 @@ impl Api {
         let command = Command::IssueCertificate {
             id,
             name: request.name.clone(),
+            owner: owner.clone(),
             role,
             expires_at,
         };
-        let (id, noted) = self.certificate(key, command, deadline).await?;
-        let der = sign(id, &noted.name, noted.role, noted.expires_at).map_err(internal)?;
+        let (id, noted) = self.certificate(by, key, command, deadline).await?;
+        let der =
+            sign(id, &noted.name, &noted.owner, noted.role, noted.expires_at).map_err(internal)?;
         Ok(CreateCertificateResponse {
             certificate: Some(convert::certificate(id, &noted)),
             der: der.to_vec().into(),
@@ -403,11 +418,12 @@ impl Api {
     /// Changes a certificate, and gives it as it is then.
     async fn certificate(
         &self,
+        by: &Actor,
         key: RequestKey,
         command: Command,
         deadline: Instant,
     ) -> Result<(CertificateId, state::Certificate), ApiError> {
-        match self.change(key, command, deadline).await? {
+        match self.change(by, key, command, deadline).await? {
             Outcome::Certificate(id) => {
                 let state = self.read(deadline).await?;
                 let noted = state.certificates.get(&id).cloned();
@@ -454,6 +470,15 @@ impl Api {
         }
         problems
     }
+}
+
+/// How many of these somebody may see.
+fn seen<'a, T: Owned + 'a>(count: usize, all: impl Iterator<Item = &'a Arc<T>>, by: &Actor) -> u32 {
+    let count = match by.is_admin {
+        true => count,
+        false => all.filter(|one| one.ownership().is_seen_by(by)).count(),
+    };
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn internal(error: crate::trust::TrustError) -> ApiError {

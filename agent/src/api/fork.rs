@@ -7,7 +7,7 @@ use proto::{
     v1::{ForkRequest, ForkResponse, ForkedVm},
 };
 use raft::state::{
-    CaptureMode, Command, ForkSource, Kind, NodeId, Operation, OperationId, OperationState,
+    Actor, CaptureMode, Command, ForkSource, Kind, NodeId, Operation, OperationId, OperationState,
     Rejection, Response, State, names,
 };
 use tokio::{
@@ -16,10 +16,10 @@ use tokio::{
 };
 use ulid::Ulid;
 
-use super::{Api, request_key, unexpected};
+use super::{Api, forked, request_key, unexpected};
 use crate::{
     admission::{NO_DISK, NO_MEMORY},
-    convert,
+    audit, convert,
     errors::ApiError,
     node::now,
     secrets,
@@ -57,14 +57,18 @@ fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
 }
 
 /// Where what is forked is, as a state has it.
-pub(super) fn located(state: &State, source: &ForkSource) -> Result<(NodeId, Source), Rejection> {
+pub(super) fn located(
+    state: &State,
+    by: &Actor,
+    source: &ForkSource,
+) -> Result<(NodeId, Source), Rejection> {
     match source {
         ForkSource::Vm(name) => {
-            let vm = names::vm(state, name)?;
+            let vm = names::vm(state, by, name)?;
             Ok((vm.node, Source::Vm(vm.id)))
         }
         ForkSource::Snapshot { snapshot, vm } => {
-            let found = names::snapshot_of(state, snapshot, vm.as_deref())?;
+            let found = names::snapshot_of(state, by, snapshot, vm.as_deref())?;
             let node = found.nodes.first().ok_or_else(|| Rejection::WrongState {
                 kind: Kind::Snapshot,
                 name: snapshot.clone(),
@@ -79,6 +83,7 @@ impl Api {
     /// Carries a fork out and waits for its end. `by_guest`: whether a guest asks for its own VM, as far as that may.
     pub(super) async fn fork_as_asked(
         &self,
+        by: &Actor,
         mut request: ForkRequest,
         by_guest: bool,
         arrived: Instant,
@@ -86,6 +91,7 @@ impl Api {
     ) -> Result<ForkResponse, ApiError> {
         self.has_room()?;
         let source = fork_source(&request.source)?;
+        audit::about(|| forked(by, &source));
         let mode = convert::capture_mode(request.mode());
         // Out of the request before anything is made of it: nothing that is stored or sent depends on a secret.
         let given = secrets::take(std::mem::take(&mut request.secrets))?;
@@ -93,14 +99,14 @@ impl Api {
         let operation = OperationId::from_ulid(Ulid::new().0);
         let handed = match &given {
             Some(given) => Some(
-                self.hand_ahead(&key, &source, operation, given, deadline)
+                self.hand_ahead(by, &key, &source, operation, given, deadline)
                     .await?,
             ),
             None => None,
         };
-        let told = match self.was_carried_out(&key) {
+        let told = match self.was_carried_out(by, &key) {
             true => None,
-            false => self.prepare_fork(&source, operation, &request, mode),
+            false => self.prepare_fork(by, &source, operation, &request, mode),
         };
         let command = Command::Fork {
             operation,
@@ -115,7 +121,7 @@ impl Api {
             has_secrets: given.is_some(),
             expires_at: now() + OPERATION_PATIENCE.as_millis() as u64,
         };
-        let id = match self.change(key, command, deadline).await? {
+        let id = match self.change(by, key, command, deadline).await? {
             Response::Operation(id) => id,
             other => return Err(unexpected(other)),
         };
@@ -131,19 +137,20 @@ impl Api {
                 .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
             None => arrived.elapsed(),
         };
-        Ok(self.fork_message(&ended, ahead.min(arrived.elapsed())))
+        Ok(self.fork_message(by, &ended, ahead.min(arrived.elapsed())))
     }
 
     /// Tells the source's node to begin with what may be done before the fork is sure, if this node knows where that is.
     /// Nothing depends on it. Gives the time at which the node knew.
     pub(super) fn prepare_fork(
         &self,
+        by: &Actor,
         source: &ForkSource,
         operation: OperationId,
         request: &ForkRequest,
         mode: CaptureMode,
     ) -> Option<oneshot::Receiver<Instant>> {
-        let (node, source) = located(&self.node.state(), source).ok()?;
+        let (node, source) = located(&self.node.state(), by, source).ok()?;
         let count =
             Some(request.count).filter(|count| (1..=raft::state::MAX_CHILDREN).contains(count))?;
         Some(self.prepare(node, operation, source, count, mode))
@@ -236,7 +243,12 @@ impl Api {
         }
     }
 
-    pub(super) fn fork_message(&self, operation: &Operation, ahead: Duration) -> ForkResponse {
+    pub(super) fn fork_message(
+        &self,
+        by: &Actor,
+        operation: &Operation,
+        ahead: Duration,
+    ) -> ForkResponse {
         let state = self.node.state();
         let snapshot = state.snapshots.get(&operation.snapshot);
         let report = snapshot
@@ -268,7 +280,7 @@ impl Api {
                 node: convert::node_name(&state, operation.node),
                 state: vm
                     .map_or(proto::v1::VmState::Unspecified, |vm| {
-                        convert::vm(&state, vm, None, true).state()
+                        convert::vm(&state, by, vm, None, true).state()
                     })
                     .into(),
                 running_ms,

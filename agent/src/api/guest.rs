@@ -27,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Api,
+    asker::asked,
     carry::{Answers, Found, carry, first},
     deadline,
 };
@@ -48,13 +49,13 @@ impl GuestService for Api {
         &self,
         request: Request<Streaming<ExecRequest>>,
     ) -> Result<Response<Self::ExecStream>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let mut inputs = request.into_inner();
         let mut start = exec::start(first(&mut inputs).await?)?;
-        let found = self.find_vm(&start.vm, deadline).await?;
+        let found = self.find_vm(&by, &start.vm, deadline).await?;
         if found.node == self.node.id() {
             let answers = exec::open(&self.node, &found, start, inputs, deadline).await?;
-            return Ok(Response::new(answers));
+            return Ok(Response::new(self.while_seen(&by, found.vm, answers)));
         }
         start.vm = found.vm.to_string();
         let mut client = self.stream_client(&found).await?;
@@ -64,7 +65,8 @@ impl GuestService for Api {
         let carried = carry(first, inputs, move |inputs| {
             Box::pin(async move { client.exec(inputs).await })
         });
-        carried.await.map(Response::new)
+        let answers = carried.await?;
+        Ok(Response::new(self.while_seen(&by, found.vm, answers)))
     }
 
     type ForwardStream = Answers<ForwardResponse>;
@@ -73,13 +75,13 @@ impl GuestService for Api {
         &self,
         request: Request<Streaming<ForwardRequest>>,
     ) -> Result<Response<Self::ForwardStream>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let mut inputs = request.into_inner();
         let mut start = forward::start(first(&mut inputs).await?)?;
-        let found = self.find_vm(&start.vm, deadline).await?;
+        let found = self.find_vm(&by, &start.vm, deadline).await?;
         if found.node == self.node.id() {
             let answers = forward::open(&self.node, &found, start, inputs, deadline).await?;
-            return Ok(Response::new(answers));
+            return Ok(Response::new(self.while_seen(&by, found.vm, answers)));
         }
         start.vm = found.vm.to_string();
         let mut client = self.stream_client(&found).await?;
@@ -89,7 +91,8 @@ impl GuestService for Api {
         let carried = carry(first, inputs, move |inputs| {
             Box::pin(async move { client.forward(inputs).await })
         });
-        carried.await.map(Response::new)
+        let answers = carried.await?;
+        Ok(Response::new(self.while_seen(&by, found.vm, answers)))
     }
 
     type CopyInStream = Answers<CopyInResponse>;
@@ -98,13 +101,13 @@ impl GuestService for Api {
         &self,
         request: Request<Streaming<CopyInRequest>>,
     ) -> Result<Response<Self::CopyInStream>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let mut inputs = request.into_inner();
         let mut start = copy::start_in(first(&mut inputs).await?)?;
-        let found = self.find_vm(&start.vm, deadline).await?;
+        let found = self.find_vm(&by, &start.vm, deadline).await?;
         if found.node == self.node.id() {
             let answers = copy::open_in(&self.node, &found, start, inputs, deadline).await?;
-            return Ok(Response::new(answers));
+            return Ok(Response::new(self.while_seen(&by, found.vm, answers)));
         }
         start.vm = found.vm.to_string();
         let mut client = self.stream_client(&found).await?;
@@ -114,7 +117,8 @@ impl GuestService for Api {
         let carried = carry(first, inputs, move |inputs| {
             Box::pin(async move { client.copy_in(inputs).await })
         });
-        carried.await.map(Response::new)
+        let answers = carried.await?;
+        Ok(Response::new(self.while_seen(&by, found.vm, answers)))
     }
 
     type CopyOutStream = Answers<CopyOutResponse>;
@@ -123,13 +127,13 @@ impl GuestService for Api {
         &self,
         request: Request<Streaming<CopyOutRequest>>,
     ) -> Result<Response<Self::CopyOutStream>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let mut inputs = request.into_inner();
         let mut start = copy::start_out(first(&mut inputs).await?)?;
-        let found = self.find_vm(&start.vm, deadline).await?;
+        let found = self.find_vm(&by, &start.vm, deadline).await?;
         if found.node == self.node.id() {
             let answers = copy::open_out(&self.node, &found, start, inputs, deadline).await?;
-            return Ok(Response::new(answers));
+            return Ok(Response::new(self.while_seen(&by, found.vm, answers)));
         }
         start.vm = found.vm.to_string();
         let mut client = self.stream_client(&found).await?;
@@ -139,7 +143,8 @@ impl GuestService for Api {
         let carried = carry(first, inputs, move |inputs| {
             Box::pin(async move { client.copy_out(inputs).await })
         });
-        carried.await.map(Response::new)
+        let answers = carried.await?;
+        Ok(Response::new(self.while_seen(&by, found.vm, answers)))
     }
 }
 

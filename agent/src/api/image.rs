@@ -14,8 +14,13 @@ use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status, Streaming};
 use ulid::Ulid;
 
-use super::{Api, deadline, request_key, unexpected};
+use super::{
+    Api,
+    asker::{asked, for_owner},
+    made, request_key, unexpected,
+};
 use crate::{
+    audit,
     blobs::{Incoming, Taken},
     convert,
     errors::{ApiError, chain},
@@ -40,13 +45,15 @@ impl ImageService for Api {
         &self,
         request: Request<Streaming<ImportImageRequest>>,
     ) -> Result<Response<Image>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let mut parts = request.into_inner();
         self.has_room()?;
         let header = match parts.message().await?.and_then(|first| first.part) {
             Some(Part::Header(header)) => header,
             _ => return Err(invalid("part", "the header comes first").into()),
         };
+        let by = for_owner(by, &header.owner)?;
+        audit::about(|| made(&by, format!("image {}", header.name)));
         names::check_name("name", &header.name).map_err(ApiError::from)?;
         let _until_it_is_referred_to = self.node.begin_import();
         let files = self.take_files(&mut parts).await?;
@@ -71,11 +78,11 @@ impl ImageService for Api {
             guest_agent,
             node: self.node.id(),
         };
-        match self.change(key, command, deadline).await? {
+        match self.change(&by, key, command, deadline).await? {
             Outcome::Image(id) => {
                 let state = self.node.state();
-                let image = names::image(&state, &id.to_string()).map_err(ApiError::from)?;
-                Ok(Response::new(convert::image(&state, image)))
+                let image = names::image(&state, &by, &id.to_string()).map_err(ApiError::from)?;
+                Ok(Response::new(convert::image(&state, &by, image)))
             }
             other => Err(unexpected(other).into()),
         }
@@ -85,13 +92,15 @@ impl ImageService for Api {
         &self,
         request: Request<ListImagesRequest>,
     ) -> Result<Response<ListImagesResponse>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
         let mut images: Vec<_> = state
             .images
             .values()
-            .map(|image| convert::image(&state, image))
+            .filter(|image| image.ownership.is_seen_by(&by))
+            .map(|image| convert::image(&state, &by, image))
             .collect();
-        images.sort_by(|a, b| a.name.cmp(&b.name));
+        images.sort_by(|a, b| (&a.name, &a.owner).cmp(&(&b.name, &b.owner)));
         Ok(Response::new(ListImagesResponse { images }))
     }
 
@@ -99,20 +108,25 @@ impl ImageService for Api {
         &self,
         request: Request<GetImageRequest>,
     ) -> Result<Response<Image>, Status> {
-        let state = self.read(deadline(&request)).await?;
-        let image = names::image(&state, &request.into_inner().image).map_err(ApiError::from)?;
-        Ok(Response::new(convert::image(&state, image)))
+        let (by, deadline) = asked(&request)?;
+        let named = request.into_inner().image;
+        audit::about(|| format!("image {named}"));
+        let state = self.read(deadline).await?;
+        let image = names::image(&state, &by, &named).map_err(ApiError::from)?;
+        Ok(Response::new(convert::image(&state, &by, image)))
     }
 
     async fn delete_image(
         &self,
         request: Request<DeleteImageRequest>,
     ) -> Result<Response<DeleteImageResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
-        let id = names::image(&*self.read(deadline).await?, &request.image).map(|image| image.id);
+        let state = self.read(deadline).await?;
+        let id = names::image(&state, &by, &request.image).map(|image| image.id);
         let key = request_key(&request, |request| &mut request.request_id);
         self.change(
+            &by,
             key,
             Command::DeleteImage {
                 image: request.image,

@@ -1,6 +1,7 @@
 //! The gRPC services of a node, and who may call what ([`access`]).
 
 pub mod access;
+mod asker;
 mod carry;
 mod cluster;
 mod console;
@@ -9,6 +10,7 @@ mod guest;
 mod image;
 mod node;
 mod operation;
+mod owner;
 mod peer;
 mod reset;
 mod secrets;
@@ -28,10 +30,13 @@ use proto::{
         cluster_service_server::ClusterServiceServer, guest_service_server::GuestServiceServer,
         image_service_server::ImageServiceServer, join_service_server::JoinServiceServer,
         node_service_server::NodeServiceServer, operation_service_server::OperationServiceServer,
-        snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
+        owner_service_server::OwnerServiceServer, snapshot_service_server::SnapshotServiceServer,
+        vm_service_server::VmServiceServer,
     },
 };
-use raft::state::{Command, ForkSource, RequestKey, Response, State};
+use raft::state::{
+    Actor, Command, ForkSource, LOCAL_OWNER, ObjectName, RequestKey, Response, State,
+};
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 use tonic::{Request, service::Routes};
@@ -84,6 +89,7 @@ pub fn routes(
         .add_service(SnapshotServiceServer::new(api.clone()))
         .add_service(GuestServiceServer::new(api.clone()))
         .add_service(OperationServiceServer::new(api.clone()))
+        .add_service(OwnerServiceServer::new(api.clone()))
         .add_service(reflection)
         .add_service(health_service)
         .add_service(JoinServiceServer::new(api.clone()))
@@ -152,20 +158,23 @@ fn request_key<M: Message + Clone>(body: &M, id: impl FnOnce(&mut M) -> &mut Str
 }
 
 impl Api {
-    /// Makes a change, as a request asks for it.
+    /// Makes a change, as a request of somebody asks for it.
     async fn change(
         &self,
+        by: &Actor,
         key: RequestKey,
         command: Command,
         deadline: Instant,
     ) -> Result<Response, ApiError> {
-        audit::about(|| subject(&command));
-        Ok(self.node.propose(Some(key), command, deadline).await??)
+        audit::about(|| subject(by, &command));
+        let outcome = self.node.propose_for(by, Some(key), command, deadline);
+        Ok(outcome.await??)
     }
 
-    /// Whether a request was carried out before, as far as this node knows: then there is nothing to prepare for.
-    fn was_carried_out(&self, key: &RequestKey) -> bool {
-        self.node.state().requests.get(&key.id).is_some()
+    /// Whether a request of somebody was carried out before, as far as this node knows: then there is nothing to prepare for.
+    fn was_carried_out(&self, by: &Actor, key: &RequestKey) -> bool {
+        let state = self.node.state();
+        state.requests.get(&by.owner, &key.id).is_some()
     }
 
     /// The state, not older than the call.
@@ -192,12 +201,22 @@ impl Api {
     }
 }
 
-/// What a change is about, for the audit log.
-fn subject(command: &Command) -> String {
+/// What a change of somebody is about, for the audit log.
+fn subject(by: &Actor, command: &Command) -> String {
     match command {
         Command::RevokeToken { id } => format!("token {id}"),
-        Command::IssueCertificate { id, name, role, .. } => {
-            format!("certificate {id} of {name}, {}", unit_of(*role))
+        Command::IssueCertificate {
+            id,
+            name,
+            owner,
+            role,
+            ..
+        } => {
+            let role = unit_of(*role);
+            match owner == name {
+                true => format!("certificate {id} of {name}, {role}"),
+                false => format!("certificate {id} of {name}, {role}, owner {owner}"),
+            }
         }
         Command::RevokeCertificate { certificate } => format!("certificate {certificate}"),
         Command::Join { name, address, .. } => format!("node {name} at {address}"),
@@ -206,24 +225,32 @@ fn subject(command: &Command) -> String {
         | Command::DeleteNode { node, .. } => {
             format!("node {node}")
         }
-        Command::ImportImage { name, .. } => format!("image {name}"),
+        Command::ImportImage { name, .. } => made(by, format!("image {name}")),
         Command::DeleteImage { image } => format!("image {image}"),
-        Command::CreateVm { name, .. } => format!("VM {name}"),
+        Command::CreateVm { name, .. } => made(by, format!("VM {name}")),
         Command::SetPower { vm, action } => format!("VM {vm}, {action:?}"),
         Command::DeleteVm { vm, .. }
         | Command::ResetVm { vm, .. }
-        | Command::SuspendVm { vm, .. }
-        | Command::CreateSnapshot { vm, .. } => format!("VM {vm}"),
-        Command::Fork { source, .. } => match source {
-            ForkSource::Vm(vm) => format!("VM {vm}"),
-            ForkSource::Snapshot { snapshot, vm } => {
-                format!("snapshot {}@{snapshot}", vm.as_deref().unwrap_or_default())
-            }
-        },
+        | Command::SuspendVm { vm, .. } => format!("VM {vm}"),
+        Command::CreateSnapshot { vm, .. } => made(by, format!("VM {vm}")),
+        Command::Fork { source, .. } => forked(by, source),
         Command::CancelOperation { operation } => format!("operation {operation}"),
         Command::TagSnapshot { snapshot, .. }
         | Command::WarmSnapshot { snapshot, .. }
         | Command::DeleteSnapshot { snapshot } => format!("snapshot {snapshot}"),
+        Command::Share { object, with, stop } => {
+            let (what, name) = match object {
+                ObjectName::Image(name) => ("image", name),
+                ObjectName::Vm(name) => ("VM", name),
+                ObjectName::Snapshot(name) => ("snapshot", name),
+            };
+            let with = with.as_deref().unwrap_or("everyone");
+            let shared = if *stop { "not shared" } else { "shared" };
+            format!("{what} {name}, {shared} with {with}")
+        }
+        Command::SetQuota { owner, .. } | Command::DeleteQuota { owner } => {
+            format!("quota of {owner}")
+        }
         // What has no name of its own yet, and what nodes say by themselves.
         Command::CreateToken { id, .. } => format!("token {id}"),
         Command::Found { .. }
@@ -241,6 +268,25 @@ fn subject(command: &Command) -> String {
         | Command::LostSnapshot { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
+    }
+}
+
+/// What a fork is about.
+fn forked(by: &Actor, source: &ForkSource) -> String {
+    let source = match source {
+        ForkSource::Vm(vm) => format!("VM {vm}"),
+        ForkSource::Snapshot { snapshot, vm } => {
+            format!("snapshot {}@{snapshot}", vm.as_deref().unwrap_or_default())
+        }
+    };
+    made(by, source)
+}
+
+/// With whose it is to be what comes of it, where an administrator may have said another owner.
+fn made(by: &Actor, subject: String) -> String {
+    match by.is_admin && by.owner != LOCAL_OWNER {
+        true => format!("{subject}, owner {}", by.owner),
+        false => subject,
     }
 }
 

@@ -6,11 +6,11 @@ use proto::v1::{
     CordonNodeRequest, DeleteNodeRequest, DeleteNodeResponse, GetNodeRequest, LabelNodeRequest,
     ListNodesRequest, ListNodesResponse, Node, node_service_server::NodeService,
 };
-use raft::state::{Command, Kind, NodeId, Rejection, Response as Outcome, State, names};
+use raft::state::{Actor, Command, Kind, NodeId, Rejection, Response as Outcome, State, names};
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Request, Response, Status};
 
-use super::{Api, deadline, request_key, unexpected};
+use super::{Api, asker::asked, request_key, unexpected};
 use crate::{audit, convert, errors::ApiError, leases::LEASE};
 
 /// How often is looked whether nodes are back, or the consensus has let one go.
@@ -22,27 +22,29 @@ impl NodeService for Api {
         &self,
         request: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
         let mut nodes: Vec<_> = state
             .nodes
             .values()
-            .map(|node| self.node_message(&state, node))
+            .map(|node| self.node_message(&state, &by, node))
             .collect();
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Response::new(ListNodesResponse { nodes }))
     }
 
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
         let node = names::node(&state, &request.into_inner().node).map_err(ApiError::from)?;
-        Ok(Response::new(self.node_message(&state, node)))
+        Ok(Response::new(self.node_message(&state, &by, node)))
     }
 
     async fn label_node(
         &self,
         request: Request<LabelNodeRequest>,
     ) -> Result<Response<Node>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let set = request.set;
@@ -52,7 +54,8 @@ impl NodeService for Api {
             remove: request.remove,
         };
         Ok(Response::new(self.changed_node(
-            self.change(key, command, deadline).await?,
+            &by,
+            self.change(&by, key, command, deadline).await?,
         )?))
     }
 
@@ -60,7 +63,7 @@ impl NodeService for Api {
         &self,
         request: Request<CordonNodeRequest>,
     ) -> Result<Response<Node>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::CordonNode {
@@ -68,7 +71,8 @@ impl NodeService for Api {
             schedulable: request.schedulable,
         };
         Ok(Response::new(self.changed_node(
-            self.change(key, command, deadline).await?,
+            &by,
+            self.change(&by, key, command, deadline).await?,
         )?))
     }
 
@@ -76,20 +80,20 @@ impl NodeService for Api {
         &self,
         request: Request<DeleteNodeRequest>,
     ) -> Result<Response<DeleteNodeResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         audit::about(|| format!("node {}", request.node));
         let key = request_key(&request, |request| &mut request.request_id);
         // One that is sent again is about a node that is gone.
         self.read(deadline).await?;
-        if !self.was_carried_out(&key) {
+        if !self.was_carried_out(&by, &key) {
             self.check_majority_without(&request.node, deadline).await?;
         }
         let command = Command::DeleteNode {
             node: request.node,
             force: request.force,
         };
-        let id = match self.change(key, command, deadline).await? {
+        let id = match self.change(&by, key, command, deadline).await? {
             Outcome::DeletedNode(id) => id,
             other => return Err(unexpected(other).into()),
         };
@@ -103,7 +107,7 @@ impl NodeService for Api {
         Ok(Response::new(DeleteNodeResponse {
             id,
             name: removed.name.clone(),
-            vms: names(removed.vms.values().collect()),
+            vms: names(removed.vms.values().map(|vm| &vm.name).collect()),
             snapshots: names(removed.snapshots.values().collect()),
             images: names(removed.images.values().collect()),
         }))
@@ -174,22 +178,23 @@ impl Api {
             })
     }
 
-    fn node_message(&self, state: &State, node: &raft::state::Node) -> Node {
+    fn node_message(&self, state: &State, by: &Actor, node: &raft::state::Node) -> Node {
         convert::node(
             state,
+            by,
             node,
             self.node.leases.online().as_ref(),
             &self.node.raft.status(),
         )
     }
 
-    fn changed_node(&self, outcome: Outcome) -> Result<Node, ApiError> {
+    fn changed_node(&self, by: &Actor, outcome: Outcome) -> Result<Node, ApiError> {
         let Outcome::Node(id) = outcome else {
             return Err(unexpected(outcome));
         };
         let state = self.node.state();
         let node = names::node(&state, &id.to_string())?;
-        Ok(self.node_message(&state, node))
+        Ok(self.node_message(&state, by, node))
     }
 }
 

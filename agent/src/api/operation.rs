@@ -7,8 +7,8 @@ use proto::v1::{
 use raft::state::{Command, Response as Outcome, names};
 use tonic::{Request, Response, Status};
 
-use super::{Api, deadline, request_key, unexpected};
-use crate::{convert, errors::ApiError};
+use super::{Api, asker::asked, request_key, unexpected};
+use crate::{audit, convert, errors::ApiError};
 
 #[tonic::async_trait]
 impl OperationService for Api {
@@ -16,11 +16,13 @@ impl OperationService for Api {
         &self,
         request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
         let mut operations: Vec<_> = state
             .operations
             .values()
-            .map(|one| convert::operation(&state, one))
+            .filter(|one| one.is_seen_by(&by))
+            .map(|one| convert::operation(&state, &by, one))
             .collect();
         // Their ids are in the order of their times.
         operations.reverse();
@@ -31,28 +33,30 @@ impl OperationService for Api {
         &self,
         request: Request<GetOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let state = self.read(deadline(&request)).await?;
-        let operation =
-            names::operation(&state, &request.into_inner().operation).map_err(ApiError::from)?;
-        Ok(Response::new(convert::operation(&state, operation)))
+        let (by, deadline) = asked(&request)?;
+        let named = request.into_inner().operation;
+        audit::about(|| format!("operation {named}"));
+        let state = self.read(deadline).await?;
+        let operation = names::operation(&state, &by, &named).map_err(ApiError::from)?;
+        Ok(Response::new(convert::operation(&state, &by, operation)))
     }
 
     async fn cancel_operation(
         &self,
         request: Request<CancelOperationRequest>,
     ) -> Result<Response<Operation>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::CancelOperation {
             operation: request.operation,
         };
-        let id = match self.change(key, command, deadline).await? {
+        let id = match self.change(&by, key, command, deadline).await? {
             Outcome::Operation(id) => id,
             other => return Err(unexpected(other).into()),
         };
         let state = self.node.state();
-        let operation = names::operation(&state, &id.to_string()).map_err(ApiError::from)?;
-        Ok(Response::new(convert::operation(&state, operation)))
+        let operation = names::operation(&state, &by, &id.to_string()).map_err(ApiError::from)?;
+        Ok(Response::new(convert::operation(&state, &by, operation)))
     }
 }

@@ -2,17 +2,18 @@
 
 use proto::v1::{ResetVmRequest, ResetVmResponse, SuspendVmRequest, Vm};
 use raft::state::{
-    CaptureMode, Command, Operation, OperationId, Power, Response as Outcome, names,
+    Actor, CaptureMode, Command, Operation, OperationId, Power, Response as Outcome, names,
 };
 use tokio::time::Instant;
 use ulid::Ulid;
 
 use super::{Api, snapshot::vm_and_name, unexpected};
-use crate::{convert, errors::ApiError, node::now, vms::fork::Source};
+use crate::{audit, convert, errors::ApiError, node::now, vms::fork::Source};
 
 impl Api {
     pub(super) async fn reset(
         &self,
+        by: &Actor,
         request: ResetVmRequest,
         deadline: Instant,
     ) -> Result<ResetVmResponse, ApiError> {
@@ -32,22 +33,24 @@ impl Api {
             paused: request.paused,
             expires_at: expiry(),
         };
-        let source = names::snapshot_of(&self.node.state(), name, of)
+        let source = names::snapshot_of(&self.node.state(), by, name, of)
             .ok()
             .map(|found| Source::Snapshot(found.id));
-        self.go_back(key, &request.vm, source, change, deadline)
+        self.go_back(by, key, &request.vm, source, change, deadline)
             .await
     }
 
     /// Lets a suspended VM go on; `None` when it is not suspended.
     pub(super) async fn resume_suspended(
         &self,
+        by: &Actor,
         key: raft::state::RequestKey,
         vm: &str,
         deadline: Instant,
     ) -> Result<Option<ResetVmResponse>, ApiError> {
+        audit::about(|| format!("VM {vm}, Resume"));
         let state = self.read(deadline).await?;
-        let found = names::vm(&state, vm)?;
+        let found = names::vm(&state, by, vm)?;
         let raft::state::Source::Snapshot(moment) = found.source else {
             return Ok(None);
         };
@@ -62,13 +65,14 @@ impl Api {
             expires_at: expiry(),
         };
         let source = Some(Source::Snapshot(moment));
-        self.go_back(key, vm, source, change, deadline)
+        self.go_back(by, key, vm, source, change, deadline)
             .await
             .map(Some)
     }
 
     async fn go_back(
         &self,
+        by: &Actor,
         key: raft::state::RequestKey,
         vm: &str,
         source: Option<Source>,
@@ -77,13 +81,18 @@ impl Api {
     ) -> Result<ResetVmResponse, ApiError> {
         let arrived = Instant::now();
         let operation = OperationId::from_ulid(Ulid::new().0);
-        let told = match (names::vm(&self.node.state(), vm), source) {
-            (Ok(vm), Some(source)) if !self.was_carried_out(&key) => {
+        let told = match (names::vm(&self.node.state(), by, vm), source) {
+            // Of another's VM, that is shared, nothing is to be prepared.
+            (Ok(vm), Some(source))
+                if vm.ownership.is_ruled_by(by) && !self.was_carried_out(by, &key) =>
+            {
                 Some(self.prepare(vm.node, operation, source, 1, CaptureMode::Auto))
             }
             _ => None,
         };
-        let ended = self.carried_out(key, change(operation), deadline).await?;
+        let ended = self
+            .carried_out(by, key, change(operation), deadline)
+            .await?;
         let result = ended.results.get(&0);
         let running = result.map_or(0, |result| result.running_us);
         let ahead = match told {
@@ -95,21 +104,23 @@ impl Api {
         let id = ended.vm.unwrap_or_else(|| ended.id.child(0));
         Ok(ResetVmResponse {
             operation: ended.id.to_string(),
-            vm: Some(self.vm_message(id).await?),
+            vm: Some(self.vm_message(by, id).await?),
             running_ms: convert::ms(running) + ahead.min(arrived.elapsed()).as_secs_f64() * 1e3,
         })
     }
 
     pub(super) async fn suspend(
         &self,
+        by: &Actor,
         request: SuspendVmRequest,
         deadline: Instant,
     ) -> Result<Vm, ApiError> {
         self.has_room()?;
         let key = super::request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
-        if !self.was_carried_out(&key)
-            && let Ok(vm) = names::vm(&self.node.state(), &request.vm)
+        if !self.was_carried_out(by, &key)
+            && let Ok(vm) = names::vm(&self.node.state(), by, &request.vm)
+            && vm.ownership.is_ruled_by(by)
         {
             let source = Source::Vm(vm.id);
             self.prepare(vm.node, operation, source, 0, CaptureMode::Auto);
@@ -120,19 +131,20 @@ impl Api {
             mode: CaptureMode::Auto,
             expires_at: expiry(),
         };
-        let ended = self.carried_out(key, change, deadline).await?;
+        let ended = self.carried_out(by, key, change, deadline).await?;
         let id = ended.vm.unwrap_or_else(|| ended.id.child(0));
-        self.vm_message(id).await
+        self.vm_message(by, id).await
     }
 
     /// Waits for the end of an operation with one result; an error when that is one.
     async fn carried_out(
         &self,
+        by: &Actor,
         key: raft::state::RequestKey,
         change: Command,
         deadline: Instant,
     ) -> Result<std::sync::Arc<Operation>, ApiError> {
-        let id = match self.change(key, change, deadline).await? {
+        let id = match self.change(by, key, change, deadline).await? {
             Outcome::Operation(id) => id,
             other => return Err(unexpected(other)),
         };

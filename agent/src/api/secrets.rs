@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use proto::peer::HandSecretsRequest;
-use raft::state::{ForkSource, NodeId, OperationId, OperationState, RequestKey};
+use raft::state::{Actor, ForkSource, NodeId, OperationId, OperationState, RequestKey};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Api, fork::located};
@@ -21,6 +21,7 @@ impl Api {
     /// request was carried out before, and what is forked may be gone.
     pub(super) async fn hand_ahead(
         &self,
+        by: &Actor,
         key: &RequestKey,
         source: &ForkSource,
         operation: OperationId,
@@ -28,10 +29,10 @@ impl Api {
         deadline: Instant,
     ) -> Result<Option<NodeId>, ApiError> {
         let state = self.read(deadline).await?;
-        if state.requests.get(&key.id).is_some() {
+        if state.requests.get(&by.owner, &key.id).is_some() {
             return Ok(None);
         }
-        let (node, _) = located(&state, source)?;
+        let (node, _) = located(&state, by, source)?;
         self.hand(node, operation, given, deadline).await?;
         Ok(Some(node))
     }

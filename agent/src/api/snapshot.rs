@@ -6,13 +6,17 @@ use proto::v1::{
     WarmSnapshotRequest, snapshot_service_server::SnapshotService,
 };
 use raft::state::{
-    Command, Kind, ObjectId, OperationId, Rejection, Response as Outcome, SnapshotId, names,
+    Actor, Command, Kind, ObjectId, OperationId, Rejection, Response as Outcome, SnapshotId, names,
 };
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
-use super::{Api, deadline, request_key, unexpected};
-use crate::{convert, errors::ApiError, node::now, vms::fork::Source};
+use super::{
+    Api,
+    asker::{asked, for_owner},
+    request_key, unexpected,
+};
+use crate::{audit, convert, errors::ApiError, node::now, vms::fork::Source};
 
 #[tonic::async_trait]
 impl SnapshotService for Api {
@@ -20,15 +24,16 @@ impl SnapshotService for Api {
         &self,
         request: Request<CreateSnapshotRequest>,
     ) -> Result<Response<Snapshot>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
+        let by = for_owner(by, &request.owner)?;
         self.has_room()?;
         let key = request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
         let mode = convert::capture_mode(request.mode());
         let state = self.node.state();
-        if !self.was_carried_out(&key)
-            && let Ok(vm) = names::vm(&state, &request.vm)
+        if !self.was_carried_out(&by, &key)
+            && let Ok(vm) = names::vm(&state, &by, &request.vm)
         {
             self.prepare(vm.node, operation, Source::Vm(vm.id), 0, mode);
         }
@@ -41,12 +46,12 @@ impl SnapshotService for Api {
             mode,
             expires_at,
         };
-        let operation = match self.change(key, command, deadline).await? {
+        let operation = match self.change(&by, key, command, deadline).await? {
             Outcome::Operation(operation) => operation,
             other => return Err(unexpected(other).into()),
         };
         let ended = self.ended_operation(operation, deadline).await?;
-        self.snapshot_message(ended.snapshot)
+        self.snapshot_message(&by, ended.snapshot)
             .map(Response::new)
             .map_err(Status::from)
     }
@@ -55,11 +60,13 @@ impl SnapshotService for Api {
         &self,
         request: Request<ListSnapshotsRequest>,
     ) -> Result<Response<ListSnapshotsResponse>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
         let snapshots = state
             .snapshots
             .values()
-            .map(|snapshot| convert::snapshot(&state, snapshot))
+            .filter(|snapshot| snapshot.ownership.is_seen_by(&by))
+            .map(|snapshot| convert::snapshot(&state, &by, snapshot))
             .filter(|snapshot| snapshot.state() != SnapshotState::Capturing)
             .collect();
         Ok(Response::new(ListSnapshotsResponse { snapshots }))
@@ -69,20 +76,22 @@ impl SnapshotService for Api {
         &self,
         request: Request<GetSnapshotRequest>,
     ) -> Result<Response<Snapshot>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
         let text = request.into_inner().snapshot;
+        audit::about(|| format!("snapshot {text}"));
+        let state = self.read(deadline).await?;
         let (vm, name) = vm_and_name(&text);
-        let id = names::snapshot_of(&state, name, vm)
+        let id = names::snapshot_of(&state, &by, name, vm)
             .map_err(ApiError::from)?
             .id;
-        Ok(Response::new(self.snapshot_with_ready(id).await?))
+        Ok(Response::new(self.snapshot_with_ready(&by, id).await?))
     }
 
     async fn warm_snapshot(
         &self,
         request: Request<WarmSnapshotRequest>,
     ) -> Result<Response<Snapshot>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let (vm, name) = vm_and_name(&request.snapshot);
@@ -91,8 +100,8 @@ impl SnapshotService for Api {
             vm: vm.map(str::to_owned),
             count: request.count,
         };
-        match self.change(key, command, deadline).await? {
-            Outcome::Snapshot(id) => Ok(Response::new(self.snapshot_with_ready(id).await?)),
+        match self.change(&by, key, command, deadline).await? {
+            Outcome::Snapshot(id) => Ok(Response::new(self.snapshot_with_ready(&by, id).await?)),
             other => Err(unexpected(other).into()),
         }
     }
@@ -101,15 +110,15 @@ impl SnapshotService for Api {
         &self,
         request: Request<TagSnapshotRequest>,
     ) -> Result<Response<Snapshot>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::TagSnapshot {
             snapshot: request.snapshot,
             name: request.name,
         };
-        match self.change(key, command, deadline).await? {
-            Outcome::Snapshot(id) => Ok(Response::new(self.snapshot_message(id)?)),
+        match self.change(&by, key, command, deadline).await? {
+            Outcome::Snapshot(id) => Ok(Response::new(self.snapshot_message(&by, id)?)),
             other => Err(unexpected(other).into()),
         }
     }
@@ -118,13 +127,13 @@ impl SnapshotService for Api {
         &self,
         request: Request<DeleteSnapshotRequest>,
     ) -> Result<Response<DeleteSnapshotResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::DeleteSnapshot {
             snapshot: request.snapshot,
         };
-        match self.change(key, command, deadline).await? {
+        match self.change(&by, key, command, deadline).await? {
             Outcome::DeletedSnapshot(id) => {
                 let completed = self.purged(ObjectId::Snapshot(id), deadline).await;
                 Ok(Response::new(DeleteSnapshotResponse { completed }))
@@ -145,8 +154,8 @@ pub(super) fn vm_and_name(text: &str) -> (Option<&str>, &str) {
 
 impl Api {
     /// A snapshot with the number of its forks that are ready, as far as its nodes answer.
-    async fn snapshot_with_ready(&self, id: SnapshotId) -> Result<Snapshot, ApiError> {
-        let mut message = self.snapshot_message(id)?;
+    async fn snapshot_with_ready(&self, by: &Actor, id: SnapshotId) -> Result<Snapshot, ApiError> {
+        let mut message = self.snapshot_message(by, id)?;
         let nodes = self
             .node
             .state()
@@ -166,15 +175,16 @@ impl Api {
         Ok(message)
     }
 
-    fn snapshot_message(&self, id: SnapshotId) -> Result<Snapshot, ApiError> {
+    fn snapshot_message(&self, by: &Actor, id: SnapshotId) -> Result<Snapshot, ApiError> {
         let state = self.node.state();
         let snapshot = state
             .snapshots
             .get(&id)
+            .filter(|snapshot| snapshot.ownership.is_seen_by(by))
             .ok_or_else(|| Rejection::NotFound {
                 kind: Kind::Snapshot,
                 name: id.to_string(),
             })?;
-        Ok(convert::snapshot(&state, snapshot))
+        Ok(convert::snapshot(&state, by, snapshot))
     }
 }

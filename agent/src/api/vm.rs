@@ -2,12 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    pin::Pin,
     sync::Arc,
     time::Duration,
 };
 
-use futures::{Stream, StreamExt as _, future::join_all};
+use futures::{StreamExt as _, future::join_all};
 use proto::{
     peer::{ObserveRequest, ObserveResponse, ReadConsoleRequest},
     v1::{
@@ -18,7 +17,7 @@ use proto::{
     },
 };
 use raft::state::{
-    self as model, Command, Kind, NodeId, ObjectId, Phase, Power, PowerAction, Rejection,
+    self as model, Actor, Command, Kind, NodeId, ObjectId, Phase, Power, PowerAction, Rejection,
     Response as Outcome, State, VmId, names,
 };
 use tokio::time::{Instant, timeout};
@@ -27,11 +26,13 @@ use ulid::Ulid;
 
 use super::{
     Api,
+    asker::{asked, for_owner},
     carry::{Answers, carry, first},
-    deadline, request_key, unexpected,
+    request_key, unexpected,
 };
 use crate::{
     admission::NO_MEMORY,
+    audit,
     convert::{self, Fresh, spec},
     errors::ApiError,
 };
@@ -44,8 +45,9 @@ const DEFAULT_MEMORY: u64 = 256 << 20;
 #[tonic::async_trait]
 impl VmService for Api {
     async fn create_vm(&self, request: Request<CreateVmRequest>) -> Result<Response<Vm>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
+        let by = for_owner(by, &request.owner)?;
         self.has_room()?;
         let key = request_key(&request, |request| &mut request.request_id);
         let accelerator = spec::accelerator(request.accelerator());
@@ -77,14 +79,14 @@ impl VmService for Api {
             self_fork: request.self_fork,
             unready,
         };
-        let id = match self.change(key, command, deadline).await? {
+        let id = match self.change(&by, key, command, deadline).await? {
             Outcome::Vm(id) => id,
             other => return Err(unexpected(other).into()),
         };
         if request.wait {
             self.settled(id, deadline).await?;
         }
-        self.vm_message(id)
+        self.vm_message(&by, id)
             .await
             .map(Response::new)
             .map_err(Status::from)
@@ -94,18 +96,24 @@ impl VmService for Api {
         &self,
         request: Request<ListVmsRequest>,
     ) -> Result<Response<ListVmsResponse>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
         let fresh = self.observe(&state, None).await;
         let online = self.node.leases.online();
-        let shown = |vm: &Arc<model::Vm>| message(&state, vm, &fresh, online.as_ref());
-        let vms = state.vms.by_name().map(shown).collect();
+        let shown = |vm: &Arc<model::Vm>| message(&state, &by, vm, &fresh, online.as_ref());
+        let seen = state.vms.by_name();
+        let seen = seen.filter(|vm| vm.ownership.is_seen_by(&by));
+        let vms = seen.map(shown).collect();
         Ok(Response::new(ListVmsResponse { vms }))
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<Vm>, Status> {
-        let state = self.read(deadline(&request)).await?;
-        let vm = names::vm(&state, &request.into_inner().vm).map_err(ApiError::from)?;
-        self.vm_message(vm.id)
+        let (by, deadline) = asked(&request)?;
+        let named = request.into_inner().vm;
+        audit::about(|| format!("VM {named}"));
+        let state = self.read(deadline).await?;
+        let vm = names::vm(&state, &by, &named).map_err(ApiError::from)?;
+        self.vm_message(&by, vm.id)
             .await
             .map(Response::new)
             .map_err(Status::from)
@@ -115,7 +123,7 @@ impl VmService for Api {
         &self,
         request: Request<SetVmPowerRequest>,
     ) -> Result<Response<Vm>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let action = match request.action() {
             Action::Start => PowerAction::Start,
@@ -137,13 +145,14 @@ impl VmService for Api {
         let key = request_key(&request, |request| &mut request.request_id);
         if action == PowerAction::Resume
             && let Some(resumed) = self
-                .resume_suspended(key.clone(), &request.vm, deadline)
+                .resume_suspended(&by, key.clone(), &request.vm, deadline)
                 .await?
         {
             return Ok(Response::new(resumed.vm.unwrap_or_default()));
         }
         let id = match self
             .change(
+                &by,
                 key,
                 Command::SetPower {
                     vm: request.vm,
@@ -159,7 +168,7 @@ impl VmService for Api {
         if !no_wait {
             self.settled(id, deadline).await?;
         }
-        self.vm_message(id)
+        self.vm_message(&by, id)
             .await
             .map(Response::new)
             .map_err(Status::from)
@@ -169,14 +178,14 @@ impl VmService for Api {
         &self,
         request: Request<DeleteVmRequest>,
     ) -> Result<Response<DeleteVmResponse>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::DeleteVm {
             vm: request.vm,
             force: request.force,
         };
-        match self.change(key, command, deadline).await? {
+        match self.change(&by, key, command, deadline).await? {
             Outcome::DeletedVm(id) => {
                 let completed = self.purged(ObjectId::Vm(id), deadline).await;
                 Ok(Response::new(DeleteVmResponse { completed }))
@@ -189,27 +198,30 @@ impl VmService for Api {
         &self,
         request: Request<ResetVmRequest>,
     ) -> Result<Response<ResetVmResponse>, Status> {
-        let deadline = deadline(&request);
-        let reset = self.reset(request.into_inner(), deadline);
+        let (by, deadline) = asked(&request)?;
+        let reset = self.reset(&by, request.into_inner(), deadline);
         reset.await.map(Response::new).map_err(Status::from)
     }
 
     async fn suspend_vm(&self, request: Request<SuspendVmRequest>) -> Result<Response<Vm>, Status> {
-        let deadline = deadline(&request);
-        let suspended = self.suspend(request.into_inner(), deadline);
+        let (by, deadline) = asked(&request)?;
+        let suspended = self.suspend(&by, request.into_inner(), deadline);
         suspended.await.map(Response::new).map_err(Status::from)
     }
 
     async fn fork(&self, request: Request<ForkRequest>) -> Result<Response<ForkResponse>, Status> {
         let arrived = Instant::now();
-        let deadline = deadline(&request);
-        let forked = self.fork_as_asked(request.into_inner(), false, arrived, deadline);
+        let (by, deadline) = asked(&request)?;
+        let request = request.into_inner();
+        let by = for_owner(by, &request.owner)?;
+        let forked = self.fork_as_asked(&by, request, false, arrived, deadline);
         forked.await.map(Response::new).map_err(Status::from)
     }
 
     async fn wait_vm(&self, request: Request<WaitVmRequest>) -> Result<Response<Vm>, Status> {
+        let (by, _) = asked(&request)?;
         let deadline = super::deadline_within(&request, super::wait::LONGEST);
-        let waited = self.waited_for(request.into_inner(), deadline);
+        let waited = self.waited_for(&by, request.into_inner(), deadline);
         waited.await.map(Response::new).map_err(Status::from)
     }
 
@@ -219,42 +231,43 @@ impl VmService for Api {
         &self,
         request: Request<Streaming<ConsoleRequest>>,
     ) -> Result<Response<Self::ConsoleStream>, Status> {
-        let deadline = deadline(&request);
+        let (by, deadline) = asked(&request)?;
         let mut inputs = request.into_inner();
         let first = first(&mut inputs).await?;
+        audit::about(|| format!("VM {}", first.vm));
         let state = self.read(deadline).await?;
-        let vm = names::vm(&state, &first.vm).map_err(ApiError::from)?;
+        let vm = names::vm(&state, &by, &first.vm).map_err(ApiError::from)?;
         if vm.node == self.node.id() {
-            return super::console::open(&self.node, vm.id, first.input, inputs).map(Response::new);
+            let answers = super::console::open(&self.node, vm.id, first.input, inputs)?;
+            return Ok(Response::new(self.while_seen(&by, vm.id, answers)));
         }
         let mut client = self.client(&state, vm.node).await?;
         let carried = ConsoleRequest {
             vm: vm.id.to_string(),
             ..first
         };
-        carry(carried, inputs, move |inputs| {
+        let carried = carry(carried, inputs, move |inputs| {
             Box::pin(async move { client.console(inputs).await })
-        })
-        .await
-        .map(Response::new)
+        });
+        let answers = carried.await?;
+        Ok(Response::new(self.while_seen(&by, vm.id, answers)))
     }
 
-    type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
+    type ReadLogsStream = Answers<ReadLogsResponse>;
 
     async fn read_logs(
         &self,
         request: Request<ReadLogsRequest>,
     ) -> Result<Response<Self::ReadLogsStream>, Status> {
-        let state = self.read(deadline(&request)).await?;
+        let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
-        let vm = names::vm(&state, &request.vm).map_err(ApiError::from)?;
+        audit::about(|| format!("VM {}", request.vm));
+        let state = self.read(deadline).await?;
+        let vm = names::vm(&state, &by, &request.vm).map_err(ApiError::from)?;
         if vm.node == self.node.id() {
             let chunks = super::peer::console(&self.node, vm.id, request.follow)?;
-            return Ok(Response::new(
-                chunks
-                    .map(|chunk| Ok(ReadLogsResponse { chunk: chunk? }))
-                    .boxed(),
-            ));
+            let chunks = chunks.map(|chunk| Ok(ReadLogsResponse { chunk: chunk? }));
+            return Ok(Response::new(self.while_seen(&by, vm.id, chunks.boxed())));
         }
         let console = ReadConsoleRequest {
             vm: vm.id.to_string(),
@@ -262,11 +275,8 @@ impl VmService for Api {
         };
         let mut client = self.client(&state, vm.node).await?;
         let chunks = client.read_console(console).await?.into_inner();
-        Ok(Response::new(
-            chunks
-                .map(|part| Ok(ReadLogsResponse { chunk: part?.chunk }))
-                .boxed(),
-        ))
+        let chunks = chunks.map(|part| Ok(ReadLogsResponse { chunk: part?.chunk }));
+        Ok(Response::new(self.while_seen(&by, vm.id, chunks.boxed())))
     }
 }
 
@@ -320,19 +330,26 @@ impl Api {
         purged.await.is_some() && !offline
     }
 
-    pub(super) async fn vm_message(&self, id: VmId) -> Result<Vm, ApiError> {
-        self.message_of(&self.node.state(), id).await
+    pub(super) async fn vm_message(&self, by: &Actor, id: VmId) -> Result<Vm, ApiError> {
+        self.message_of(&self.node.state(), by, id).await
     }
 
-    /// A VM as it is in a state, with what its node sees of it now.
-    pub(super) async fn message_of(&self, state: &State, id: VmId) -> Result<Vm, ApiError> {
-        let vm = state.vms.get(&id).ok_or_else(|| Rejection::NotFound {
+    /// A VM as it is in a state, with what its node sees of it now, for somebody for whom it is there.
+    pub(super) async fn message_of(
+        &self,
+        state: &State,
+        by: &Actor,
+        id: VmId,
+    ) -> Result<Vm, ApiError> {
+        let vm = state.vms.get(&id);
+        let seen = vm.filter(|vm| vm.ownership.is_seen_by(by));
+        let vm = seen.ok_or_else(|| Rejection::NotFound {
             kind: Kind::Vm,
             name: id.to_string(),
         })?;
         let fresh = self.observe(state, Some(vm)).await;
         let online = self.node.leases.online();
-        Ok(message(state, vm, &fresh, online.as_ref()))
+        Ok(message(state, by, vm, &fresh, online.as_ref()))
     }
 
     /// Asks the nodes what they see of their VMs now; `only` one of them, or all.
@@ -425,12 +442,13 @@ impl Api {
 /// `online`: the nodes that are there. Where nobody leads, nothing is known about that: then the last report counts.
 fn message(
     state: &State,
+    by: &Actor,
     vm: &model::Vm,
     fresh: &BTreeMap<VmId, Fresh>,
     online: Option<&BTreeSet<NodeId>>,
 ) -> Vm {
     let is_online = online.is_none_or(|online| online.contains(&vm.node));
-    convert::vm(state, vm, fresh.get(&vm.id), is_online)
+    convert::vm(state, by, vm, fresh.get(&vm.id), is_online)
 }
 
 fn offline(state: &State, node: NodeId, problem: String) -> ApiError {

@@ -7,11 +7,12 @@ use proto::{
     peer::{WaitGuestRequest, WaitGuestResponse},
     v1::{Vm, WaitFor, WaitVmRequest},
 };
-use raft::state::{self as model, Kind, Phase, Rejection, VmId, names};
+use raft::state::{self as model, Actor, Kind, Phase, Rejection, VmId, names};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::Api;
 use crate::{
+    audit,
     errors::ApiError,
     guest::{
         Unheard,
@@ -34,6 +35,7 @@ type Met = fn(&model::Vm) -> Option<Result<(), ApiError>>;
 impl Api {
     pub(super) async fn waited_for(
         &self,
+        by: &Actor,
         request: WaitVmRequest,
         deadline: Instant,
     ) -> Result<Vm, ApiError> {
@@ -53,13 +55,14 @@ impl Api {
                 return Err(invalid("until", problem));
             }
         };
-        let id = names::vm(&*self.read(deadline).await?, &request.vm)?.id;
+        audit::about(|| format!("VM {}", request.vm));
+        let id = names::vm(&*self.read(deadline).await?, by, &request.vm)?.id;
         loop {
-            let vm = self.waited_outside(&request, id, met, deadline).await?;
+            let vm = self.waited_outside(by, &request, id, met, deadline).await?;
             let Some(port) = inside else { return Ok(vm) };
             // A VM that ends meanwhile, or whose node's agent does, is looked at again from outside.
             if self.turn_inside(id, &vm.name, port, deadline).await? {
-                return self.message_of(&self.node.state(), id).await;
+                return self.message_of(&self.node.state(), by, id).await;
             }
         }
     }
@@ -67,13 +70,16 @@ impl Api {
     /// Waits for what the state tells.
     async fn waited_outside(
         &self,
+        by: &Actor,
         request: &WaitVmRequest,
         id: VmId,
         met: Met,
         deadline: Instant,
     ) -> Result<Vm, ApiError> {
         let waited = self.node.wait_for(deadline, |state| {
-            let Some(vm) = state.vms.get(&id) else {
+            let there = state.vms.get(&id);
+            // It may be shared no more.
+            let Some(vm) = there.filter(|vm| vm.ownership.is_seen_by(by)) else {
                 return Some(Err(ApiError::from(Rejection::NotFound {
                     kind: Kind::Vm,
                     name: request.vm.clone(),
@@ -83,7 +89,7 @@ impl Api {
         });
         match waited.await {
             // As it was then: what follows may have come already.
-            Some(state) => self.message_of(&*state?, id).await,
+            Some(state) => self.message_of(&*state?, by, id).await,
             None => Err(ApiError::Pending {
                 what: format!("the wait for VM {:?}", request.vm),
                 operation: None,
@@ -196,7 +202,7 @@ mod tests {
             phase,
             reported_boot,
             boot: 2,
-            ..model::Vm::new(VmId(1), "a".into(), 1, spec, Source::Image, 0)
+            ..model::Vm::new(VmId(1), "a".into(), "ann", 1, spec, Source::Image, 0)
         }
     }
 

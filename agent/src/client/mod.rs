@@ -119,6 +119,8 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Fork(args) => commands::fork::run(&context, args).await,
         Command::Snapshot(command) => commands::snapshot::run(&context, command).await,
         Command::Tree(args) => commands::tree::run(&context, args).await,
+        Command::Share(args) => commands::owner::share(&context, args).await,
+        Command::Quota(command) => commands::owner::quota(&context, command).await,
         Command::Op(command) => commands::operation::run(&context, command).await,
         Command::Logs(args) => commands::logs::run(&context, args).await,
         Command::Console(args) => commands::console::run(&context, args).await,

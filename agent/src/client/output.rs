@@ -13,6 +13,10 @@ pub trait Row {
     fn header(wide: bool) -> Vec<&'static str>;
     /// The columns of this one, as many as the titles.
     fn cells(&self, wide: bool) -> Vec<String>;
+    /// Whose it is, where it has an owner: a second column for who sees what several own.
+    fn owner(&self) -> Option<&str> {
+        None
+    }
 }
 
 #[derive(Serialize)]
@@ -29,11 +33,16 @@ pub fn list<T: Serialize + Row>(
     match format {
         Format::Table | Format::Wide => {
             let wide = format == Format::Wide;
-            table(
-                to,
-                &T::header(wide),
-                items.iter().map(|item| item.cells(wide)).collect(),
-            )
+            let mut header = T::header(wide);
+            let mut rows: Vec<Vec<String>> = items.iter().map(|item| item.cells(wide)).collect();
+            let first = items.first().and_then(Row::owner);
+            if items.iter().any(|item| item.owner() != first) {
+                header.insert(1, "OWNER");
+                for (row, item) in rows.iter_mut().zip(items) {
+                    row.insert(1, item.owner().unwrap_or_default().to_owned());
+                }
+            }
+            table(to, &header, rows)
         }
         Format::Json | Format::Yaml => data(to, format, &Items { items }),
     }
@@ -174,6 +183,8 @@ mod tests {
         #[serde(rename = "memoryBytes")]
         memory: u64,
         tags: Vec<&'static str>,
+        #[serde(skip)]
+        owner: &'static str,
         inner: std::collections::BTreeMap<&'static str, bool>,
     }
 
@@ -192,6 +203,9 @@ mod tests {
             }
             cells
         }
+        fn owner(&self) -> Option<&str> {
+            Some(self.owner)
+        }
     }
 
     fn things() -> [Thing; 2] {
@@ -201,12 +215,14 @@ mod tests {
                 name: "a",
                 memory: 256 << 20,
                 tags: vec!["x", "y"],
+                owner: "ann",
                 inner,
             },
             Thing {
                 name: "long\x1b[0m",
                 memory: 1,
                 tags: vec![],
+                owner: "ann",
                 inner: Default::default(),
             },
         ]
@@ -231,6 +247,15 @@ mod tests {
         assert_eq!(
             text(|out| list::<Thing>(out, Format::Table, &[])),
             "NAME  TAGS\n"
+        );
+        let [first, second] = things();
+        let others = Thing {
+            owner: "bob",
+            ..second
+        };
+        assert_eq!(
+            text(|out| list(out, Format::Table, &[first, others])),
+            "NAME      OWNER  TAGS\na         ann    x,y\nlong [0m  bob    -\n"
         );
     }
 

@@ -12,7 +12,8 @@ use proto::v1::{
     cluster_service_client::ClusterServiceClient, guest_service_client::GuestServiceClient,
     image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
     node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
-    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
+    owner_service_client::OwnerServiceClient, snapshot_service_client::SnapshotServiceClient,
+    vm_service_client::VmServiceClient,
 };
 use rustls::ClientConfig;
 use tokio::time::{self, Instant};
@@ -119,6 +120,8 @@ impl Attempt {
         snapshots: SnapshotServiceClient,
         /// Operations.
         operations: OperationServiceClient,
+        /// Owners.
+        owners: OwnerServiceClient,
     }
 }
 

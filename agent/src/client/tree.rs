@@ -15,15 +15,22 @@ pub struct Branch {
     pub id: String,
     /// Its name; empty for a snapshot without one.
     pub name: String,
+    /// Whose it is; empty for one that is deleted or hidden.
+    pub owner: String,
     /// How it is; empty for one that is deleted.
     pub state: String,
     /// Where it is: a VM's node, a snapshot's nodes, comma-separated.
     pub node: String,
     /// Whether only its descendants are left.
     pub deleted: bool,
+    /// Whether it is another owner's that may not be seen: nothing more is known of it.
+    pub hidden: bool,
     /// A VM's snapshots and a snapshot's VMs, the oldest first.
     pub children: Vec<Branch>,
 }
+
+/// How many that a name fits are listed.
+const LISTED: usize = 10;
 
 /// Why there is no tree below what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,21 +38,40 @@ pub enum RootError {
     /// Nothing has this name or id.
     #[error("there is no VM or snapshot {0:?}")]
     NotFound(String),
-    /// Several ids begin like this.
-    #[error("{0:?} fits more than one VM or snapshot")]
-    Ambiguous(String),
+    /// It fits several.
+    #[error("{text:?} fits more than one VM or snapshot: {}", matches.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        text: String,
+        /// What fits only one of them each.
+        matches: Vec<String>,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Vm(String),
     Snapshot(String),
+    /// What the object with this id comes from, which is another owner's.
+    Hidden(String),
 }
 
 impl Key {
     fn id(&self) -> &str {
         match self {
-            Self::Vm(id) | Self::Snapshot(id) => id,
+            Self::Vm(id) | Self::Snapshot(id) | Self::Hidden(id) => id,
+        }
+    }
+
+    /// What fits only this one.
+    fn exact(&self, branch: &Branch) -> String {
+        let Branch { owner, name, .. } = branch;
+        match self {
+            Self::Vm(_) if !owner.is_empty() && !name.is_empty() => format!("{owner}/{name}"),
+            Self::Snapshot(_) if !owner.is_empty() && !name.is_empty() => {
+                format!("@{owner}/{name}")
+            }
+            key => key.id().to_owned(),
         }
     }
 }
@@ -76,6 +102,10 @@ impl Forest {
             forest
                 .entries
                 .insert(key.clone(), snapshot_branch(snapshot));
+            if snapshot.vm_hidden {
+                parents.insert(key, Some(forest.hide(&snapshot.id)));
+                continue;
+            }
             let parent = if gone_back_to.contains(snapshot.id.as_str()) {
                 listed(&snapshot.parent)
             } else {
@@ -105,18 +135,42 @@ impl Forest {
             let key = Key::Vm(vm.id.clone());
             let by_vm = || (!vm.parent.is_empty()).then(|| Key::Vm(vm.parent.clone()));
             forest.entries.insert(key.clone(), vm_branch(vm));
-            parents.insert(key, listed(&vm.snapshot).or_else(by_vm));
+            let parent = listed(&vm.snapshot).or_else(by_vm);
+            let parent = parent.or_else(|| vm.parent_hidden.then(|| forest.hide(&vm.id)));
+            parents.insert(key, parent);
         }
         // Ids are ULIDs: their order is that of creation.
         let mut sorted: Vec<_> = parents.into_iter().collect();
         sorted.sort_by(|(one, _), (other, _)| one.id().cmp(other.id()));
         for (key, parent) in sorted {
+            if let Some(hidden @ Key::Hidden(_)) = &parent {
+                forest.roots.push(hidden.clone());
+            }
             match parent {
                 Some(parent) => forest.children.entry(parent).or_default().push(key),
                 None => forest.roots.push(key),
             }
         }
         forest
+    }
+
+    /// Adds what an object comes from and that is another owner's.
+    fn hide(&mut self, id: &str) -> Key {
+        let key = Key::Hidden(id.to_owned());
+        let hidden = Branch {
+            hidden: true,
+            deleted: false,
+            ..deleted_vm("", "")
+        };
+        self.entries.insert(key.clone(), hidden);
+        key
+    }
+
+    /// How many owners they have.
+    pub fn owners(&self) -> usize {
+        let owners = self.entries.values().map(|branch| branch.owner.as_str());
+        let owners: BTreeSet<&str> = owners.filter(|owner| !owner.is_empty()).collect();
+        owners.len()
     }
 
     /// The trees of all that descend from nothing.
@@ -130,9 +184,10 @@ impl Forest {
         trees
     }
 
-    /// The tree below a VM or a snapshot: name or id of either, `@SNAPSHOT`, or `VM@SNAPSHOT`.
-    pub fn below(mut self, text: &str) -> Result<Branch, RootError> {
-        let key = self.find(text)?;
+    /// The tree below a VM or a snapshot: name or id of either, `@SNAPSHOT`, or `VM@SNAPSHOT`; each name also as `OWNER/NAME`. Bare names
+    /// are `own`'s first.
+    pub fn below(mut self, text: &str, own: &str) -> Result<Branch, RootError> {
+        let key = self.find(text, own)?;
         self.take(&key)
             .ok_or_else(|| RootError::NotFound(text.to_owned()))
     }
@@ -148,19 +203,19 @@ impl Forest {
         Some(branch)
     }
 
-    fn find(&self, text: &str) -> Result<Key, RootError> {
+    fn find(&self, text: &str, own: &str) -> Result<Key, RootError> {
         if let Some((vm, snapshot)) = text.split_once('@') {
-            let mut keys = vec![self.pick(snapshot, text, |key| matches!(key, Key::Snapshot(_)))?];
-            if !vm.is_empty() {
-                let vm = self.pick(vm, text, |key| matches!(key, Key::Vm(_)))?;
-                keys.retain(|key| self.captured.get(key) == Some(&vm));
-            }
-            return keys
-                .pop()
-                .ok_or_else(|| RootError::NotFound(text.to_owned()));
+            let vm = match vm {
+                "" => None,
+                vm => Some(self.pick(vm, text, own, |key| matches!(key, Key::Vm(_)))?),
+            };
+            let is_of_it = |key: &Key| vm.is_none() || self.captured.get(key) == vm.as_ref();
+            return self.pick(snapshot, text, own, |key| {
+                matches!(key, Key::Snapshot(_)) && is_of_it(key)
+            });
         }
-        self.pick(text, text, |key| matches!(key, Key::Vm(_)))
-            .or_else(|_| self.pick(text, text, |_| true))
+        self.pick(text, text, own, |key| matches!(key, Key::Vm(_)))
+            .or_else(|_| self.pick(text, text, own, |_| true))
     }
 
     /// By exact name, then exact id, then the unambiguous beginning of an id.
@@ -168,21 +223,42 @@ impl Forest {
         &self,
         name: &str,
         text: &str,
+        own: &str,
         wanted: impl Fn(&Key) -> bool,
     ) -> Result<Key, RootError> {
-        let all = || self.entries.iter().filter(|(key, _)| wanted(key));
-        let one = |mut found: Vec<&Key>| match found.len() {
-            0 => Ok(None),
-            1 => Ok(found.pop().cloned()),
-            _ => Err(RootError::Ambiguous(text.to_owned())),
+        let is_known = |key: &Key| !matches!(key, Key::Hidden(_));
+        let all = || {
+            let all = self.entries.iter();
+            all.filter(|(key, _)| is_known(key) && wanted(key))
+        };
+        let one = |found: Vec<(&Key, &Branch)>| match found.as_slice() {
+            [] => Ok(None),
+            [(key, _)] => Ok(Some((*key).clone())),
+            several => Err(RootError::Ambiguous {
+                text: text.to_owned(),
+                matches: several
+                    .iter()
+                    .take(LISTED)
+                    .map(|(key, branch)| key.exact(branch))
+                    .collect(),
+            }),
         };
         if name.is_empty() {
             return Err(RootError::NotFound(text.to_owned()));
         }
-        let named = all()
-            .filter(|(_, branch)| branch.name == name && !branch.deleted)
-            .map(|(key, _)| key)
+        let (owner, bare) = match name.split_once('/') {
+            Some((owner, bare)) => (Some(owner), bare),
+            None => (None, name),
+        };
+        let is_it = |branch: &Branch| {
+            branch.name == bare && owner.is_none_or(|owner| branch.owner == owner)
+        };
+        let mut named: Vec<_> = all()
+            .filter(|(_, branch)| is_it(branch) && !branch.deleted)
             .collect();
+        if named.iter().any(|(_, branch)| branch.owner == own) {
+            named.retain(|(_, branch)| branch.owner == own);
+        }
         if let Some(key) = one(named)? {
             return Ok(key);
         }
@@ -190,10 +266,7 @@ impl Forest {
         if let Some((key, _)) = all().find(|(key, _)| key.id() == id) {
             return Ok(key.clone());
         }
-        let begun = all()
-            .map(|(key, _)| key)
-            .filter(|key| key.id().starts_with(&id))
-            .collect();
+        let begun = all().filter(|(key, _)| key.id().starts_with(&id)).collect();
         one(begun)?.ok_or_else(|| RootError::NotFound(text.to_owned()))
     }
 }
@@ -220,6 +293,7 @@ fn moments_of_own<'a>(vms: &'a [VmView], snapshots: &'a [SnapshotView]) -> BTree
 
 fn vm_branch(vm: &VmView) -> Branch {
     Branch {
+        owner: vm.owner.clone(),
         state: vm.state.to_owned(),
         node: vm.node.clone(),
         deleted: false,
@@ -232,9 +306,11 @@ fn deleted_vm(id: &str, name: &str) -> Branch {
         kind: "vm",
         id: id.to_owned(),
         name: name.to_owned(),
+        owner: String::new(),
         state: String::new(),
         node: String::new(),
         deleted: true,
+        hidden: false,
         children: Vec::new(),
     }
 }
@@ -244,9 +320,11 @@ fn snapshot_branch(snapshot: &SnapshotView) -> Branch {
         kind: "snapshot",
         id: snapshot.id.clone(),
         name: snapshot.name.clone(),
+        owner: snapshot.owner.clone(),
         state: snapshot.state.to_owned(),
         node: snapshot.nodes.join(","),
         deleted: false,
+        hidden: false,
         children: Vec::new(),
     }
 }
@@ -321,6 +399,7 @@ fn title(branch: &Branch) -> String {
     };
     let name: String = name.chars().filter(|c| !c.is_control()).collect();
     match branch.kind {
+        _ if branch.hidden => "(hidden)".to_owned(),
         "snapshot" => format!("@{name}  {}", branch.state),
         _ if branch.deleted => format!("{name}  (deleted)"),
         _ => format!("{name}  {}  {}", branch.state, branch.node),

@@ -564,6 +564,7 @@ async fn note_first_admin(node: &Node, certs: &Path) {
             let command = Command::IssueCertificate {
                 id: user.certificate,
                 name: user.name,
+                owner: user.owner,
                 role: user.role,
                 expires_at: user.expires_at,
             };

@@ -34,7 +34,9 @@ pub fn identity(state: &State, vm: &Vm, boot: u64, secrets: Option<&Given>) -> I
         parent: vm
             .parent
             .as_ref()
-            .map_or_else(String::new, |(_, name)| name.clone()),
+            // Another owner's VM is nothing to whom it belongs.
+            .filter(|parent| parent.owner == vm.ownership.owner)
+            .map_or_else(String::new, |parent| parent.name.clone()),
         index: vm.place.map_or(0, |place| place.index),
         count: vm.place.map_or(0, |place| place.count),
         settings: vm.settings.clone(),
@@ -53,16 +55,16 @@ pub fn identity(state: &State, vm: &Vm, boot: u64, secrets: Option<&Given>) -> I
 
 /// The guest's own request that a VM came of; empty when it came of none, or of one that is forgotten.
 fn asked_for(state: &State, vm: &Vm) -> String {
-    let (true, Some((parent, _)), Some(operation)) = (vm.by_guest, &vm.parent, vm.operation) else {
+    let (true, Some(parent), Some(operation)) = (vm.by_guest, &vm.parent, vm.operation) else {
         return String::new();
     };
-    let prefix = request_prefix(*parent);
+    let prefix = request_prefix(parent.vm);
     let made_it = |record: &model::RequestRecord| matches!(record.outcome, Ok(Response::Operation(made)) if made == operation);
     let found = state
         .requests
-        .beginning_with(&prefix)
+        .beginning_with(&vm.ownership.owner, &prefix)
         .find(|(_, record)| made_it(record));
-    found.map_or_else(String::new, |(id, _)| id[prefix.len()..].to_owned())
+    found.map_or_else(String::new, |(rest, _)| rest.to_owned())
 }
 
 /// What derives from a VM's id, for one purpose.

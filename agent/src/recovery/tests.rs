@@ -21,6 +21,7 @@ fn backup() -> (Backup, Authority) {
         Command::IssueCertificate {
             id: raft::state::CertificateId(9),
             name: "ann".to_owned(),
+            owner: "ann".to_owned(),
             role: raft::state::Role::Admin,
             expires_at: u64::MAX,
         },
@@ -33,6 +34,7 @@ fn backup() -> (Backup, Authority) {
     for command in commands {
         let proposal = Proposal {
             request: None,
+            by: raft::state::Actor::cluster(),
             now: 5,
             command,
         };

@@ -16,7 +16,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::
 use sha2::{Digest as _, Sha256};
 use time::{Duration, OffsetDateTime};
 use ulid::Ulid;
-use x509_parser::{certificate::X509Certificate, x509::AttributeTypeAndValue};
+use x509_parser::{asn1_rs::Oid, certificate::X509Certificate, x509::AttributeTypeAndValue};
 
 use super::{
     TrustError,
@@ -36,6 +36,9 @@ pub const fn unit_of(role: Role) -> &'static str {
     }
 }
 
+/// The attribute of a subject that names a user's owner where that is not the user's own name: `uid` of RFC 4519.
+const OWNER: &[u64] = &[0, 9, 2342, 19_200_300, 100, 1, 1];
+
 /// The role that an organizational unit names.
 fn role_of(unit: &str) -> Option<Role> {
     [Role::Viewer, Role::Operator, Role::Admin]
@@ -50,7 +53,9 @@ pub struct UserCertificate<'a> {
     pub id: Ulid,
     /// Whose.
     pub name: &'a str,
-    /// What its owner may do.
+    /// Whose objects are there for it.
+    pub owner: &'a str,
+    /// What it allows.
     pub role: Role,
     /// When it ends.
     pub expires_at: SystemTime,
@@ -233,6 +238,7 @@ impl Authority {
         self.issue_user(UserCertificate {
             id: Ulid::new(),
             name,
+            owner: name,
             role: Role::Admin,
             expires_at: SystemTime::now() + lifetime,
         })
@@ -252,7 +258,10 @@ impl Authority {
         user: UserCertificate<'_>,
         key: &impl PublicKeyData,
     ) -> Result<CertificateDer<'static>, TrustError> {
-        let subject = subject(self.cluster, unit_of(user.role), user.name);
+        let mut subject = subject(self.cluster, unit_of(user.role), user.name);
+        if user.owner != user.name {
+            subject.push(DnType::CustomDnType(OWNER.to_vec()), user.owner);
+        }
         let mut params = leaf_params(subject, Vec::new())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.not_after = user.expires_at.into();
@@ -378,6 +387,8 @@ fn end_of(certificate: &X509Certificate<'_>) -> Option<u64> {
 pub struct User {
     /// The name.
     pub name: String,
+    /// Whose objects are there for it.
+    pub owner: String,
     /// What it allows.
     pub role: Role,
     /// Its serial number.
@@ -389,10 +400,18 @@ pub struct User {
 /// Whose a certificate is; `None` when it is not one of somebody who uses the cluster.
 pub fn user(certificate: &X509Certificate<'_>) -> Option<User> {
     let Subject { unit, name, .. } = subject_of(certificate)?;
+    let oid = Oid::from(OWNER).ok()?;
+    let mut owners = certificate.subject().iter_by_oid(&oid);
+    let owner = match (owners.next(), owners.next()) {
+        (None, _) => name.clone(),
+        (Some(owner), None) => owner.as_str().ok()?.to_owned(),
+        (Some(_), Some(_)) => return None,
+    };
     let serial = certificate.tbs_certificate.serial.to_bytes_be();
     let serial = Ulid::from_bytes(serial.try_into().ok()?);
     Some(User {
         name,
+        owner,
         role: role_of(&unit)?,
         certificate: CertificateId(serial.0),
         expires_at: end_of(certificate)?.checked_mul(1000)?,
@@ -552,6 +571,22 @@ mod tests {
             error.to_string(),
             "the authority is not valid: the key is not the certificate's"
         );
+    }
+
+    #[test]
+    fn a_certificate_says_whose_objects_are_there_for_it() {
+        let authority = Authority::create(Ulid::from_parts(1, 2)).unwrap();
+        for owner in ["ann", "team"] {
+            let issued = authority.issue_user(UserCertificate {
+                id: Ulid::new(),
+                name: "ann",
+                owner,
+                role: Role::Operator,
+                expires_at: SystemTime::now() + std::time::Duration::from_secs(60),
+            });
+            let user = user_of(&issued.unwrap().certificate).unwrap();
+            assert_eq!((user.name.as_str(), user.owner.as_str()), ("ann", owner));
+        }
     }
 
     #[test]

@@ -9,12 +9,15 @@ use super::model::{
     GuestAgent, Labels, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy, Role,
     Unready,
 };
+use super::{owners::Actor, quotas::Quota};
 
 /// A command and what goes with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proposal {
     /// The request it carries out; `None` for what agents report on their own.
     pub request: Option<RequestKey>,
+    /// On whose behalf: what is not there for this one is not found.
+    pub by: Actor,
     /// The proposer's time.
     pub now: Millis,
     /// What to do.
@@ -55,6 +58,7 @@ pub enum Command {
     IssueCertificate {
         id: CertificateId,
         name: String,
+        owner: String,
         role: Role,
         expires_at: Millis,
     },
@@ -242,6 +246,20 @@ pub enum Command {
         checksums: Checksums,
     },
 
+    // -- Owners ------------------------------------------------------------------------------------------------------
+    /// Says who else may see and use an object: an owner, or everybody (`with` is `None`); with `stop`, who may not any more. Answered
+    /// with what is answered to a change of such an object.
+    Share {
+        object: ObjectName,
+        with: Option<String>,
+        stop: bool,
+    },
+
+    /// Says how much an owner may have. What is not said stays as it was.
+    SetQuota { owner: String, quota: Quota },
+    /// Lets an owner have as much as there is.
+    DeleteQuota { owner: String },
+
     // -- Removal -----------------------------------------------------------------------------------------------------
     /// A node has deleted what it held of these.
     Purged {
@@ -291,7 +309,10 @@ impl Command {
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }
             | Self::WarmSnapshot { .. }
-            | Self::DeleteSnapshot { .. } => false,
+            | Self::DeleteSnapshot { .. }
+            | Self::Share { .. }
+            | Self::SetQuota { .. }
+            | Self::DeleteQuota { .. } => false,
         }
     }
 }
@@ -325,6 +346,17 @@ pub enum ForkSource {
         /// The VM that the user named before the `@`.
         vm: Option<String>,
     },
+}
+
+/// An object that has an owner, as somebody names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObjectName {
+    /// An image.
+    Image(String),
+    /// A VM.
+    Vm(String),
+    /// A snapshot.
+    Snapshot(String),
 }
 
 /// What a node saw of one of its VMs.

@@ -1,12 +1,15 @@
 //! What must hold in every state that can be reached. Called by tests, and by whoever doubts a state.
 
-use std::{collections::BTreeSet, fmt::Debug};
+use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
 
 use super::{
     KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAX_CHILDREN,
     ids::{DERIVED_IDS, ImageId, SnapshotId, VmId},
-    model::{ObjectId, OperationKind, OperationState, Phase, Power, Source, State, Vm, VmSpec},
+    model::{
+        ObjectId, OperationKind, OperationState, Phase, Power, Snapshot, Source, State, Vm, VmSpec,
+    },
     names,
+    owners::Ownership,
 };
 
 /// An invariant that does not hold.
@@ -47,17 +50,38 @@ fn hold(holds: bool, object: impl Debug, rule: &'static str) -> Result<(), Viola
     }
 }
 
-fn unique<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Violation> {
+/// `owner`: empty for what has none.
+fn unique<'a>(names: impl Iterator<Item = (&'a str, &'a String)>) -> Result<(), Violation> {
     let mut seen = BTreeSet::new();
-    for name in names {
+    for (owner, name) in names {
         hold(names::is_valid(name), name, "a name follows the rule")?;
-        hold(seen.insert(name), name, "a name is used once")?;
+        hold(
+            seen.insert((owner, name)),
+            name,
+            "a name is used once by an owner",
+        )?;
     }
     Ok(())
 }
 
+fn ownership(ownership: &Ownership, object: impl Debug) -> Result<(), Violation> {
+    let Ownership {
+        owner, shared_with, ..
+    } = ownership;
+    hold(
+        names::is_valid(owner) && shared_with.iter().all(|with| names::is_valid(with)),
+        &object,
+        "an owner has a name that follows the rule",
+    )?;
+    hold(
+        !shared_with.contains(owner),
+        object,
+        "nothing is shared with its owner",
+    )
+}
+
 fn nodes(state: &State) -> Result<(), Violation> {
-    unique(state.nodes.values().map(|node| &node.name))?;
+    unique(state.nodes.values().map(|node| ("", &node.name)))?;
     hold(
         state.cluster.is_some() || state.nodes.is_empty(),
         "cluster",
@@ -98,8 +122,15 @@ fn tokens(state: &State) -> Result<(), Violation> {
 }
 
 fn images(state: &State) -> Result<(), Violation> {
-    unique(state.images.values().map(|image| &image.name))?;
+    let named = state.images.values();
+    unique(named.map(|image| (image.ownership.owner.as_str(), &image.name)))?;
+    hold(
+        state.images.is_sound(),
+        "images",
+        "are counted for their owners",
+    )?;
     for (id, image) in &state.images {
+        ownership(&image.ownership, id)?;
         hold(*id == image.id, id, "an image is kept under its id")?;
         hold(
             image
@@ -127,13 +158,24 @@ fn image_exists(state: &State, image: ImageId, object: impl Debug) -> Result<(),
 }
 
 fn vms(state: &State) -> Result<(), Violation> {
-    unique(state.vms.values().map(|vm| &vm.name))?;
+    let named = state.vms.values();
+    unique(named.map(|vm| (vm.ownership.owner.as_str(), &vm.name)))?;
     hold(
         state.vms.is_sound(),
         "VMs",
-        "a VM is found by its name and its node",
+        "a VM is found by its name and its node, and counted for its owner",
     )?;
+    let going_back: BTreeSet<VmId> = (state.operations.values())
+        .filter(|one| one.kind == OperationKind::Reset && one.state == OperationState::Open)
+        .filter_map(|one| one.vm)
+        .collect();
     for (id, vm) in &state.vms {
+        ownership(&vm.ownership, id)?;
+        hold(
+            vm.is_going_back == going_back.contains(id),
+            id,
+            "what is set to a moment has an operation for it",
+        )?;
         hold(*id == vm.id, id, "a VM is kept under its id")?;
         hold(state.nodes.contains_key(&vm.node), id, "a VM's node exists")?;
         image_exists(state, vm.spec.image, id)?;
@@ -216,12 +258,12 @@ fn place(vm: &Vm) -> Result<(), Violation> {
 }
 
 fn snapshots(state: &State) -> Result<(), Violation> {
-    unique(
-        state
-            .snapshots
-            .values()
-            .filter_map(|snapshot| snapshot.name.as_ref()),
-    )?;
+    let named = |snapshot: &'_ Arc<Snapshot>| {
+        let owner = snapshot.ownership.owner.clone();
+        Some((owner, snapshot.name.clone()?))
+    };
+    let named: Vec<(String, String)> = state.snapshots.values().filter_map(named).collect();
+    unique(named.iter().map(|(owner, name)| (owner.as_str(), name)))?;
     let used: BTreeSet<SnapshotId> = state
         .vms
         .values()
@@ -236,7 +278,13 @@ fn snapshots(state: &State) -> Result<(), Violation> {
                 .filter_map(|snapshot| snapshot.parent),
         )
         .collect();
+    hold(
+        state.snapshots.is_sound(),
+        "snapshots",
+        "are counted for their owners",
+    )?;
     for (id, snapshot) in &state.snapshots {
+        ownership(&snapshot.ownership, id)?;
         hold(*id == snapshot.id, id, "a snapshot is kept under its id")?;
         image_exists(state, snapshot.spec.image, id)?;
         spec(&snapshot.spec, snapshot.family, id)?;

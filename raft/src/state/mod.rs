@@ -11,7 +11,10 @@ mod ids;
 mod invariants;
 mod model;
 pub mod names;
+mod owned_map;
+mod owners;
 mod put_back;
+mod quotas;
 mod requests;
 mod response;
 mod shared_map;
@@ -23,7 +26,10 @@ pub use digest::digest;
 pub use ids::*;
 pub use invariants::{Violation, check};
 pub use model::*;
+pub use owned_map::OwnedMap;
+pub use owners::*;
 pub use put_back::Users;
+pub use quotas::*;
 pub use requests::{RequestRecord, Requests};
 pub use response::*;
 pub use shared_map::SharedMap;
@@ -53,6 +59,7 @@ impl Default for State {
             removed: Default::default(),
             tokens: Default::default(),
             certificates: Default::default(),
+            quotas: Default::default(),
             images: Default::default(),
             vms: Default::default(),
             snapshots: Default::default(),

@@ -11,7 +11,14 @@ use std::{
 use super::ids::{
     CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
 };
-use super::{requests::Requests, shared_map::SharedMap, vms::Vms};
+use super::{
+    owned_map::OwnedMap,
+    owners::{Captured, Ownership},
+    quotas::Quota,
+    requests::Requests,
+    shared_map::SharedMap,
+    vms::Vms,
+};
 
 /// A point in time as the proposer's clock had it: milliseconds since the Unix epoch.
 pub type Millis = u64;
@@ -36,12 +43,14 @@ pub struct State {
     pub tokens: BTreeMap<TokenId, Token>,
     /// Certificates of those who use the cluster that have not expired, revoked ones included.
     pub certificates: BTreeMap<CertificateId, Certificate>,
+    /// How much owners may have; of those that are not in it, as much as there is.
+    pub quotas: BTreeMap<String, Quota>,
     /// Images.
-    pub images: BTreeMap<ImageId, Arc<Image>>,
+    pub images: OwnedMap<ImageId, Image>,
     /// Virtual machines.
     pub vms: Vms,
     /// Snapshots, those that are being captured included.
-    pub snapshots: SharedMap<SnapshotId, Arc<Snapshot>>,
+    pub snapshots: OwnedMap<SnapshotId, Snapshot>,
     /// Operations: all open ones, and the last [`super::KEPT_OPERATIONS`] that ended.
     pub operations: SharedMap<OperationId, Arc<Operation>>,
     /// Objects that are gone for the users and not yet deleted by their nodes.
@@ -105,11 +114,20 @@ pub struct RemovedNode {
     /// When it was removed.
     pub removed_at: Millis,
     /// VMs that lived there. Their processes are to be ended: it stands for their tombstones.
-    pub vms: BTreeMap<VmId, String>,
+    pub vms: BTreeMap<VmId, LostVm>,
     /// Snapshots whose files only it had.
     pub snapshots: BTreeMap<SnapshotId, String>,
     /// Images whose files only it had.
     pub images: BTreeMap<ImageId, String>,
+}
+
+/// A VM that was given up with its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostVm {
+    /// Its name.
+    pub name: String,
+    /// Whose it was.
+    pub owner: String,
 }
 
 /// What a host has to offer.
@@ -160,7 +178,9 @@ pub enum Role {
 pub struct Certificate {
     /// Whose. Unique among those that are neither revoked nor expired.
     pub name: String,
-    /// What its owner may do.
+    /// Whose objects are there for it: several certificates may have one owner.
+    pub owner: String,
+    /// What it allows.
     pub role: Role,
     /// When it was made.
     pub created_at: Millis,
@@ -175,8 +195,10 @@ pub struct Certificate {
 pub struct Image {
     /// Its id.
     pub id: ImageId,
-    /// Unique in the cluster.
+    /// Unique among its owner's images.
     pub name: String,
+    /// Whose it is.
+    pub ownership: Ownership,
     /// The kernel, if it has one.
     pub kernel: Option<Blob>,
     /// The initial RAM file system, if it has one.
@@ -421,20 +443,24 @@ pub struct Ending {
 pub struct Vm {
     /// Its id.
     pub id: VmId,
-    /// Unique in the cluster.
+    /// Unique among its owner's VMs.
     pub name: String,
+    /// Whose it is.
+    pub ownership: Ownership,
     /// Where it lives.
     pub node: NodeId,
     /// What it is made of.
     pub spec: VmSpec,
     /// Where its first state comes from.
     pub source: Source,
-    /// The VM it was forked from, and its name then.
-    pub parent: Option<(VmId, String)>,
+    /// The VM it was forked from.
+    pub parent: Option<Captured>,
     /// Labels.
     pub labels: Labels,
     /// How it should be.
     pub power: Power,
+    /// Whether an operation that is open sets it to a moment.
+    pub is_going_back: bool,
     /// Counts every change of what should be.
     pub generation: u64,
     /// Counts how often it should have been started: a process of an older boot is not the one that is wanted.
@@ -483,6 +509,7 @@ impl Vm {
     pub fn new(
         id: VmId,
         name: String,
+        owner: &str,
         node: NodeId,
         spec: VmSpec,
         source: Source,
@@ -491,12 +518,14 @@ impl Vm {
         Self {
             id,
             name,
+            ownership: Ownership::of(owner),
             node,
             spec,
             source,
             parent: None,
             labels: Labels::new(),
             power: Power::Running,
+            is_going_back: false,
             generation: 1,
             boot: 1,
             phase: Phase::Pending,
@@ -527,10 +556,12 @@ impl Vm {
 pub struct Snapshot {
     /// Its id.
     pub id: SnapshotId,
-    /// Unique among snapshots; `None` for one that a fork made for itself and that goes with its last child.
+    /// Unique among its owner's snapshots; `None` for one that a fork made for itself and that goes with its last child.
     pub name: Option<String>,
-    /// The VM it was captured from, and its name then.
-    pub vm: (VmId, String),
+    /// Whose it is: who had it taken.
+    pub ownership: Ownership,
+    /// The VM it was captured from.
+    pub vm: Captured,
     /// The snapshot that VM came from.
     pub parent: Option<SnapshotId>,
     /// The nodes that hold its files.
@@ -693,6 +724,8 @@ pub enum OperationState {
 pub struct Operation {
     /// Its id.
     pub id: OperationId,
+    /// Whose it is: what comes of it is this one's.
+    pub owner: String,
     /// What it does.
     pub kind: OperationKind,
     /// How it is.

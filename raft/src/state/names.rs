@@ -1,15 +1,16 @@
 //! Names: what they may look like, and what they lead to.
 //!
 //! Called by `apply`, and by the agent for lookups that change nothing. An object is found by its exact name, then by its
-//! full id, then by a prefix of its id that fits no other.
+//! full id, then by a prefix of its id that fits no other. What has an owner is looked for among what is there for somebody: for all
+//! others it does not exist.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
+use std::{ops::RangeInclusive, sync::Arc};
 
 use super::{
-    ids::{CertificateId, NodeId, OperationId, SnapshotId, TokenId, VmId},
-    model::{Certificate, Image, Node, Operation, Snapshot, State, Token, Vm},
+    ids::{CertificateId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId},
+    model::{Certificate, Image, LostVm, Node, Operation, Snapshot, State, Token, Vm},
+    owners::{Actor, EVERYONE, Owned},
     response::{Kind, Rejection},
-    shared_map::SharedMap,
 };
 
 /// How long a name may be.
@@ -50,6 +51,18 @@ pub fn check_name(field: &str, name: &str) -> Result<(), Rejection> {
     })
 }
 
+/// Refuses what is no owner's name: what is no name, and the word for all of them.
+pub fn check_owner(field: &str, owner: &str) -> Result<(), Rejection> {
+    check_name(field, owner)?;
+    if owner != EVERYONE {
+        return Ok(());
+    }
+    Err(Rejection::InvalidField {
+        field: field.to_owned(),
+        problem: format!("{EVERYONE:?} stands for all owners"),
+    })
+}
+
 /// Whether a setting's or a secret's key follows the [`KEY_RULE`].
 pub fn is_key(key: &str) -> bool {
     let first = |b: u8| b.is_ascii_alphabetic() || b == b'_';
@@ -83,31 +96,41 @@ pub fn node<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Node>, Rejection
         .ok_or_else(|| not_found(Kind::Node, text))
 }
 
-/// Finds an image.
-pub fn image<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Image>, Rejection> {
-    let id = find_in(&state.images, Kind::Image, text, |image| Some(&image.name))?;
-    state
-        .images
-        .get(&id)
-        .ok_or_else(|| not_found(Kind::Image, text))
+/// Finds an image that is there for somebody.
+pub fn image<'a>(state: &'a State, by: &Actor, text: &str) -> Result<&'a Arc<Image>, Rejection> {
+    let named = |name: &str| {
+        let name = name.to_owned();
+        state.images.values().filter(move |one| one.name == name)
+    };
+    find_owned(by, text, named, |range: RangeInclusive<ImageId>| {
+        state.images.range(range)
+    })
 }
 
-/// Finds a VM. Of one that was given up with its node that is said.
-pub fn vm<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Vm>, Rejection> {
-    if let Some(vm) = state.vms.named(text) {
-        return Ok(vm);
+/// Finds a VM that is there for somebody. Of one that was given up with its node that is said.
+pub fn vm<'a>(state: &'a State, by: &Actor, text: &str) -> Result<&'a Arc<Vm>, Rejection> {
+    // Others may have many of this name.
+    if let Some(own) = state.vms.named(&by.owner, text) {
+        return Ok(own);
     }
-    match find_by_id(Kind::Vm, text, |range| state.vms.range(range)) {
-        Ok(id) => state.vms.get(&id).ok_or_else(|| not_found(Kind::Vm, text)),
-        Err(Rejection::NotFound { .. }) => Err(given_up(state, text)),
-        Err(other) => Err(other),
+    let named = |name: &str| state.vms.all_named(name);
+    let found = find_owned(by, text, named, |range: RangeInclusive<VmId>| {
+        state.vms.range(range)
+    });
+    match found {
+        Err(Rejection::NotFound { .. }) => Err(given_up(state, by, text)),
+        found => found,
     }
 }
 
 /// Why there is no VM of this name or id.
-fn given_up(state: &State, text: &str) -> Rejection {
+fn given_up(state: &State, by: &Actor, text: &str) -> Rejection {
     let id = text.parse().ok();
-    let is_it = |(vm, name): (&VmId, &String)| name == text || Some(*vm) == id;
+    let (owner, name) = split_owner(text);
+    let is_it = |(vm, lost): (&VmId, &LostVm)| {
+        let named = lost.name == name && owner.is_none_or(|owner| lost.owner == owner);
+        by.sees(&lost.owner) && (named || Some(*vm) == id)
+    };
     let node = state.removed.values().rev();
     match node.into_iter().find(|node| node.vms.iter().any(is_it)) {
         Some(node) => Rejection::GivenUp {
@@ -119,52 +142,85 @@ fn given_up(state: &State, text: &str) -> Rejection {
     }
 }
 
-/// Finds a snapshot. `VM@SNAPSHOT` is one that was captured from this VM.
-pub fn snapshot<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Snapshot>, Rejection> {
+/// Finds a snapshot that is there for somebody. `VM@SNAPSHOT` is one that was captured from this VM.
+pub fn snapshot<'a>(
+    state: &'a State,
+    by: &Actor,
+    text: &str,
+) -> Result<&'a Arc<Snapshot>, Rejection> {
     match text.split_once('@') {
-        Some((vm, snapshot)) => snapshot_of(state, snapshot, Some(vm)),
-        None => snapshot_of(state, text, None),
+        Some((vm, snapshot)) => snapshot_of(state, by, snapshot, Some(vm)),
+        None => snapshot_of(state, by, text, None),
     }
 }
 
-/// Finds a snapshot; with `vm`, one that was captured from this VM, which may be gone.
+/// Finds a snapshot; with `vm`, one that was captured from this VM, which may be gone. Where the VM is named with its owner and the
+/// snapshot is not, that is its owner, too.
 pub fn snapshot_of<'a>(
     state: &'a State,
+    by: &Actor,
     text: &str,
     of: Option<&str>,
 ) -> Result<&'a Arc<Snapshot>, Rejection> {
-    let found = find(&state.snapshots, Kind::Snapshot, text, |snapshot| {
-        snapshot.name.as_ref()
-    })?;
+    let shown = |of: &str| not_found(Kind::Snapshot, &format!("{of}@{text}"));
+    let owner = of.and_then(|of| split_owner(of).0);
+    let owned = owner
+        .filter(|_| !text.contains('/'))
+        .map(|owner| format!("{owner}/{text}"));
+    let named = |name: &str| {
+        let name = name.to_owned();
+        let all = state.snapshots.values();
+        all.filter(move |one| one.name.as_ref() == Some(&name))
+    };
+    let find = |text: &str| {
+        find_owned(by, text, named, |range: RangeInclusive<SnapshotId>| {
+            state.snapshots.range(range)
+        })
+    };
+    let found = match owned.map(|owned| find(&owned)) {
+        Some(Ok(found)) => found,
+        // It may be another's, or be named by its id.
+        _ => find(text)?,
+    };
     let Some(of) = of else { return Ok(found) };
-    let (id, name) = &found.vm;
-    let is_its_vm = match vm(state, of) {
-        Ok(vm) => vm.id == *id,
+    let captured = &found.vm;
+    let is_its_vm = match vm(state, by, of) {
+        Ok(vm) => vm.id == captured.vm,
         Err(Rejection::NotFound { .. } | Rejection::GivenUp { .. }) => {
-            !state.vms.contains_key(id) && (name == of || of.parse() == Ok(*id))
+            let (owner, name) = split_owner(of);
+            let named =
+                captured.name == name && captured.owner == owner.unwrap_or(by.owner.as_str());
+            !state.vms.contains_key(&captured.vm)
+                && by.sees(&captured.owner)
+                && (named || of.parse() == Ok(captured.vm))
         }
         Err(other) => return Err(other),
     };
-    if is_its_vm {
-        Ok(found)
-    } else {
-        Err(not_found(Kind::Snapshot, &format!("{of}@{text}")))
-    }
+    if is_its_vm { Ok(found) } else { Err(shown(of)) }
 }
 
-/// Finds an operation, by its id or a prefix of it.
-pub fn operation<'a>(state: &'a State, text: &str) -> Result<&'a Arc<Operation>, Rejection> {
-    find(&state.operations, Kind::Operation, text, |_| None)
+/// Finds an operation that is there for somebody, by its id or a prefix of it.
+pub fn operation<'a>(
+    state: &'a State,
+    by: &Actor,
+    text: &str,
+) -> Result<&'a Arc<Operation>, Rejection> {
+    find_by_id(
+        Kind::Operation,
+        text,
+        |range: RangeInclusive<OperationId>| {
+            let within = state.operations.range(range);
+            within.filter(|(_, operation)| operation.is_seen_by(by))
+        },
+    )
 }
 
 /// Finds a join token, by its id or a prefix of it.
 pub fn token<'a>(state: &'a State, text: &str) -> Result<(TokenId, &'a Token), Rejection> {
-    let id = find_in(&state.tokens, Kind::Token, text, |_| None)?;
-    state
-        .tokens
-        .get(&id)
-        .map(|token| (id, token))
-        .ok_or_else(|| not_found(Kind::Token, text))
+    find_by_id(Kind::Token, text, |range: RangeInclusive<TokenId>| {
+        let within = state.tokens.range(range);
+        within.map(|(id, token)| (id, (*id, token)))
+    })
 }
 
 /// Finds a certificate, by its owner's name where it is not revoked, or by its id or a prefix of it.
@@ -172,22 +228,19 @@ pub fn certificate<'a>(
     state: &'a State,
     text: &str,
 ) -> Result<(CertificateId, &'a Certificate), Rejection> {
-    let id = find_in(
-        &state.certificates,
+    let is_it = |one: &Certificate| one.revoked_at.is_none() && one.name == text;
+    let mut all = state.certificates.iter();
+    if let Some((id, named)) = all.find(|(_, one)| is_it(one)) {
+        return Ok((*id, named));
+    }
+    find_by_id(
         Kind::Certificate,
         text,
-        |certificate| {
-            certificate
-                .revoked_at
-                .is_none()
-                .then_some(&certificate.name)
+        |range: RangeInclusive<CertificateId>| {
+            let within = state.certificates.range(range);
+            within.map(|(id, one)| (id, (*id, one)))
         },
-    )?;
-    state
-        .certificates
-        .get(&id)
-        .map(|certificate| (id, certificate))
-        .ok_or_else(|| not_found(Kind::Certificate, text))
+    )
 }
 
 /// An id that wraps a ULID's number.
@@ -205,7 +258,6 @@ macro_rules! ulids {
     )*};
 }
 
-use super::ids::ImageId;
 ulids!(
     ImageId,
     VmId,
@@ -215,52 +267,97 @@ ulids!(
     CertificateId
 );
 
-fn find<'a, I: Ulid, T>(
-    map: &'a SharedMap<I, Arc<T>>,
-    kind: Kind,
-    text: &str,
-    name_of: impl Fn(&T) -> Option<&String>,
-) -> Result<&'a Arc<T>, Rejection> {
-    let is_named = |object: &&Arc<T>| name_of(object).is_some_and(|name| name == text);
-    if let Some(named) = map.values().find(is_named) {
-        return Ok(named);
+/// Takes `OWNER/NAME` apart.
+fn split_owner(text: &str) -> (Option<&str>, &str) {
+    match text.split_once('/') {
+        Some((owner, name)) => (Some(owner), name),
+        None => (None, text),
     }
-    let id = find_by_id(kind, text, |range| map.range(range))?;
-    map.get(&id).ok_or_else(|| not_found(kind, text))
 }
 
-fn find_in<I: Ulid, T>(
-    map: &BTreeMap<I, T>,
-    kind: Kind,
+/// The object that somebody means, of those that are there for this one: `OWNER/NAME` says it exactly; a bare name is one's own, else
+/// what others share, and for an administrator anybody's. `named` gives all objects with a name, `within` those with ids in a range.
+///
+/// A full id comes before names of others: nobody can give an object a name that is another's id.
+fn find_owned<'a, I, T, N, F>(
+    by: &Actor,
     text: &str,
-    name_of: impl Fn(&T) -> Option<&String>,
-) -> Result<I, Rejection> {
-    let named = |object: &T| name_of(object).is_some_and(|name| name == text);
-    if let Some((id, _)) = map.iter().find(|(_, object)| named(object)) {
-        return Ok(*id);
+    named: impl Fn(&str) -> N,
+    within: impl FnOnce(RangeInclusive<I>) -> F,
+) -> Result<&'a Arc<T>, Rejection>
+where
+    I: Ulid + 'a,
+    T: Owned + 'a,
+    N: Iterator<Item = &'a Arc<T>>,
+    F: Iterator<Item = (&'a I, &'a Arc<T>)>,
+{
+    let is_seen = |one: &&'a Arc<T>| one.ownership().is_seen_by(by);
+    if let (Some(owner), name) = split_owner(text) {
+        let mut all = named(name).filter(is_seen);
+        let found = all.find(|one| one.ownership().owner == owner);
+        return found.ok_or_else(|| not_found(T::KIND, text));
     }
-    find_by_id(kind, text, |range| map.range(range))
+    let mut others = Vec::new();
+    for one in named(text).filter(is_seen) {
+        if one.ownership().owner == by.owner {
+            return Ok(one);
+        }
+        others.push(one);
+    }
+    let by_id = || {
+        find_by_id(T::KIND, text, |range| {
+            within(range).filter(|(_, one)| is_seen(one))
+        })
+    };
+    match others.as_slice() {
+        [] => by_id(),
+        _ if text.len() == ULID_LEN && prefix(text).is_some() => by_id().or_else(|_| {
+            // It only looks like one.
+            pick(by, text, &others)
+        }),
+        _ => pick(by, text, &others),
+    }
+}
+
+/// The only one of some objects of one name that are others'.
+fn pick<'a, T: Owned>(
+    by: &Actor,
+    text: &str,
+    others: &[&'a Arc<T>],
+) -> Result<&'a Arc<T>, Rejection> {
+    match others {
+        [one] => Ok(one),
+        _ => Err(Rejection::Ambiguous {
+            kind: T::KIND,
+            name: shorten(text),
+            matches: others
+                .iter()
+                .take(LISTED)
+                .map(|one| one.name_for(by))
+                .collect(),
+        }),
+    }
 }
 
 /// The one whose id begins so, of those that `within` gives for a range of ids.
-fn find_by_id<'a, I: Ulid + 'a, T: 'a, F: Iterator<Item = (&'a I, &'a T)>>(
+fn find_by_id<'a, I: Ulid + 'a, T, F: Iterator<Item = (&'a I, T)>>(
     kind: Kind,
     text: &str,
     within: impl FnOnce(RangeInclusive<I>) -> F,
-) -> Result<I, Rejection> {
+) -> Result<T, Rejection> {
     let Some(range) = prefix(text) else {
         return Err(not_found(kind, text));
     };
-    let mut matches = within(I::of(*range.start())..=I::of(*range.end())).map(|(id, _)| *id);
+    let mut matches = within(I::of(*range.start())..=I::of(*range.end()));
     match (matches.next(), matches.next()) {
         (None, _) => Err(not_found(kind, text)),
-        (Some(id), None) => Ok(id),
-        (Some(first), Some(second)) => Err(Rejection::Ambiguous {
+        (Some((_, one)), None) => Ok(one),
+        (Some((first, _)), Some((second, _))) => Err(Rejection::Ambiguous {
             kind,
             name: shorten(text),
             matches: [first, second]
                 .into_iter()
-                .chain(matches)
+                .chain(matches.map(|(id, _)| id))
                 .take(LISTED)
                 .map(|id| id.to_string())
                 .collect(),

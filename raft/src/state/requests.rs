@@ -9,6 +9,8 @@ const CHUNK: usize = 250;
 
 /// What became of requests, so that one that is sent again does nothing twice. Bounded: the oldest go first.
 ///
+/// Each owner has ids of its own, so that nobody learns of another's, or is in another's way: they are kept as OWNER/ID.
+///
 /// Kept in chunks that are shared between copies of the state, the newest last. A clone costs a pointer for each chunk.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Requests {
@@ -25,20 +27,23 @@ pub struct RequestRecord {
 }
 
 impl Requests {
-    /// The record of a request, unless it never came or is gone.
-    pub fn get(&self, id: &str) -> Option<&RequestRecord> {
-        self.chunks.iter().rev().find_map(|chunk| chunk.get(id))
+    /// The record of an owner's request, unless it never came or is gone.
+    pub fn get(&self, owner: &str, id: &str) -> Option<&RequestRecord> {
+        let key = key(owner, id);
+        self.chunks.iter().rev().find_map(|chunk| chunk.get(&key))
     }
 
-    /// Those whose ids begin so.
-    pub fn beginning_with<'a>(
-        &'a self,
-        prefix: &'a str,
-    ) -> impl Iterator<Item = (&'a str, &'a RequestRecord)> {
+    /// An owner's whose ids begin so; each with the rest of its id.
+    pub fn beginning_with(
+        &self,
+        owner: &str,
+        prefix: &str,
+    ) -> impl Iterator<Item = (&str, &RequestRecord)> {
+        let prefix = key(owner, prefix);
         self.chunks.iter().flat_map(move |chunk| {
-            let from = chunk.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
-            from.take_while(move |(id, _)| id.starts_with(prefix))
-                .map(|(id, record)| (id.as_str(), record))
+            let prefix = prefix.clone();
+            let from = chunk.range::<str, _>((Bound::Included(prefix.as_str()), Bound::Unbounded));
+            from.map_while(move |(id, record)| Some((id.strip_prefix(&prefix)?, record)))
         })
     }
 
@@ -53,7 +58,8 @@ impl Requests {
     }
 
     /// Notes a request that was not known, and forgets the oldest ones when there are more than enough.
-    pub(super) fn insert(&mut self, id: String, record: RequestRecord) {
+    pub(super) fn insert(&mut self, owner: &str, id: &str, record: RequestRecord) {
+        let id = key(owner, id);
         match self.chunks.last_mut().filter(|chunk| chunk.len() < CHUNK) {
             Some(chunk) => {
                 Arc::make_mut(chunk).insert(id, record);
@@ -78,6 +84,10 @@ impl Requests {
     }
 }
 
+fn key(owner: &str, id: &str) -> String {
+    format!("{owner}/{id}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,10 +101,12 @@ mod tests {
             outcome: Ok(Response::Done),
         };
         for i in 0..3 * KEPT_REQUESTS {
-            requests.insert(format!("r{i}"), record());
+            requests.insert("a", &format!("r{i}"), record());
             assert!(requests.len() < KEPT_REQUESTS + CHUNK);
         }
-        assert!(requests.get(&format!("r{}", 2 * KEPT_REQUESTS)).is_some());
-        assert!(requests.get("r0").is_none());
+        let newer = format!("r{}", 2 * KEPT_REQUESTS);
+        assert!(requests.get("a", &newer).is_some());
+        assert!(requests.get("b", &newer).is_none());
+        assert!(requests.get("a", "r0").is_none());
     }
 }

@@ -49,6 +49,8 @@ pub enum Kind {
     Operation,
     /// A certificate.
     Certificate,
+    /// An owner's quota.
+    Quota,
 }
 
 impl fmt::Display for Kind {
@@ -61,6 +63,7 @@ impl fmt::Display for Kind {
             Self::Snapshot => "snapshot",
             Self::Operation => "operation",
             Self::Certificate => "certificate",
+            Self::Quota => "quota of owner",
         })
     }
 }
@@ -93,6 +96,11 @@ pub enum Rejection {
     /// The name is taken.
     #[error("there already is a {kind} {name:?}")]
     NameTaken { kind: Kind, name: String },
+    /// It can be seen, but it is another owner's.
+    #[error(
+        "{kind} {name:?} belongs to another owner, who shares it: only that one and administrators may do this"
+    )]
+    NotOwner { kind: Kind, name: String },
     /// Something depends on it: some of the dependents, each with its kind.
     #[error("{kind} {name:?} is in use by {dependents:?}")]
     InUse {
@@ -110,6 +118,12 @@ pub enum Rejection {
     /// No node can take it: one line for each that was considered. Or a family of VMs is as large as it may be: one line.
     #[error("there is no room: {}", reasons.join("; "))]
     NoCapacity { reasons: Vec<String> },
+    /// An owner would have more than it may: one line for each kind of thing.
+    #[error("owner {owner:?} may not have so much: {}", exceeded.join("; "))]
+    OverQuota {
+        owner: String,
+        exceeded: Vec<String>,
+    },
     /// The request id was used with another body.
     #[error("request id {id:?} was used before with another body")]
     RequestIdReused { id: String },

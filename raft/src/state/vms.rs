@@ -10,6 +10,7 @@ use std::{
 use super::{
     ids::{NodeId, VmId},
     model::Vm,
+    quotas::Usage,
     shared_map::{Iter, SharedMap},
 };
 
@@ -17,8 +18,10 @@ use super::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vms {
     all: SharedMap<VmId, Arc<Vm>>,
-    /// Follows from `all`.
-    names: SharedMap<Arc<str>, VmId>,
+    /// By name and owner. Follows from `all`.
+    names: SharedMap<(Arc<str>, Arc<str>), VmId>,
+    /// What each owner has of them. Follows from `all`; only owners that have some.
+    used: BTreeMap<String, Usage>,
     /// Follows from `all`. Only nodes that have some.
     nodes: BTreeMap<NodeId, SharedMap<VmId, ()>>,
 }
@@ -44,18 +47,33 @@ impl Vms {
         self.all.contains_key(id)
     }
 
-    /// The one with this name.
-    pub fn named(&self, name: &str) -> Option<&Arc<Vm>> {
-        self.names.get(name).and_then(|id| self.all.get(id))
+    /// An owner's with this name.
+    pub fn named(&self, owner: &str, name: &str) -> Option<&Arc<Vm>> {
+        let key = (name.into(), owner.into());
+        self.names.get(&key).and_then(|id| self.all.get(id))
     }
 
-    /// All names from this one on, in their order.
-    pub fn named_from(&self, name: &str) -> impl Iterator<Item = &str> {
-        let from = self.names.range(Arc::<str>::from(name)..);
-        from.map(|(name, _)| &**name)
+    /// All with this name, by their owners.
+    pub fn all_named<'a>(&'a self, name: &str) -> impl Iterator<Item = &'a Arc<Vm>> + use<'a> {
+        let named: Arc<str> = name.into();
+        let from = self.names.range((Arc::clone(&named), "".into())..);
+        from.take_while(move |((name, _), _)| *name == named)
+            .filter_map(|(_, id)| self.all.get(id))
     }
 
-    /// All, by their names.
+    /// All names of an owner's VMs that begin so, in their order.
+    pub fn names_from<'a>(
+        &'a self,
+        owner: &'a str,
+        prefix: &'a str,
+    ) -> impl Iterator<Item = &'a str> {
+        let from = self.names.range((prefix.into(), "".into())..);
+        from.take_while(move |((name, _), _)| name.starts_with(prefix))
+            .filter(move |((_, one), _)| **one == *owner)
+            .map(|((name, _), _)| &**name)
+    }
+
+    /// All, by their names, then by their owners.
     pub fn by_name(&self) -> impl Iterator<Item = &Arc<Vm>> {
         self.names.values().filter_map(|id| self.all.get(id))
     }
@@ -91,15 +109,36 @@ impl Vms {
         self.all.range(range)
     }
 
-    /// One, to change it. Its name and its node must stay: a VM that gets others is inserted anew.
-    pub fn get_mut(&mut self, id: &VmId) -> Option<&mut Arc<Vm>> {
-        self.all.get_mut(id)
+    /// What an owner has of them.
+    pub fn used_by(&self, owner: &str) -> Usage {
+        self.used.get(owner).copied().unwrap_or_default()
+    }
+
+    /// The owners that have some, in their order.
+    pub fn owners(&self) -> impl Iterator<Item = &str> {
+        self.used.keys().map(String::as_str)
+    }
+
+    /// Changes one. Its name, its owner and its node must stay: a VM that gets others is inserted anew. `None` when it is not there.
+    pub fn change<R>(&mut self, id: &VmId, change: impl FnOnce(&mut Vm) -> R) -> Option<R> {
+        let vm = Arc::make_mut(self.all.get_mut(id)?);
+        let before = Usage::of_vm(vm);
+        let changed = change(vm);
+        let (after, owner) = (Usage::of_vm(vm), &vm.ownership.owner);
+        if before != after
+            && let Some(used) = self.used.get_mut(owner)
+        {
+            *used = used.minus(before).plus(after);
+        }
+        Some(changed)
     }
 
     /// Adds one, in the place of another with its id.
     pub fn insert(&mut self, id: VmId, vm: Arc<Vm>) {
         self.remove(&id);
-        self.names.insert(vm.name.as_str().into(), id);
+        self.names.insert(key(&vm), id);
+        let used = self.used.entry(vm.ownership.owner.clone()).or_default();
+        *used = used.plus(Usage::of_vm(&vm));
         self.nodes.entry(vm.node).or_default().insert(id, ());
         self.all.insert(id, vm);
     }
@@ -107,8 +146,16 @@ impl Vms {
     /// Takes one out.
     pub fn remove(&mut self, id: &VmId) -> Option<Arc<Vm>> {
         let vm = self.all.remove(id)?;
-        if self.names.get(vm.name.as_str()) == Some(id) {
-            self.names.remove(vm.name.as_str());
+        let key = key(&vm);
+        if self.names.get(&key) == Some(id) {
+            self.names.remove(&key);
+        }
+        let owner = &vm.ownership.owner;
+        if let Some(used) = self.used.get_mut(owner) {
+            *used = used.minus(Usage::of_vm(&vm));
+            if used.vms == 0 {
+                self.used.remove(owner);
+            }
         }
         if let Some(there) = self.nodes.get_mut(&vm.node) {
             there.remove(id);
@@ -127,6 +174,10 @@ impl Vms {
             .collect::<Self>()
             == *self
     }
+}
+
+fn key(vm: &Vm) -> (Arc<str>, Arc<str>) {
+    (vm.name.as_str().into(), vm.ownership.owner.as_str().into())
 }
 
 impl FromIterator<(VmId, Arc<Vm>)> for Vms {

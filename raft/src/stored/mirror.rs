@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::state::{SharedMap, Vm, VmId, Vms};
+use crate::state::{Owned, OwnedMap, SharedMap, Vm, VmId, Vms};
 
 /// A stored form of `M`.
 pub trait Mirror<M>: Sized {
@@ -80,6 +80,22 @@ impl<K: Mirror<N> + Ord, N: Ord + Clone, T: Mirror<M>, M: Clone> Mirror<SharedMa
             .collect()
     }
     fn load(self) -> SharedMap<N, M> {
+        self.into_iter()
+            .map(|(key, value)| (key.load(), value.load()))
+            .collect()
+    }
+}
+
+impl<K: Mirror<N> + Ord, N: Ord + Clone, T: Mirror<Arc<M>>, M: Owned> Mirror<OwnedMap<N, M>>
+    for BTreeMap<K, T>
+{
+    fn store(model: &OwnedMap<N, M>) -> Self {
+        model
+            .iter()
+            .map(|(key, value)| (K::store(key), T::store(value)))
+            .collect()
+    }
+    fn load(self) -> OwnedMap<N, M> {
         self.into_iter()
             .map(|(key, value)| (key.load(), value.load()))
             .collect()

@@ -23,14 +23,15 @@ mirrors! {
     id TokenId;
     id CertificateId;
 
-    struct Proposal { request: Option<RequestKey>, now: Millis, command: Command }
+    struct Proposal { request: Option<RequestKey>, by: Actor, now: Millis, command: Command }
+    struct Actor { owner: String, is_admin: bool }
     struct RequestKey { id: String, body: [u8; 32] }
 
     enum Command {
         Found { cluster: Id, name: String, address: String },
         CreateToken { id: Id, key_hash: [u8; 32], expires_at: Millis },
         RevokeToken { id: String },
-        IssueCertificate { id: Id, name: String, role: Role, expires_at: Millis },
+        IssueCertificate { id: Id, name: String, owner: String, role: Role, expires_at: Millis },
         RevokeCertificate { certificate: String },
         Join { key_hash: [u8; 32], name: String, address: String, newest_version: u32, start_by: Millis },
         WithdrawJoin { key_hash: [u8; 32] },
@@ -111,8 +112,12 @@ mirrors! {
         DeleteSnapshot { snapshot: String },
         LostSnapshot { snapshot: Id, node: NodeId, reason: String },
         SecureSnapshot { snapshot: Id, node: NodeId, checksums: Checksums },
+        SetQuota { owner: String, quota: Quota },
+        DeleteQuota { owner: String },
+        Share { object: ObjectName, with: Option<String>, stop: bool },
         Purged { node: NodeId, objects: Vec<ObjectId> },
     }
+    enum ObjectName { Image(name: String), Vm(name: String), Snapshot(name: String) }
 
     enum PowerAction { Start, Stop, ForceStop, Pause, Resume, Restart }
     enum ForkSource { Vm(vm: String), Snapshot { snapshot: String, vm: Option<String> } }
@@ -138,16 +143,18 @@ mirrors! {
         Operation(id: Id),
         Certificate(id: Id),
     }
-    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota }
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
         GivenUp { kind: Kind, name: String, node: String },
         Ambiguous { kind: Kind, name: String, matches: Vec<String> },
         NameTaken { kind: Kind, name: String },
+        NotOwner { kind: Kind, name: String },
         InUse { kind: Kind, name: String, dependents: Vec<String> },
         WrongState { kind: Kind, name: String, problem: String },
         NoCapacity { reasons: Vec<String> },
+        OverQuota { owner: String, exceeded: Vec<String> },
         RequestIdReused { id: String },
         BadToken,
     }
@@ -165,10 +172,11 @@ mirrors! {
     struct RemovedNode {
         name: String,
         removed_at: Millis,
-        vms: BTreeMap<Id, String>,
+        vms: BTreeMap<Id, LostVm>,
         snapshots: BTreeMap<Id, String>,
         images: BTreeMap<Id, String>,
     }
+    struct LostVm { name: String, owner: String }
     struct Capacity {
         cpus: u32,
         memory_bytes: u64,
@@ -179,17 +187,29 @@ mirrors! {
         problems: Vec<String>,
     }
     struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis, node: Option<NodeId> }
+    struct Quota {
+        vms: Option<u64>,
+        cpus: Option<u64>,
+        memory_bytes: Option<u64>,
+        disk_bytes: Option<u64>,
+        snapshots: Option<u64>,
+        images: Option<u64>,
+    }
     enum Role { Viewer, Operator, Admin }
     struct Certificate {
         name: String,
+        owner: String,
         role: Role,
         created_at: Millis,
         expires_at: Millis,
         revoked_at: Option<Millis>,
     }
+    struct Ownership { owner: String, everyone: bool, shared_with: BTreeSet<String> }
+    struct Captured { vm: Id, name: String, owner: String }
     struct Image {
         id: Id,
         name: String,
+        ownership: Ownership,
         kernel: Option<Blob>,
         initrd: Option<Blob>,
         disk: Option<DiskBlob>,
@@ -245,12 +265,14 @@ mirrors! {
     struct Vm {
         id: Id,
         name: String,
+        ownership: Ownership,
         node: NodeId,
         spec: VmSpec,
         source: Source,
-        parent: Option<(Id, String)>,
+        parent: Option<Captured>,
         labels: Labels,
         power: Power,
+        is_going_back: bool,
         generation: u64,
         boot: u64,
         phase: Phase,
@@ -272,7 +294,8 @@ mirrors! {
     struct Snapshot {
         id: Id,
         name: Option<String>,
-        vm: (Id, String),
+        ownership: Ownership,
+        vm: Captured,
         parent: Option<Id>,
         nodes: BTreeSet<NodeId>,
         spec: VmSpec,
@@ -325,6 +348,7 @@ mirrors! {
     enum OperationState { Open, Complete, Failed { reason: String, cancelled: bool } }
     struct Operation {
         id: Id,
+        owner: String,
         kind: OperationKind,
         state: OperationState,
         vm: Option<Id>,
@@ -358,6 +382,7 @@ mirrors! {
         removed: BTreeMap<NodeId, Box<RemovedNode>>,
         tokens: BTreeMap<Id, Token>,
         certificates: BTreeMap<Id, Certificate>,
+        quotas: BTreeMap<String, Quota>,
         images: BTreeMap<Id, Box<Image>>,
         vms: BTreeMap<Id, Box<Vm>>,
         snapshots: BTreeMap<Id, Box<Snapshot>>,

@@ -2,7 +2,7 @@
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, ending, labels, settings};
+use super::{blob, capacity, content, disk, ending, labels, quota, settings};
 
 /// Every command there is, in every shape, by name.
 fn commands() -> Vec<(&'static str, Command)> {
@@ -30,6 +30,7 @@ fn commands() -> Vec<(&'static str, Command)> {
             Command::IssueCertificate {
                 id: CertificateId(0x23),
                 name: "ann".into(),
+                owner: "team".into(),
                 role: Role::Operator,
                 expires_at: 99,
             },
@@ -191,6 +192,43 @@ fn commands() -> Vec<(&'static str, Command)> {
                     base: 7,
                     layers: vec![u32::MAX, 0],
                 },
+            },
+        ),
+        (
+            "share-vm",
+            Command::Share {
+                object: ObjectName::Vm("a".into()),
+                with: Some("bob".into()),
+                stop: false,
+            },
+        ),
+        (
+            "share-image",
+            Command::Share {
+                object: ObjectName::Image("tiny".into()),
+                with: None,
+                stop: false,
+            },
+        ),
+        (
+            "share-snapshot",
+            Command::Share {
+                object: ObjectName::Snapshot("a@gold".into()),
+                with: None,
+                stop: true,
+            },
+        ),
+        (
+            "set-quota",
+            Command::SetQuota {
+                owner: "bob".into(),
+                quota: quota(),
+            },
+        ),
+        (
+            "delete-quota",
+            Command::DeleteQuota {
+                owner: "bob".into(),
             },
         ),
         (
@@ -448,6 +486,10 @@ pub fn proposals() -> Vec<(String, Proposal)> {
             name.to_owned(),
             Proposal {
                 request,
+                by: match name.starts_with("create") {
+                    true => Actor::user("ann"),
+                    false => Actor::cluster(),
+                },
                 now: 1_700_000_000_000,
                 command,
             },

@@ -215,3 +215,13 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
     ]);
     outcomes
 }
+
+/// A quota of some things.
+pub fn quota() -> Quota {
+    Quota {
+        vms: Some(300),
+        memory_bytes: Some(1 << 40),
+        images: Some(0),
+        ..Quota::default()
+    }
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, ending, labels, proposals, settings, spec};
+use super::{blob, capacity, content, disk, ending, labels, proposals, quota, settings, spec};
 
 /// A state with one of everything.
 pub fn state() -> State {
@@ -44,7 +44,14 @@ pub fn state() -> State {
     let removed = RemovedNode {
         name: "n3".into(),
         removed_at: 50,
-        vms: [(VmId(0x48), "given-up".into())].into(),
+        vms: [(
+            VmId(0x48),
+            LostVm {
+                name: "given-up".into(),
+                owner: "bob".into(),
+            },
+        )]
+        .into(),
         snapshots: [(SnapshotId(0x58), "moment".into())].into(),
         images: [(ImageId(0x38), "old".into())].into(),
     };
@@ -65,6 +72,7 @@ pub fn state() -> State {
     ] {
         let certificate = Certificate {
             name: format!("somebody-{id}"),
+            owner: "team".into(),
             role,
             created_at: 20,
             expires_at: 99,
@@ -75,6 +83,7 @@ pub fn state() -> State {
     let image = Image {
         id: ImageId(0x31),
         name: "tiny".into(),
+        ownership: shared("ann"),
         kernel: Some(blob(1)),
         initrd: Some(blob(2)),
         disk: Some(disk()),
@@ -86,6 +95,7 @@ pub fn state() -> State {
         created_at: 30,
     };
     state.images.insert(image.id, Arc::new(image));
+    state.quotas.insert("bob".into(), quota());
     add_vms(&mut state);
     add_operations(&mut state);
     for (object, name) in [
@@ -104,17 +114,35 @@ pub fn state() -> State {
     state
 }
 
+fn shared(owner: &str) -> Ownership {
+    Ownership {
+        owner: owner.into(),
+        everyone: owner == "bob",
+        shared_with: ["carl".into(), "dora".into()].into(),
+    }
+}
+
+fn captured() -> Captured {
+    Captured {
+        vm: VmId(0x41),
+        name: "a".into(),
+        owner: "bob".into(),
+    }
+}
+
 fn add_vms(state: &mut State) {
     let snapshot = OperationId(DERIVED_IDS).snapshot();
     let vm = |id, name: &str, source, power, phase| Vm {
         id: VmId(id),
         name: name.into(),
+        ownership: shared("bob"),
         node: 1,
         spec: spec(),
         source,
-        parent: (source != Source::Image).then(|| (VmId(0x41), "a".into())),
+        parent: (source != Source::Image).then(captured),
         labels: labels(),
         power,
+        is_going_back: false,
         generation: 5,
         boot: 2,
         phase,
@@ -206,6 +234,7 @@ fn add_operations(state: &mut State) {
         ];
         let operation = Operation {
             id,
+            owner: "ann".into(),
             kind,
             vm: Some(VmId(0x41)),
             snapshot: id.snapshot(),
@@ -230,7 +259,8 @@ fn add_operations(state: &mut State) {
         let snapshot = Snapshot {
             id: operation.snapshot(),
             name,
-            vm: (VmId(0x41), "a".into()),
+            ownership: Ownership::of("ann"),
+            vm: captured(),
             parent: (number == 2).then(|| OperationId(DERIVED_IDS).snapshot()),
             nodes: content.iter().map(|_| 1).collect(),
             spec: spec(),

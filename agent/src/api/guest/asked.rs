@@ -8,7 +8,7 @@ use guest::channel::{
     mux::Broken,
 };
 use proto::v1::{ForkRequest, ForkResponse};
-use raft::state::{Phase, State, Vm, VmId};
+use raft::state::{Actor, Phase, State, Vm, VmId};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::super::Api;
@@ -115,7 +115,12 @@ impl Api {
         let up = |state: &Arc<State>| is_known_to_be_up(state.vms.get(&vm)).then_some(());
         // Where it is not, the fork is refused with the reason.
         let _in_time = self.node.wait_for(deadline, up).await;
-        self.fork_as_asked(request, true, now, deadline)
+        // A machine acts for whoever has it.
+        let by = match self.node.state().vms.get(&vm) {
+            Some(vm) => Actor::user(vm.ownership.owner.as_str()),
+            None => return Err("this VM is not there any more".to_owned()),
+        };
+        self.fork_as_asked(&by, request, true, now, deadline)
             .await
             .map_err(|error| error.to_string())
     }
@@ -184,7 +189,13 @@ async fn refuse(stream: &Stream, error: String) -> Result<(), Broken> {
 
 /// Those of a VM's children that are meant: all that it forked by itself when none is named.
 fn children(state: &State, parent: VmId, wanted: &[String]) -> Result<BTreeSet<VmId>, String> {
-    let is_child = |vm: &Vm| vm.by_guest && vm.parent.as_ref().is_some_and(|(id, _)| *id == parent);
+    let is_child = |vm: &Vm| {
+        vm.by_guest
+            && vm
+                .parent
+                .as_ref()
+                .is_some_and(|captured| captured.vm == parent)
+    };
     let all = state.vms.values().filter(|vm| is_child(vm));
     if wanted.is_empty() {
         return Ok(all.map(|vm| vm.id).collect());

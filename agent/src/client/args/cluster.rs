@@ -41,7 +41,8 @@ Examples:
   fpagent cert ls
   fpagent cert revoke ann
 
-Roles: a viewer looks; an operator also works with images, VMs, snapshots and forks; an admin does everything.";
+Roles: a viewer looks; an operator also works with images, VMs, snapshots and forks; an admin does everything. The first two see what
+belongs to their owner and what others share; an admin sees all. The Unix socket is an admin of the owner `admin`.";
 
 /// Help of `node`.
 pub const NODE_EXAMPLES: &str = "\
@@ -115,14 +116,22 @@ pub enum TokenCommand {
 pub enum CertCommand {
     /// Makes a key here and has the cluster sign a certificate for it: into a folder that `--certs` takes.
     #[command(
-        after_help = "Examples:\n  fpagent cert create ann --role operator\n  fpagent cert create ci --role viewer --ttl 12h --out /etc/ci/certs"
+        after_help = "Examples:\n  fpagent cert create ann --role operator\n  fpagent cert create bob --role operator --owner team-b\n  fpagent cert create ci --role viewer --ttl 12h --out /etc/ci/certs"
     )]
     Create {
         /// Whose it is: no other certificate that is valid has this name.
         name: String,
-        /// What its owner may do.
+        /// What it allows.
         #[arg(long)]
         role: Role,
+        /// Whose VMs, images and snapshots are there for it; several certificates may have one owner. Without it those of its name.
+        #[arg(
+            long,
+            value_name = "OWNER",
+            default_value = "",
+            hide_default_value = true
+        )]
+        owner: String,
         /// How long it is valid, at most a year.
         #[arg(long, value_name = "TIME", default_value = "90d", value_parser = parse_duration)]
         ttl: Duration,

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod guest;
 pub mod objects;
+pub mod owner;
 pub mod recovery;
 pub mod work;
 
@@ -17,6 +18,7 @@ use self::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
     },
+    owner::{QuotaCommand, ShareArgs},
     recovery::{BackupArgs, RecoverArgs, RestoreArgs},
     work::{CpArgs, ExecArgs, ForwardArgs},
 };
@@ -198,6 +200,12 @@ Ends with 1 when a check failed.")]
     /// Draws who was forked from whom.
     #[command(after_help = objects::TREE_EXAMPLES)]
     Tree(TreeArgs),
+    /// Says who else sees and uses an image, a snapshot or a VM.
+    #[command(after_help = owner::SHARE_EXAMPLES)]
+    Share(ShareArgs),
+    /// How much owners may have.
+    #[command(subcommand, after_help = owner::QUOTA_EXAMPLES)]
+    Quota(QuotaCommand),
     /// Long work: captures and forks.
     #[command(subcommand, after_help = objects::OPERATION_EXAMPLES)]
     Op(OperationCommand),

@@ -9,6 +9,7 @@ use super::{
     Change,
     guest::{GuestAgent, GuestArgs, SecretArg, WAIT_EXAMPLES, WaitArgs, secret},
     label,
+    owner::OwnerArg,
 };
 use crate::client::units::{parse_duration, parse_processors, parse_size};
 
@@ -147,6 +148,9 @@ pub struct ImportArgs {
     pub guest_agent: GuestAgent,
     /// See there.
     #[command(flatten)]
+    pub owner: OwnerArg,
+    /// See there.
+    #[command(flatten)]
     pub change: Change,
 }
 
@@ -161,7 +165,7 @@ Examples:
   fpagent vm create web --image tiny --publish 80 443 --no-egress
   fpagent vm create job --image tiny --allow-self-fork 39    # its guests may fork their VMs
   fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
-    Create(CreateArgs),
+    Create(Box<CreateArgs>),
     /// Lists all VMs.
     #[command(after_help = "Examples:\n  fpagent vm ls\n  fpagent vm ls -o json")]
     Ls,
@@ -251,7 +255,7 @@ Examples:
 /// Arguments of `vm create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Its name, unique in the cluster.
+    /// Its name, unique among its owner's VMs.
     pub name: String,
     /// Name or id of the image.
     #[arg(long)]
@@ -309,6 +313,9 @@ pub struct CreateArgs {
     /// A note, KEY=VALUE; can be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
+    /// See there.
+    #[command(flatten)]
+    pub owner: OwnerArg,
     /// Wait until it runs, not only until it is decided.
     #[arg(long)]
     pub wait: bool,
@@ -358,6 +365,9 @@ pub struct ForkArgs {
     pub secrets: Vec<SecretArg>,
     /// See there.
     #[command(flatten)]
+    pub owner: OwnerArg,
+    /// See there.
+    #[command(flatten)]
     pub change: Change,
 }
 
@@ -375,6 +385,9 @@ pub enum SnapshotCommand {
         /// Whether the VM is copied while it runs, or after it was stopped.
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
+        /// See there.
+        #[command(flatten)]
+        owner: OwnerArg,
         /// See there.
         #[command(flatten)]
         change: Change,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::Args;
+use raft::state::names::is_valid as is_name;
 
 use super::label;
 
@@ -40,7 +41,7 @@ Examples:
 Copies a file, or a folder with all that is in it: permissions, modification times and symbolic links are kept, owners are not. A
 folder that is there gets SRC in it, under its own name; SRC/. is only what is in it. Files that are there are replaced, those with the
 same size and time are left alone. A path in a VM is below root's home unless it begins with /. A file here whose name has a colon
-is written ./a:b.
+is written ./a:b. OWNER/NAME:PATH is in the VM of another owner.
 
 A copy that was interrupted goes on where it was when it is run again. Out of a VM come neither set-user-id bits nor links that
 point out of the tree.";
@@ -98,21 +99,29 @@ pub enum CopySide {
 }
 
 impl CopySide {
-    /// Reads one as it is typed: what has a colon before any slash is in a VM.
+    /// Reads one as it is typed: what has a colon before any slash is in a VM, and so is what begins with `OWNER/NAME:`.
     pub fn of(text: &OsStr) -> Self {
         let bytes = text.as_bytes();
         if bytes == b"-" {
             return Self::Standard;
         }
         let first = bytes.iter().position(|byte| matches!(byte, b':' | b'/'));
-        match first {
-            Some(colon @ 1..) if bytes[colon] == b':' => Self::In {
+        let colon = bytes.iter().position(|byte| *byte == b':');
+        match colon {
+            Some(colon @ 1..) if first == Some(colon) || is_owned(&bytes[..colon]) => Self::In {
                 vm: String::from_utf8_lossy(&bytes[..colon]).into_owned(),
                 path: bytes[colon + 1..].to_vec(),
             },
             _ => Self::Here(text.into()),
         }
     }
+}
+
+/// Whether something is `OWNER/NAME`.
+fn is_owned(text: &[u8]) -> bool {
+    let text = std::str::from_utf8(text).ok();
+    let parts = text.and_then(|text| text.split_once('/'));
+    parts.is_some_and(|(owner, name)| is_name(owner) && is_name(name))
 }
 
 /// The name that what is at a path has there; empty for what `.` and `..` and the root are, of which only what is in them is meant.
@@ -182,6 +191,10 @@ mod tests {
             (":a", here(":a")),
             ("v:", vm("v", "")),
             ("v:/a:b", vm("v", "/a:b")),
+            ("ann/v:a", vm("ann/v", "a")),
+            ("./ann/v:a", here("./ann/v:a")),
+            ("a.d/v:a", here("a.d/v:a")),
+            ("a/b/v:a", here("a/b/v:a")),
         ] {
             assert_eq!(CopySide::of(text.as_ref()), side, "{text}");
         }

@@ -24,6 +24,7 @@ pub(crate) async fn run(context: &Context, command: CertCommand) -> Result<(), F
         CertCommand::Create {
             name,
             role,
+            owner,
             ttl,
             out,
             change,
@@ -44,6 +45,7 @@ pub(crate) async fn run(context: &Context, command: CertCommand) -> Result<(), F
             let (key, csr) = certificate_request()?;
             let request = CreateCertificateRequest {
                 name,
+                owner,
                 role: v1::Role::from(role).into(),
                 // 0 means "as usual" on the wire: less than a second is not that.
                 ttl_seconds: ttl.as_secs().max(1),

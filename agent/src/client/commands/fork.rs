@@ -20,6 +20,7 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure
         labels: args.labels.into_iter().collect(),
         settings: args.settings.into_iter().collect(),
         secrets,
+        owner: args.owner.owner,
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

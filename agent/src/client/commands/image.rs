@@ -85,6 +85,7 @@ async fn import(context: &Context, args: ImportArgs) -> Result<(), Failure> {
             .unwrap_or(u64::MAX)
             .max(1),
         guest_agent: GuestAgent::from(args.guest_agent).into(),
+        owner: args.owner.owner,
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

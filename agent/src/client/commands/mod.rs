@@ -13,6 +13,7 @@ pub mod join;
 pub mod logs;
 pub mod node;
 pub mod operation;
+pub mod owner;
 pub mod recover;
 pub mod restore;
 pub mod snapshot;

@@ -17,6 +17,7 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
             vm,
             name,
             mode,
+            owner,
             change,
         } => {
             let _progress = Progress::spinner(format!("capturing {vm}"));
@@ -25,6 +26,7 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
                 vm,
                 name,
                 mode,
+                owner: owner.owner,
                 request_id: change.id(),
             };
             let created = reach.change(&request.request_id, async |attempt| {

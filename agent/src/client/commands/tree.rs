@@ -2,13 +2,14 @@
 
 use std::io::Write as _;
 
-use proto::v1::{ListSnapshotsRequest, ListVmsRequest};
+use proto::v1::{GetQuotaRequest, ListSnapshotsRequest, ListVmsRequest};
 use serde_json::json;
 
 use crate::client::{
     Context,
     args::objects::TreeArgs,
     failure::Failure,
+    reach::Reach,
     tree::{Forest, RootError, Strokes, draw},
     views::{snapshot::SnapshotView, vm::VmView},
 };
@@ -36,7 +37,14 @@ pub(crate) async fn run(context: &Context, args: TreeArgs) -> Result<(), Failure
         .collect();
     let forest = Forest::new(&vms, &snapshots);
     let (trees, one) = match &args.root {
-        Some(root) => (vec![forest.below(root)?], true),
+        Some(root) => {
+            // With one owner there is nothing to choose.
+            let own = match forest.owners() > 1 {
+                true => own(&reach).await?,
+                false => String::new(),
+            };
+            (vec![forest.below(root, &own)?], true)
+        }
         None => (forest.whole(), false),
     };
     if context.for_people() {
@@ -49,13 +57,24 @@ pub(crate) async fn run(context: &Context, args: TreeArgs) -> Result<(), Failure
     }
 }
 
+/// The owner whose bare names come first.
+async fn own(reach: &Reach) -> Result<String, Failure> {
+    let quota = reach.call(async |attempt| {
+        let request = attempt.request(GetQuotaRequest::default());
+        attempt.owners().get_quota(request).await
+    });
+    Ok(quota.await?.owner)
+}
+
 impl From<RootError> for Failure {
     fn from(error: RootError) -> Self {
         let hint = match &error {
             RootError::NotFound(_) => {
                 "`fpagent vm ls` and `fpagent snapshot ls` list what there is"
             }
-            RootError::Ambiguous(_) => "give more of the id, or write a snapshot as @NAME",
+            RootError::Ambiguous { .. } => {
+                "give more of the id, write a snapshot as @NAME, or say whose it is: OWNER/NAME"
+            }
         };
         Self::refused(error, hint)
     }

@@ -24,7 +24,7 @@ const REMOVED_AT_ONCE: usize = 256;
 
 pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Failure> {
     match command {
-        VmCommand::Create(args) => create(context, args).await,
+        VmCommand::Create(args) => create(context, *args).await,
         VmCommand::Ls => {
             let reach = context.reach()?;
             let listed = reach.call(async |attempt| {
@@ -114,6 +114,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         unready: Unready::from(args.guest.unready).into(),
         labels: args.labels.into_iter().collect(),
         wait: args.wait,
+        owner: args.owner.owner,
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

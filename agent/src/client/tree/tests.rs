@@ -99,18 +99,19 @@ fn a_part_of_it() {
         ("v7", "V7"),
         ("@V8", "V8"),
     ] {
-        assert_eq!(family().below(text).unwrap().id, root, "{text}");
+        assert_eq!(family().below(text, "").unwrap().id, root, "{text}");
     }
     for text in ["", "nothing", "@demo", "other@golden", "demo-1@V6", "@"] {
         assert_eq!(
-            family().below(text),
+            family().below(text, ""),
             Err(RootError::NotFound(text.to_owned())),
             "{text}"
         );
     }
-    assert_eq!(
-        family().below("V"),
-        Err(RootError::Ambiguous("V".to_owned()))
+    let several = family().below("V", "").unwrap_err();
+    assert!(
+        matches!(&several, RootError::Ambiguous { matches, .. } if matches[..2] == ["V1", "V4"]),
+        "{several}"
     );
 }
 
@@ -142,21 +143,22 @@ one  running  host-a
       `- @of-other  ready
 ";
     assert_eq!(draw(&forest().whole(), Strokes::ASCII), expected);
-    assert_eq!(forest().below("demo@first").unwrap().id, "V2");
+    assert_eq!(forest().below("demo@first", "").unwrap().id, "V2");
 }
 
 #[test]
 fn json_is_nested() {
-    let json = serde_json::to_value(family().below("demo-2").unwrap()).unwrap();
+    let json = serde_json::to_value(family().below("demo-2", "").unwrap()).unwrap();
     assert_eq!(
         json,
         serde_json::json!({
-            "kind": "vm", "id": "V5", "name": "demo-2", "state": "running", "node": "host-a", "deleted": false,
+            "kind": "vm", "id": "V5", "name": "demo-2", "owner": "", "state": "running", "node": "host-a", "deleted": false, "hidden": false,
             "children": [{
-                "kind": "snapshot", "id": "V6", "name": "", "state": "ready", "node": "host-a", "deleted": false,
+                "kind": "snapshot", "id": "V6", "name": "", "owner": "", "state": "ready", "node": "host-a", "deleted": false,
+                "hidden": false,
                 "children": [{
-                    "kind": "vm", "id": "V7", "name": "grandchild", "state": "running", "node": "host-a",
-                    "deleted": false, "children": []
+                    "kind": "vm", "id": "V7", "name": "grandchild", "owner": "", "state": "running", "node": "host-a",
+                    "deleted": false, "hidden": false, "children": []
                 }]
             }]
         })
@@ -172,5 +174,81 @@ fn nonsense_ends() {
         )
     };
     assert_eq!(forest().whole().len(), 1);
-    assert_eq!(forest().below("a").unwrap().children, []);
+    assert_eq!(forest().below("a", "").unwrap().children, []);
+}
+
+#[test]
+fn what_is_hidden_is_drawn_without_a_name() {
+    let hidden_vm = |id: &str, name: &str| VmView {
+        parent_hidden: true,
+        ..vm(id, name, ("", ""), "")
+    };
+    let shared = SnapshotView {
+        vm_hidden: true,
+        ..snapshot("S2", "golden", ("", ""), "")
+    };
+    let forest = || {
+        Forest::new(
+            &[
+                hidden_vm("V1", "mine"),
+                VmView {
+                    parent_hidden: true,
+                    ..vm("V3", "golden-1", ("", ""), "S2")
+                },
+            ],
+            std::slice::from_ref(&shared),
+        )
+    };
+    let expected = "\
+(hidden)
+└─ @golden  ready
+   └─ golden-1  running  host-a
+(hidden)
+└─ mine  running  host-a
+";
+    assert_eq!(draw(&forest().whole(), Strokes::UNICODE), expected);
+    // It is not found by the id of what comes from it.
+    assert_eq!(forest().below("V1", "").unwrap().name, "mine");
+    assert_eq!(forest().below("S2", "").unwrap().name, "golden");
+}
+
+#[test]
+fn names_of_several_owners_are_told_apart() {
+    let of = |owner: &str, id: &str| VmView {
+        owner: owner.to_owned(),
+        ..vm(id, "web", ("", ""), "")
+    };
+    let forest = || Forest::new(&[of("ann", "V1"), of("bob", "V2")], &[]);
+    assert_eq!(forest().below("bob/web", "").unwrap().id, "V2");
+    assert_eq!(
+        forest().below("web", "carl").unwrap_err(),
+        RootError::Ambiguous {
+            text: "web".to_owned(),
+            matches: vec!["ann/web".to_owned(), "bob/web".to_owned()],
+        }
+    );
+    // One's own comes first.
+    assert_eq!(forest().below("web", "bob").unwrap().id, "V2");
+    assert_eq!(forest().owners(), 2);
+    let gold = |owner: &str, id: &str, vm: &str| SnapshotView {
+        owner: owner.to_owned(),
+        ..snapshot(id, "gold", (vm, "web"), "")
+    };
+    let forest = || {
+        Forest::new(
+            &[of("ann", "V1"), of("bob", "V2")],
+            &[gold("ann", "S1", "V1"), gold("bob", "S2", "V2")],
+        )
+    };
+    for (text, id) in [
+        ("@bob/gold", "S2"),
+        ("bob/web@gold", "S2"),
+        ("ann/web@gold", "S1"),
+    ] {
+        assert_eq!(forest().below(text, "").unwrap().id, id, "{text}");
+    }
+    assert_eq!(
+        forest().below("@gold", "").unwrap_err().to_string(),
+        "\"@gold\" fits more than one VM or snapshot: @ann/gold, @bob/gold"
+    );
 }

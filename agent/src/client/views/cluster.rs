@@ -198,6 +198,7 @@ impl Row for TokenView {
 pub struct CertificateView {
     pub id: String,
     pub name: String,
+    pub owner: String,
     pub role: &'static str,
     pub created_at: Option<String>,
     pub expires_at: Option<String>,
@@ -215,6 +216,7 @@ impl From<v1::Certificate> for CertificateView {
         Self {
             id: certificate.id,
             name: certificate.name,
+            owner: certificate.owner,
             role,
             created_at: time(certificate.created_at),
             expires_at: time(certificate.expires_at),
@@ -225,7 +227,7 @@ impl From<v1::Certificate> for CertificateView {
 
 impl Row for CertificateView {
     fn header(_wide: bool) -> Vec<&'static str> {
-        vec!["ID", "NAME", "ROLE", "AGE", "EXPIRES", "REVOKED"]
+        vec!["ID", "NAME", "OWNER", "ROLE", "AGE", "EXPIRES", "REVOKED"]
     }
 
     fn cells(&self, _wide: bool) -> Vec<String> {
@@ -233,6 +235,7 @@ impl Row for CertificateView {
         vec![
             self.id.clone(),
             self.name.clone(),
+            self.owner.clone(),
             self.role.to_owned(),
             age(self.created_at.as_deref()),
             or_none(&self.expires_at),

@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, time};
+use super::{age, owner::SharingView, time};
 use crate::client::{output::Row, units};
 
 /// An image as it is printed.
@@ -13,6 +13,10 @@ use crate::client::{output::Row, units};
 pub struct ImageView {
     pub id: String,
     pub name: String,
+    pub owner: String,
+    /// For its owner and administrators only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<SharingView>,
     pub files: Vec<ImageFileView>,
     pub cmdline: String,
     pub ready_line: String,
@@ -40,6 +44,8 @@ impl From<v1::Image> for ImageView {
             guest_agent,
             id: image.id,
             name: image.name,
+            owner: image.owner,
+            sharing: image.sharing.map(SharingView::from),
             files: image.files.into_iter().map(ImageFileView::from).collect(),
             cmdline: image.cmdline,
             ready_line: image.ready_line,
@@ -62,6 +68,10 @@ impl From<v1::ImageFile> for ImageFileView {
 }
 
 impl Row for ImageView {
+    fn owner(&self) -> Option<&str> {
+        Some(&self.owner)
+    }
+
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec!["NAME", "FILES", "SIZE", "DISK", "NODES", "AGE"];
         if wide {

@@ -8,6 +8,7 @@ pub mod image;
 pub mod memory;
 pub mod node;
 pub mod operation;
+pub mod owner;
 pub mod recovery;
 pub mod snapshot;
 pub mod vm;

@@ -12,6 +12,7 @@ use crate::client::output::Row;
 #[allow(missing_docs, reason = "the fields are those of the proto message")]
 pub struct OperationView {
     pub id: String,
+    pub owner: String,
     pub kind: &'static str,
     pub state: &'static str,
     pub source: String,
@@ -31,6 +32,7 @@ impl From<v1::Operation> for OperationView {
         let (kind, state) = (kind_word(operation.kind()), state_word(operation.state()));
         Self {
             id: operation.id,
+            owner: operation.owner,
             kind,
             state,
             source: operation.source,
@@ -48,6 +50,10 @@ impl From<v1::Operation> for OperationView {
 }
 
 impl Row for OperationView {
+    fn owner(&self) -> Option<&str> {
+        Some(&self.owner)
+    }
+
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec!["ID", "KIND", "STATE", "DONE", "NODE", "AGE", "ERROR"];
         if wide {

@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, milliseconds, time};
+use super::{age, milliseconds, owner::SharingView, time};
 use crate::client::{output::Row, units};
 
 /// A snapshot as it is printed.
@@ -13,6 +13,11 @@ use crate::client::{output::Row, units};
 pub struct SnapshotView {
     pub id: String,
     pub name: String,
+    pub owner: String,
+    /// For its owner and administrators only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<SharingView>,
+    pub vm_hidden: bool,
     pub vm: String,
     pub vm_name: String,
     pub parent: String,
@@ -63,6 +68,9 @@ impl From<v1::Snapshot> for SnapshotView {
         Self {
             id: snapshot.id,
             name: snapshot.name,
+            owner: snapshot.owner,
+            sharing: snapshot.sharing.map(SharingView::from),
+            vm_hidden: snapshot.vm_hidden,
             vm: snapshot.vm,
             vm_name: snapshot.vm_name,
             parent: snapshot.parent,
@@ -109,6 +117,10 @@ impl From<v1::CaptureReport> for CaptureView {
 }
 
 impl Row for SnapshotView {
+    fn owner(&self) -> Option<&str> {
+        Some(&self.owner)
+    }
+
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec![
             "ID",

@@ -159,6 +159,12 @@ fn a_vm() {
         }],
         family: "01B".into(),
         by_guest: true,
+        owner: "ann".into(),
+        sharing: Some(v1::Sharing {
+            everyone: false,
+            owners: vec!["bob".into()],
+        }),
+        parent_hidden: false,
     });
     // In two parts: one is too long for the macro.
     let mut expected = json!({
@@ -180,6 +186,7 @@ fn a_vm() {
                       "addresses": ["10.0.2.15"], "memoryBytes": 9, "availableBytes": 8},
             "ports": [{"guestPort": 80, "address": "10.0.0.2", "port": 40_001}],
             "family": "01B", "byGuest": true,
+            "owner": "ann", "sharing": {"everyone": false, "owners": ["bob"]}, "parentHidden": false,
     });
     let fields = expected.as_object_mut().unwrap();
     fields.extend(guest.as_object().unwrap().clone());
@@ -261,11 +268,14 @@ fn a_snapshot() {
         warm: 2,
         ready: 1,
         reason: String::new(),
+        owner: "ann".into(),
+        sharing: None,
+        vm_hidden: false,
     });
     check(
         &snapshot,
         &json!({
-            "id": "01C", "name": "golden", "vm": "01B", "vmName": "demo", "parent": "", "nodes": ["host-b"], "state": "ready", "reason": "",
+            "id": "01C", "name": "golden", "owner": "ann", "vmHidden": false, "vm": "01B", "vmName": "demo", "parent": "", "nodes": ["host-b"], "state": "ready", "reason": "",
             "safety": "memory", "createdAt": null, "baseBytes": 1, "streamBytes": 2, "layerBytes": 3,
             "dependents": ["demo-1"], "image": "tiny", "qemuVersion": "10.0.2",
             "capture": {"pauseMs": 4.5, "agentPauseMs": 0.0, "aheadMs": 0.0, "stopMs": 0.0, "diskMs": 0.0, "devicesMs": 0.0,
@@ -382,11 +392,16 @@ fn an_image() {
         nodes: vec!["host-a".into()],
         created_at: Some(TIME),
         guest_agent: v1::GuestAgent::Qemu.into(),
+        owner: "ann".into(),
+        sharing: Some(v1::Sharing {
+            everyone: true,
+            owners: vec![],
+        }),
     });
     check(
         &image,
         &json!({
-            "id": "01I", "name": "tiny",
+            "id": "01I", "name": "tiny", "owner": "ann", "sharing": {"everyone": true, "owners": []},
             "files": [{"kind": "disk", "sha256": "ab", "sizeBytes": 5, "virtualBytes": 1_073_741_824}],
             "cmdline": "quiet", "readyLine": "ready", "bootTimeoutMs": 60_000, "nodes": ["host-a"],
             "createdAt": "2023-11-14T22:13:20.250Z", "guestAgent": "qemu",
@@ -411,11 +426,12 @@ fn an_operation() {
         cancel_requested: false,
         done: 1,
         total: 2,
+        owner: "ann".into(),
     });
     check(
         &operation,
         &json!({
-            "id": "01O", "kind": "fork", "state": "open", "source": "01B", "snapshot": "01C", "vms": ["01D"],
+            "id": "01O", "owner": "ann", "kind": "fork", "state": "open", "source": "01B", "snapshot": "01C", "vms": ["01D"],
             "node": "host-b", "createdAt": "2023-11-14T22:13:20.250Z", "endedAt": null, "error": "",
             "cancelRequested": false, "done": 1, "total": 2,
         }),

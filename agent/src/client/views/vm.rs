@@ -8,7 +8,9 @@ use serde::Serialize;
 use super::{
     age,
     guest::{GuestView, NetworkView, PortView, network_text},
-    labels_text, time,
+    labels_text,
+    owner::SharingView,
+    time,
 };
 use crate::client::{output::Row, units};
 
@@ -19,6 +21,11 @@ use crate::client::{output::Row, units};
 pub struct VmView {
     pub id: String,
     pub name: String,
+    pub owner: String,
+    /// For its owner and administrators only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<SharingView>,
+    pub parent_hidden: bool,
     pub node: String,
     pub state: &'static str,
     pub reason: String,
@@ -131,6 +138,9 @@ impl From<v1::Vm> for VmView {
         Self {
             id: vm.id,
             name: vm.name,
+            owner: vm.owner,
+            sharing: vm.sharing.map(SharingView::from),
+            parent_hidden: vm.parent_hidden,
             node: vm.node,
             state,
             reason: vm.reason,
@@ -173,6 +183,10 @@ impl From<v1::Vm> for VmView {
 }
 
 impl Row for VmView {
+    fn owner(&self) -> Option<&str> {
+        Some(&self.owner)
+    }
+
     fn header(wide: bool) -> Vec<&'static str> {
         let mut header = vec![
             "NAME", "STATE", "NODE", "IMAGE", "CPUS", "MEMORY", "PARENT", "AGE",

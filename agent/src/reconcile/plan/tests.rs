@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use proptest::{prelude::*, sample::select};
 use qemu::past::Cause;
 use raft::state::{
-    Accelerator, CaptureMode, CaptureReport, Checksums, Content, EndCause, Machine, Network,
-    Operation, OperationKind, RestartPolicy, Snapshot, Tombstone, Unready, VmSpec,
+    Accelerator, CaptureMode, CaptureReport, Captured, Checksums, Content, EndCause, Machine,
+    Network, Operation, OperationKind, RestartPolicy, Snapshot, Tombstone, Unready, VmSpec,
 };
 
 use super::*;
@@ -38,7 +38,7 @@ fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: So
         boot,
         phase,
         reported_boot: reported,
-        ..Vm::new(VmId(id), format!("vm{id}"), NODE, spec, source, 0)
+        ..Vm::new(VmId(id), format!("vm{id}"), "ann", NODE, spec, source, 0)
     }
 }
 
@@ -76,16 +76,18 @@ fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
             }
             Action::Report(reports) => {
                 for report in reports {
-                    let vm = Arc::make_mut(state.vms.get_mut(&report.vm).unwrap());
-                    vm.phase = report.phase;
-                    vm.reason = report.reason;
-                    vm.reported_boot = report.boot;
-                    vm.ending = report.ending.or(vm.ending.take());
-                    vm.restarts = report.restarts;
-                    vm.next_start = report.next_start;
-                    if vm.phase == Phase::Stopped {
-                        vm.power = Power::Stopped { force: false };
-                    }
+                    let changed = state.vms.change(&report.vm, |vm| {
+                        vm.phase = report.phase;
+                        vm.reason = report.reason;
+                        vm.reported_boot = report.boot;
+                        vm.ending = report.ending.or(vm.ending.take());
+                        vm.restarts = report.restarts;
+                        vm.next_start = report.next_start;
+                        if vm.phase == Phase::Stopped {
+                            vm.power = Power::Stopped { force: false };
+                        }
+                    });
+                    changed.unwrap();
                 }
             }
             Action::Secure(snapshot) => {
@@ -377,7 +379,7 @@ fn a_vm_that_crashed_says_that_it_waits_and_is_started_when_it_is_due() {
     assert_eq!(plan(&state, NODE, 2_000, &observed), [boot(1)]);
 
     let change = |state: &mut State, change: fn(&mut Vm)| {
-        change(Arc::make_mut(state.vms.get_mut(&VmId(1)).unwrap()));
+        state.vms.change(&VmId(1), change).unwrap();
     };
     let mut stopped = state.clone();
     change(&mut stopped, |vm| {
@@ -393,8 +395,8 @@ fn a_vm_that_crashed_says_that_it_waits_and_is_started_when_it_is_due() {
 fn a_guest_that_exits_is_stopped_with_0_and_failed_with_anything_else() {
     let exited = |code, policy| {
         let (mut state, mut observed) = crashed(Source::Image, true);
-        let vm = Arc::make_mut(state.vms.get_mut(&VmId(1)).unwrap());
-        vm.spec.restart = policy;
+        let set = state.vms.change(&VmId(1), |vm| vm.spec.restart = policy);
+        set.unwrap();
         let seen = observed.vms.get_mut(&VmId(1)).unwrap();
         let end = End {
             exit_code: Some(code),
@@ -462,6 +464,7 @@ fn a_vm_that_ran_and_of_which_nothing_is_left_is_not_begun_anew() {
 fn operation(id: OperationId, expires_at: Millis) -> Operation {
     Operation {
         id,
+        owner: "ann".into(),
         kind: OperationKind::Fork,
         state: OperationState::Open,
         vm: Some(VmId(1)),
@@ -584,7 +587,8 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
     Snapshot {
         id: SnapshotId(id),
         name: None,
-        vm: (owner.id, owner.name),
+        ownership: owner.ownership.clone(),
+        vm: Captured::of(&owner),
         parent: None,
         nodes: [NODE].into(),
         spec: owner.spec,

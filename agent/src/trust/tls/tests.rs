@@ -151,7 +151,7 @@ async fn an_administrator_is_let_in() {
     server.probe(AGENT_SERVER_NAME, config).await.unwrap();
     let role = server.role().await;
     assert!(
-        matches!(&role, PeerRole::User(user) if user.name == "ann" && user.role == Role::Admin),
+        matches!(&role, PeerRole::User(user) if user.name == "ann" && user.owner == "ann" && user.role == Role::Admin),
         "{role:?}"
     );
 }
@@ -332,7 +332,7 @@ async fn a_silent_connection_does_not_hold_up_others() {
     server.probe(AGENT_SERVER_NAME, config).await.unwrap();
     let role = server.role().await;
     assert!(
-        matches!(&role, PeerRole::User(user) if user.name == "ann" && user.role == Role::Admin),
+        matches!(&role, PeerRole::User(user) if user.name == "ann" && user.owner == "ann" && user.role == Role::Admin),
         "{role:?}"
     );
 }

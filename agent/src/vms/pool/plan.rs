@@ -70,8 +70,8 @@ mod tests {
 
     use proptest::prelude::*;
     use raft::state::{
-        Accelerator, CaptureReport, Content, ImageId, Limits, Machine, Network, OperationId,
-        RestartPolicy, Safety, Snapshot, Unready, VmId, VmSpec,
+        Accelerator, CaptureReport, Captured, Content, ImageId, Limits, Machine, Network,
+        OperationId, Ownership, RestartPolicy, Safety, Snapshot, Unready, VmId, VmSpec,
     };
 
     use super::*;
@@ -106,7 +106,12 @@ mod tests {
         Snapshot {
             id,
             name: None,
-            vm: (VmId(1), "a".into()),
+            ownership: Ownership::of("ann"),
+            vm: Captured {
+                vm: VmId(1),
+                name: "a".into(),
+                owner: "ann".into(),
+            },
             parent: None,
             nodes: [1].into(),
             spec: VmSpec {

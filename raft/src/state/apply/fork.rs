@@ -15,10 +15,17 @@ use crate::state::{
         Power, Snapshot, Source, State, Vm, VmSpec,
     },
     names,
+    owners::{Actor, Captured, Owned as _, Ownership},
+    quotas::Usage,
     response::{Kind, Outcome, Rejection, Response},
 };
 
-pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command) -> Outcome {
+pub(super) fn create_snapshot(
+    state: &mut State,
+    by: &Actor,
+    now: Millis,
+    command: &Command,
+) -> Outcome {
     let Command::CreateSnapshot {
         operation,
         vm,
@@ -30,13 +37,16 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
         unreachable!("called for this command only");
     };
     check_operation_id(state, *operation, 0)?;
-    let vm = Arc::clone(names::vm(state, vm)?);
+    names::check_owner("owner", &by.owner)?;
+    let vm = Arc::clone(names::vm(state, by, vm)?);
     check_capturable(state, &vm)?;
     if let Some(name) = name {
-        snapshot::check_name(state, name, None)?;
+        snapshot::check_name(state, name, &by.owner, None)?;
     }
+    state.check_quota(&by.owner, Usage::of_snapshot())?;
     let begun = Begun {
         kind: OperationKind::Snapshot,
+        owner: by.owner.clone(),
         mode: *mode,
         count: 0,
         paused: false,
@@ -45,7 +55,7 @@ pub(super) fn create_snapshot(state: &mut State, now: Millis, command: &Command)
     begin_capture(state, now, *operation, &vm, name.clone(), begun)
 }
 
-pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome {
+pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     let Command::Fork {
         operation,
         source,
@@ -68,18 +78,42 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
     check_operation_id(state, *operation, *count)?;
     check_labels(labels)?;
     settings::check(settings)?;
-    let origin = origin(state, *operation, source)?;
+    names::check_owner("owner", &by.owner)?;
+    let origin = origin(state, by, *operation, source)?;
     if *by_guest {
         check_right(state, &origin, *count)?;
     }
+    // What a machine forks of itself is its VM's owner's.
+    let owner = match (by_guest, &origin.captured) {
+        (true, Some(vm)) => vm.ownership.owner.clone(),
+        _ => by.owner.clone(),
+    };
     if let Some(node) = state.nodes.get(&origin.node) {
         placement::check_schedulable(node)?;
     }
-    let names = child_names(state, name.as_deref(), &origin.parent.1, *count)?;
+    let names = child_names(state, &owner, name.as_deref(), &origin.prefix, *count)?;
+
+    let kept = match origin.captured {
+        Some(_) => Usage::of_snapshot(),
+        None => Usage::default(),
+    };
+    let each = Usage {
+        vms: 1,
+        cpus: u64::from(origin.spec.cpus),
+        memory_bytes: origin.spec.memory_bytes,
+        disk_bytes: origin.spec.disk_bytes,
+        ..Usage::default()
+    };
+    state.check_quota(&owner, each.times(*count).plus(kept))?;
 
     if let Some(vm) = &origin.captured {
-        add_capture(state, now, *operation, vm, None);
+        add_capture(state, now, *operation, vm, &owner, None);
     }
+    // Others' line is not gone on with: what its guests may do is theirs.
+    let family = match origin.family {
+        Some(_) if origin.parent.owner != owner => Some(operation.child(0)),
+        family => family,
+    };
     for (index, name) in (0..*count).zip(names) {
         let id = operation.child(index);
         let source = Source::Snapshot(origin.snapshot);
@@ -97,51 +131,67 @@ pub(super) fn fork(state: &mut State, now: Millis, command: &Command) -> Outcome
                 index,
                 count: *count,
             }),
-            family: origin.family,
+            family,
             by_guest: *by_guest,
             has_secrets: *has_secrets,
-            ..Vm::new(id, name, origin.node, origin.spec.clone(), source, now)
+            ..Vm::new(
+                id,
+                name,
+                &owner,
+                origin.node,
+                origin.spec.clone(),
+                source,
+                now,
+            )
         };
         state.vms.insert(id, Arc::new(child));
     }
     let begun = Begun {
         kind: OperationKind::Fork,
+        owner,
         mode: *mode,
         count: *count,
         paused: *paused,
         expires_at: *expires_at,
     };
-    let captured = origin.captured.map(|vm| vm.id);
-    begin(
-        state,
-        now,
-        *operation,
-        captured,
-        origin.snapshot,
-        origin.node,
-        begun,
-    )
+    let worked_on = WorkedOn {
+        vm: origin.captured.map(|vm| vm.id),
+        snapshot: origin.snapshot,
+        node: origin.node,
+    };
+    begin(state, now, *operation, worked_on, begun)
 }
+
+/// What the names of forks begin with whose snapshot has no name that may be said.
+const NAMELESS: &str = "fork";
 
 /// What children come from.
 struct Origin {
     /// The VM to capture first; `None` when a snapshot is forked.
     captured: Option<Arc<Vm>>,
     snapshot: SnapshotId,
-    parent: (VmId, String),
+    parent: Captured,
+    /// What the children's names begin with when nobody says it.
+    prefix: String,
     spec: VmSpec,
     family: Option<VmId>,
     node: NodeId,
 }
 
-fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<Origin, Rejection> {
+fn origin(
+    state: &State,
+    by: &Actor,
+    operation: OperationId,
+    source: &ForkSource,
+) -> Result<Origin, Rejection> {
     match source {
         ForkSource::Vm(vm) => {
-            let vm = Arc::clone(names::vm(state, vm)?);
+            let vm = Arc::clone(names::vm(state, by, vm)?);
             check_capturable(state, &vm)?;
             Ok(Origin {
+                prefix: vm.name.clone(),
                 snapshot: operation.snapshot(),
-                parent: (vm.id, vm.name.clone()),
+                parent: Captured::of(&vm),
                 spec: vm.spec.clone(),
                 family: vm.family,
                 node: vm.node,
@@ -150,12 +200,12 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
         }
         ForkSource::Snapshot { snapshot, vm } => {
             let snapshot = match vm {
-                Some(vm) => names::snapshot_of(state, snapshot, Some(vm))?,
-                None => names::snapshot(state, snapshot)?,
+                Some(vm) => names::snapshot_of(state, by, snapshot, Some(vm))?,
+                None => names::snapshot(state, by, snapshot)?,
             };
             let refuse = |problem: &str| Rejection::WrongState {
                 kind: Kind::Snapshot,
-                name: removal::name_of(snapshot),
+                name: snapshot.shown_name(),
                 problem: problem.to_owned(),
             };
             if snapshot.content.is_none() {
@@ -167,7 +217,14 @@ fn origin(state: &State, operation: OperationId, source: &ForkSource) -> Result<
                     snapshot.lost
                 ))
             })?;
+            // The VM's name is for who may know of that.
+            let prefix = match (snapshot.vm.is_seen_by(state, by), &snapshot.name) {
+                (true, _) => &snapshot.vm.name,
+                (false, Some(name)) => name,
+                (false, None) => NAMELESS,
+            };
             Ok(Origin {
+                prefix: prefix.to_owned(),
                 captured: None,
                 snapshot: snapshot.id,
                 parent: snapshot.vm.clone(),
@@ -263,11 +320,12 @@ pub(super) fn check_operation_id(
 /// prefix and the free numbers follow.
 fn child_names(
     state: &State,
+    owner: &str,
     asked: Option<&str>,
     parent: &str,
     count: u32,
 ) -> Result<Vec<String>, Rejection> {
-    let is_taken = |name: &String| state.vms.named(name).is_some();
+    let is_taken = |name: &String| state.vms.named(owner, name).is_some();
     let names: Vec<String> = match asked {
         Some(name) => {
             names::check_name("name", name)?;
@@ -286,7 +344,7 @@ fn child_names(
             names
         }
         None => {
-            let taken = taken_numbers(state, parent);
+            let taken = taken_numbers(state, owner, parent);
             (1u32..)
                 .filter(|number| !taken.contains(number))
                 .map(|number| format!("{parent}-{number}"))
@@ -304,8 +362,8 @@ fn child_names(
     Ok(names)
 }
 
-/// The numbers with which the names of VMs end that begin with this one's.
-fn taken_numbers(state: &State, parent: &str) -> BTreeSet<u32> {
+/// The numbers with which the names of an owner's VMs end that begin with this one's.
+fn taken_numbers(state: &State, owner: &str, parent: &str) -> BTreeSet<u32> {
     let prefix = format!("{parent}-");
     let number = |name: &str| {
         let rest = name.strip_prefix(&prefix)?;
@@ -314,8 +372,7 @@ fn taken_numbers(state: &State, parent: &str) -> BTreeSet<u32> {
     };
     state
         .vms
-        .named_from(&prefix)
-        .take_while(|name| name.starts_with(&prefix))
+        .names_from(owner, &prefix)
         .filter_map(number)
         .collect()
 }
@@ -326,12 +383,14 @@ fn add_capture(
     now: Millis,
     operation: OperationId,
     vm: &Vm,
+    owner: &str,
     name: Option<String>,
 ) {
     let snapshot = Snapshot {
         id: operation.snapshot(),
         name,
-        vm: (vm.id, vm.name.clone()),
+        ownership: Ownership::of(owner),
+        vm: Captured::of(vm),
         parent: match vm.source {
             Source::Image => None,
             Source::Snapshot(parent) => Some(parent),
@@ -351,6 +410,7 @@ fn add_capture(
 /// How an operation is begun.
 pub(super) struct Begun {
     pub(super) kind: OperationKind,
+    pub(super) owner: String,
     pub(super) mode: CaptureMode,
     pub(super) count: u32,
     pub(super) paused: bool,
@@ -366,9 +426,21 @@ pub(super) fn begin_capture(
     name: Option<String>,
     begun: Begun,
 ) -> Outcome {
-    add_capture(state, now, id, vm, name);
-    let captured = Some(vm.id);
-    begin(state, now, id, captured, id.snapshot(), vm.node, begun)
+    add_capture(state, now, id, vm, &begun.owner, name);
+    let worked_on = WorkedOn {
+        vm: Some(vm.id),
+        snapshot: id.snapshot(),
+        node: vm.node,
+    };
+    begin(state, now, id, worked_on, begun)
+}
+
+/// What an operation works on, and where.
+pub(super) struct WorkedOn {
+    /// The VM that is captured or set back.
+    pub(super) vm: Option<VmId>,
+    pub(super) snapshot: SnapshotId,
+    pub(super) node: NodeId,
 }
 
 /// Begins an operation.
@@ -376,22 +448,21 @@ pub(super) fn begin(
     state: &mut State,
     now: Millis,
     id: OperationId,
-    vm: Option<VmId>,
-    snapshot: SnapshotId,
-    node: NodeId,
+    on: WorkedOn,
     begun: Begun,
 ) -> Outcome {
     let operation = Operation {
         id,
+        owner: begun.owner,
         kind: begun.kind,
         state: OperationState::Open,
-        vm,
-        snapshot,
+        vm: on.vm,
+        snapshot: on.snapshot,
         mode: begun.mode,
         count: begun.count,
         paused: begun.paused,
         results: BTreeMap::new(),
-        node,
+        node: on.node,
         created_at: now,
         expires_at: begun.expires_at,
         ended_at: None,

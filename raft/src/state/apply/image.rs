@@ -8,13 +8,15 @@ use crate::state::{
     ids::{ImageId, NodeId},
     model::{Image, Millis, ObjectId, State},
     names,
+    owners::{Actor, Owned as _, Ownership},
+    quotas::Usage,
     response::{Kind, Outcome, Rejection, Response},
 };
 
 /// The longest time that a guest may be given to boot, milliseconds.
 const MAX_BOOT_TIMEOUT_MS: u64 = 24 * 60 * 60 * 1000;
 
-pub(super) fn import(state: &mut State, now: Millis, command: &Command) -> Outcome {
+pub(super) fn import(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     let Command::ImportImage {
         id,
         name,
@@ -31,6 +33,7 @@ pub(super) fn import(state: &mut State, now: Millis, command: &Command) -> Outco
         unreachable!("called for this command only");
     };
     names::check_name("name", name)?;
+    names::check_owner("owner", &by.owner)?;
     if kernel.is_none() && disk.is_none() {
         return Err(invalid("image", "has neither a kernel nor a disk"));
     }
@@ -51,7 +54,8 @@ pub(super) fn import(state: &mut State, now: Millis, command: &Command) -> Outco
         return Err(invalid("bootTimeout", "must be at most a day"));
     }
     let node = names::node(state, &node.to_string())?.id;
-    if state.images.values().any(|image| image.name == *name) {
+    let is_taken = |image: &Arc<Image>| image.name == *name && image.ownership.owner == by.owner;
+    if state.images.values().any(is_taken) {
         return Err(Rejection::NameTaken {
             kind: Kind::Image,
             name: name.clone(),
@@ -60,9 +64,11 @@ pub(super) fn import(state: &mut State, now: Millis, command: &Command) -> Outco
     if state.images.contains_key(id) || state.tombstones.contains_key(&ObjectId::Image(*id)) {
         return Err(removal::id_taken(Kind::Image, id));
     }
+    state.check_quota(&by.owner, Usage::of_image())?;
     let image = Image {
         id: *id,
         name: name.clone(),
+        ownership: Ownership::of(by.owner.as_str()),
         kernel: kernel.clone(),
         initrd: initrd.clone(),
         disk: disk.clone(),
@@ -91,9 +97,10 @@ pub(super) fn report(state: &mut State, image: ImageId, node: NodeId) -> Outcome
     Ok(Response::Done)
 }
 
-pub(super) fn delete(state: &mut State, now: Millis, image: &str) -> Outcome {
-    let image = Arc::clone(names::image(state, image)?);
-    let dependents = removal::dependents_of_image(state, image.id);
+pub(super) fn delete(state: &mut State, by: &Actor, now: Millis, image: &str) -> Outcome {
+    let image = Arc::clone(names::image(state, by, image)?);
+    image.check_ruled_by(by)?;
+    let dependents = removal::dependents_of_image(state, by, image.id);
     removal::refuse_dependents(Kind::Image, &image.name, dependents)?;
     state.images.remove(&image.id);
     removal::bury(

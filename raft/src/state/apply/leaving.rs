@@ -9,12 +9,21 @@ use super::{operation, removal, vm};
 use crate::state::{
     KEPT_REMOVED,
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
-    model::{Image, Millis, Node, ObjectId, OperationState, RemovedNode, Snapshot, State},
+    model::{
+        Image, LostVm, Millis, Node, ObjectId, OperationState, RemovedNode, Snapshot, State, Vm,
+    },
     names,
+    owners::{Actor, Owned as _},
     response::{Kind, Outcome, Rejection, Response},
 };
 
-pub(super) fn delete_node(state: &mut State, now: Millis, node: &str, force: bool) -> Outcome {
+pub(super) fn delete_node(
+    state: &mut State,
+    by: &Actor,
+    now: Millis,
+    node: &str,
+    force: bool,
+) -> Outcome {
     let node = Arc::clone(names::node(state, node)?);
     let stays = |other: &Arc<Node>| other.id != node.id && other.has_started();
     if node.has_started() && !state.nodes.values().any(stays) {
@@ -25,27 +34,27 @@ pub(super) fn delete_node(state: &mut State, now: Millis, node: &str, force: boo
         });
     }
     if !force {
-        removal::refuse_dependents(Kind::Node, &node.name, only_there(state, node.id))?;
+        removal::refuse_dependents(Kind::Node, &node.name, only_there(state, by, node.id))?;
     }
     remove(state, now, &node);
     Ok(Response::DeletedNode(node.id))
 }
 
 /// What would be lost with a node, each with its kind: its VMs, and snapshots and images that no other node holds.
-fn only_there(state: &State, node: NodeId) -> Vec<String> {
+fn only_there(state: &State, by: &Actor, node: NodeId) -> Vec<String> {
     let vms = state.vms.of(node);
     let snapshots = snapshots_of(state, node);
     let images = images_of(state, node);
-    vms.map(|vm| format!("VM {}", vm.name))
+    vms.map(|vm| format!("VM {}", vm.name_for(by)))
         .chain(
             snapshots
                 .filter(|found| found.nodes.len() == 1)
-                .map(|found| format!("snapshot {}", removal::name_of(found))),
+                .map(|found| format!("snapshot {}", found.name_for(by))),
         )
         .chain(
             images
                 .filter(|found| found.nodes.len() == 1)
-                .map(|found| format!("image {}", found.name)),
+                .map(|found| format!("image {}", found.name_for(by))),
         )
         .collect()
 }
@@ -93,9 +102,13 @@ fn fail_operations(state: &mut State, now: Millis, node: NodeId, reason: &str) {
     }
 }
 
-fn give_up_vms(state: &mut State, now: Millis, node: NodeId) -> BTreeMap<VmId, String> {
+fn give_up_vms(state: &mut State, now: Millis, node: NodeId) -> BTreeMap<VmId, LostVm> {
     let theirs = state.vms.of(node);
-    let given_up: BTreeMap<VmId, String> = theirs.map(|vm| (vm.id, vm.name.clone())).collect();
+    let lost = |vm: &Arc<Vm>| LostVm {
+        name: vm.name.clone(),
+        owner: vm.ownership.owner.clone(),
+    };
+    let given_up: BTreeMap<VmId, LostVm> = theirs.map(|vm| (vm.id, lost(vm))).collect();
     for id in given_up.keys() {
         vm::remove(state, now, *id);
     }
@@ -115,7 +128,7 @@ fn give_up_snapshots(
         if let Some(found) = state.snapshots.get(&id)
             && found.nodes.len() == 1
         {
-            given_up.insert(id, removal::name_of(found));
+            given_up.insert(id, found.shown_name());
         }
         // It may have gone with another one.
         let _gone = removal::lost_snapshot(state, now, id, node, lost);
@@ -134,7 +147,7 @@ fn give_up_images(state: &mut State, node: NodeId) -> BTreeMap<ImageId, String> 
         image.nodes.remove(&node);
         if image.nodes.is_empty() {
             given_up.insert(id, image.name.clone());
-            if removal::dependents_of_image(state, id).is_empty() {
+            if removal::dependents_of_image(state, &Actor::cluster(), id).is_empty() {
                 state.images.remove(&id);
             }
         }

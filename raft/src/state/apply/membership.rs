@@ -79,15 +79,28 @@ pub(super) fn revoke_token(state: &mut State, id: &str) -> Outcome {
     Ok(Response::Done)
 }
 
+/// What a certificate that is issued says.
+pub(super) struct Issued<'a> {
+    pub(super) name: &'a str,
+    pub(super) owner: &'a str,
+    pub(super) role: Role,
+    pub(super) expires_at: Millis,
+}
+
 pub(super) fn issue_certificate(
     state: &mut State,
     now: Millis,
     id: CertificateId,
-    name: &str,
-    role: Role,
-    expires_at: Millis,
+    issued: &Issued<'_>,
 ) -> Outcome {
+    let Issued {
+        name,
+        owner,
+        role,
+        expires_at,
+    } = *issued;
     names::check_name("name", name)?;
+    names::check_owner("owner", owner)?;
     if expires_at <= now {
         return Err(invalid("ttlSeconds", "must end in the future"));
     }
@@ -115,6 +128,7 @@ pub(super) fn issue_certificate(
         id,
         Certificate {
             name: name.to_owned(),
+            owner: owner.to_owned(),
             role,
             created_at: now,
             expires_at,

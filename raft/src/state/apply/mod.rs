@@ -8,15 +8,18 @@ mod leaving;
 mod membership;
 mod operation;
 mod placement;
+mod quota;
 mod removal;
 mod reset;
 mod settings;
+mod share;
 mod snapshot;
 mod vm;
 
 use super::{
     command::{Command, Proposal},
     model::{Labels, Millis, State},
+    owners::Actor,
     requests::RequestRecord,
     response::{Outcome, Rejection},
 };
@@ -42,7 +45,7 @@ const MAX_LINE: usize = 4096;
 /// leaves the state as it was, but for the record of the request.
 pub fn apply(state: &mut State, proposal: &Proposal) -> Outcome {
     let Some(key) = &proposal.request else {
-        return command(state, proposal.now, &proposal.command);
+        return command(state, &proposal.by, proposal.now, &proposal.command);
     };
     if !is_request_id(&key.id) {
         return Err(invalid(
@@ -50,15 +53,16 @@ pub fn apply(state: &mut State, proposal: &Proposal) -> Outcome {
             "must be 1 to 64 of A-Z, a-z, 0-9, _ and -",
         ));
     }
-    if let Some(known) = state.requests.get(&key.id) {
+    if let Some(known) = state.requests.get(&proposal.by.owner, &key.id) {
         if known.body == key.body {
             return known.outcome.clone();
         }
         return Err(Rejection::RequestIdReused { id: key.id.clone() });
     }
-    let outcome = command(state, proposal.now, &proposal.command);
+    let outcome = command(state, &proposal.by, proposal.now, &proposal.command);
     state.requests.insert(
-        key.id.clone(),
+        &proposal.by.owner,
+        &key.id,
         RequestRecord {
             body: key.body,
             outcome: outcome.clone(),
@@ -76,7 +80,7 @@ fn is_request_id(id: &str) -> bool {
 }
 
 /// Sends each command to its place.
-fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
+fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     match command {
         Command::Found {
             cluster,
@@ -92,9 +96,18 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
         Command::IssueCertificate {
             id,
             name,
+            owner,
             role,
             expires_at,
-        } => membership::issue_certificate(state, now, *id, name, *role, *expires_at),
+        } => {
+            let issued = membership::Issued {
+                name,
+                owner,
+                role: *role,
+                expires_at: *expires_at,
+            };
+            membership::issue_certificate(state, now, *id, &issued)
+        }
         Command::RevokeCertificate { certificate } => {
             membership::revoke_certificate(state, now, certificate)
         }
@@ -122,7 +135,7 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
         } => membership::report_node(state, *node, address, capacity),
         Command::RaiseVersion { to } => membership::raise_version(state, *to),
         Command::MoveNode { node, address } => membership::move_node(state, *node, address),
-        Command::DeleteNode { node, force } => leaving::delete_node(state, now, node, *force),
+        Command::DeleteNode { node, force } => leaving::delete_node(state, by, now, node, *force),
         Command::LabelNode { node, set, remove } => {
             membership::label_node(state, node, set, remove)
         }
@@ -130,20 +143,20 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             membership::cordon_node(state, node, *schedulable)
         }
 
-        Command::ImportImage { .. } => image::import(state, now, command),
+        Command::ImportImage { .. } => image::import(state, by, now, command),
         Command::ReportImage { image, node } => image::report(state, *image, *node),
-        Command::DeleteImage { image } => image::delete(state, now, image),
+        Command::DeleteImage { image } => image::delete(state, by, now, image),
 
-        Command::CreateVm { .. } => vm::create(state, now, command),
-        Command::SetPower { vm, action } => vm::set_power(state, now, vm, *action),
-        Command::DeleteVm { vm, force } => vm::delete(state, now, vm, *force),
+        Command::CreateVm { .. } => vm::create(state, by, now, command),
+        Command::SetPower { vm, action } => vm::set_power(state, by, now, vm, *action),
+        Command::DeleteVm { vm, force } => vm::delete(state, by, now, vm, *force),
         Command::ReportVms { node, reports } => vm::report(state, *node, reports),
         Command::ReportSteps { vm, boot, failed } => vm::report_steps(state, *vm, *boot, failed),
 
-        Command::CreateSnapshot { .. } => fork::create_snapshot(state, now, command),
-        Command::Fork { .. } => fork::fork(state, now, command),
-        Command::ResetVm { .. } => reset::reset(state, now, command),
-        Command::SuspendVm { .. } => reset::suspend(state, now, command),
+        Command::CreateSnapshot { .. } => fork::create_snapshot(state, by, now, command),
+        Command::Fork { .. } => fork::fork(state, by, now, command),
+        Command::ResetVm { .. } => reset::reset(state, by, now, command),
+        Command::SuspendVm { .. } => reset::suspend(state, by, now, command),
         Command::SnapshotReady { operation, content } => {
             operation::snapshot_ready(state, now, *operation, content)
         }
@@ -155,14 +168,14 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             reason,
             cancelled,
         } => operation::fail_operation(state, now, *operation, reason, *cancelled),
-        Command::CancelOperation { operation } => operation::cancel_operation(state, operation),
-        Command::TagSnapshot { snapshot, name } => snapshot::tag(state, snapshot, name),
+        Command::CancelOperation { operation } => operation::cancel_operation(state, by, operation),
+        Command::TagSnapshot { snapshot, name } => snapshot::tag(state, by, snapshot, name),
         Command::WarmSnapshot {
             snapshot,
             vm,
             count,
-        } => snapshot::warm(state, snapshot, vm.as_deref(), *count),
-        Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, now, snapshot),
+        } => snapshot::warm(state, by, snapshot, vm.as_deref(), *count),
+        Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, by, now, snapshot),
         Command::LostSnapshot {
             snapshot,
             node,
@@ -173,6 +186,13 @@ fn command(state: &mut State, now: Millis, command: &Command) -> Outcome {
             node,
             checksums,
         } => snapshot::secure(state, *snapshot, *node, checksums),
+
+        Command::Share { object, with, stop } => {
+            share::share(state, by, object, with.as_deref(), *stop)
+        }
+
+        Command::SetQuota { owner, quota } => quota::set(state, owner, *quota),
+        Command::DeleteQuota { owner } => quota::delete(state, owner),
 
         Command::Purged { node, objects } => removal::purged(state, *node, objects),
     }

@@ -11,6 +11,7 @@ use crate::state::{
         State, Unready, Vm,
     },
     names,
+    owners::Actor,
     response::{Kind, Outcome, Rejection, Response},
 };
 
@@ -73,8 +74,9 @@ pub(super) fn report_children(
         match operation.kind {
             OperationKind::Reset | OperationKind::Suspend => {}
             OperationKind::Fork | OperationKind::Snapshot => {
-                if let Some(child) = state.vms.get_mut(&id.child(*index)) {
-                    note_result(child, result);
+                let child = id.child(*index);
+                if state.vms.get(&child).is_some_and(|child| is_first(child)) {
+                    state.vms.change(&child, |child| note_result(child, result));
                 }
             }
         }
@@ -83,12 +85,13 @@ pub(super) fn report_children(
     Ok(Response::Done)
 }
 
-/// Sets a child's phase, unless it was started anew since.
-fn note_result(child: &mut Arc<Vm>, result: &ChildResult) {
-    if child.boot != 1 || child.reported_boot != 0 {
-        return;
-    }
-    let child = Arc::make_mut(child);
+/// Whether nothing is known of a child yet, and it was not started anew.
+fn is_first(child: &Vm) -> bool {
+    child.boot == 1 && child.reported_boot == 0
+}
+
+/// Sets a child's phase.
+fn note_result(child: &mut Vm, result: &ChildResult) {
     child.reported_boot = 1;
     child.phase = match (result.error.is_empty(), child.power) {
         (false, _) => Phase::Failed,
@@ -141,6 +144,9 @@ fn end(state: &mut State, now: Millis, id: OperationId, how: OperationState) {
         let operation = Arc::make_mut(operation);
         operation.state = how;
         operation.ended_at = Some(now);
+        if let (OperationKind::Reset, Some(vm)) = (operation.kind, operation.vm) {
+            state.vms.change(&vm, |vm| vm.is_going_back = false);
+        }
     }
     let ended = |operation: &&Arc<Operation>| operation.state != OperationState::Open;
     let surplus = state
@@ -203,8 +209,8 @@ pub(super) fn fail_operation(
     Ok(Response::Operation(id))
 }
 
-pub(super) fn cancel_operation(state: &mut State, operation: &str) -> Outcome {
-    let id = names::operation(state, operation)?.id;
+pub(super) fn cancel_operation(state: &mut State, by: &Actor, operation: &str) -> Outcome {
+    let id = names::operation(state, by, operation)?.id;
     if let Some(operation) = state.operations.get_mut(&id)
         && operation.state == OperationState::Open
     {

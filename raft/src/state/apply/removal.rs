@@ -5,12 +5,13 @@
 use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 
 use crate::state::{
-    ids::{ImageId, NodeId, OperationId, SnapshotId},
+    ids::{ImageId, NodeId, SnapshotId},
     model::{
         Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, Source, State,
         Tombstone,
     },
     names,
+    owners::{Actor, Owned},
     response::{Kind, Outcome, Rejection, Response},
 };
 
@@ -19,60 +20,61 @@ const LISTED: usize = 20;
 
 /// What depends on a snapshot: the VMs that were started from it, the snapshots of those, and operations that go back to it. Each
 /// with its kind.
-pub fn dependents_of_snapshot(state: &State, id: SnapshotId) -> Vec<String> {
-    let vms = state
-        .vms
-        .values()
-        .filter(move |vm| vm.source == Source::Snapshot(id))
-        .map(|vm| format!("VM {}", vm.name));
-    let snapshots = state
-        .snapshots
-        .values()
-        .filter(move |snapshot| snapshot.parent == Some(id))
-        .map(snapshot_label);
-    let resets = resets_to(state, id).map(|operation| format!("operation {operation}"));
-    vms.chain(snapshots).chain(resets).collect()
+pub fn dependents_of_snapshot(state: &State, by: &Actor, id: SnapshotId) -> Vec<String> {
+    let vms = state.vms.values();
+    let vms = vms.filter(|vm| vm.source == Source::Snapshot(id));
+    let snapshots = state.snapshots.values();
+    let snapshots = snapshots.filter(|snapshot| snapshot.parent == Some(id));
+    let resets = resets_to(state, id).map(|operation| {
+        operation
+            .is_seen_by(by)
+            .then(|| format!("operation {}", operation.id))
+    });
+    let all = vms.map(|vm| label(vm, by));
+    known(
+        all.chain(snapshots.map(|snapshot| label(snapshot, by)))
+            .chain(resets),
+    )
+}
+
+/// What an object is called in front of somebody; `None` when it is not there for this one.
+fn label<T: Owned>(one: &Arc<T>, by: &Actor) -> Option<String> {
+    let is_seen = one.ownership().is_seen_by(by);
+    is_seen.then(|| format!("{} {}", T::KIND, one.name_for(by)))
+}
+
+/// Those that somebody knows, and how many others there are.
+fn known(all: impl Iterator<Item = Option<String>>) -> Vec<String> {
+    let (mut known, mut others) = (Vec::new(), 0);
+    for one in all {
+        match one {
+            Some(one) => known.push(one),
+            None => others += 1,
+        }
+    }
+    if others > 0 {
+        known.push(format!("{others} of other owners"));
+    }
+    known
 }
 
 /// Operations under way that set a VM to a snapshot.
-fn resets_to(state: &State, id: SnapshotId) -> impl Iterator<Item = OperationId> + '_ {
+fn resets_to(state: &State, id: SnapshotId) -> impl Iterator<Item = &Arc<Operation>> + '_ {
     let to_it = move |operation: &&Arc<Operation>| {
         operation.kind == OperationKind::Reset
             && operation.snapshot == id
             && operation.state == OperationState::Open
     };
-    state
-        .operations
-        .values()
-        .filter(to_it)
-        .map(|operation| operation.id)
+    state.operations.values().filter(to_it)
 }
 
 /// What depends on an image: the VMs and snapshots that were made from it. Each with its kind.
-pub fn dependents_of_image(state: &State, id: ImageId) -> Vec<String> {
-    let vms = state
-        .vms
-        .values()
-        .filter(|vm| vm.spec.image == id)
-        .map(|vm| format!("VM {}", vm.name));
-    let snapshots = state
-        .snapshots
-        .values()
-        .filter(|snapshot| snapshot.spec.image == id)
-        .map(snapshot_label);
-    vms.chain(snapshots).collect()
-}
-
-fn snapshot_label(snapshot: &Arc<Snapshot>) -> String {
-    format!("snapshot {}", name_of(snapshot))
-}
-
-/// A snapshot's name, or its id when it has none.
-pub(super) fn name_of(snapshot: &Snapshot) -> String {
-    snapshot
-        .name
-        .clone()
-        .unwrap_or_else(|| snapshot.id.to_string())
+pub fn dependents_of_image(state: &State, by: &Actor, id: ImageId) -> Vec<String> {
+    let vms = state.vms.values().filter(|vm| vm.spec.image == id);
+    let snapshots = state.snapshots.values();
+    let snapshots = snapshots.filter(|snapshot| snapshot.spec.image == id);
+    let all = vms.map(|vm| label(vm, by));
+    known(all.chain(snapshots.map(|snapshot| label(snapshot, by))))
 }
 
 pub(super) fn refuse_dependents(
@@ -152,7 +154,7 @@ pub(super) fn remove_snapshot(
         state,
         now,
         ObjectId::Snapshot(id),
-        &name_of(&snapshot),
+        &snapshot.shown_name(),
         &snapshot.nodes,
     );
     Some(snapshot)
@@ -174,9 +176,15 @@ pub(super) fn collect(state: &mut State, now: Millis, from: Option<SnapshotId>) 
     }
 }
 
-pub(super) fn delete_snapshot(state: &mut State, now: Millis, snapshot: &str) -> Outcome {
-    let snapshot = Arc::clone(names::snapshot(state, snapshot)?);
-    let name = name_of(&snapshot);
+pub(super) fn delete_snapshot(
+    state: &mut State,
+    by: &Actor,
+    now: Millis,
+    snapshot: &str,
+) -> Outcome {
+    let snapshot = Arc::clone(names::snapshot(state, by, snapshot)?);
+    snapshot.check_ruled_by(by)?;
+    let name = snapshot.shown_name();
     if is_being_made(state, &snapshot) {
         return Err(Rejection::WrongState {
             kind: Kind::Snapshot,
@@ -190,7 +198,7 @@ pub(super) fn delete_snapshot(state: &mut State, now: Millis, snapshot: &str) ->
     refuse_dependents(
         Kind::Snapshot,
         &name,
-        dependents_of_snapshot(state, snapshot.id),
+        dependents_of_snapshot(state, by, snapshot.id),
     )?;
     remove_snapshot(state, now, snapshot.id);
     collect(state, now, snapshot.parent);

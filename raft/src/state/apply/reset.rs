@@ -9,14 +9,16 @@ use crate::state::{
     command::Command,
     ids::{OperationId, SnapshotId, VmId},
     model::{
-        CaptureMode, Millis, OperationKind, OperationState, Phase, Power, Snapshot, Source, State,
-        Vm, VmSpec,
+        CaptureMode, Millis, Operation, OperationKind, OperationState, Phase, Power, Snapshot,
+        Source, State, Vm, VmSpec,
     },
     names,
+    owners::{Actor, Owned as _},
+    quotas::Usage,
     response::{Kind, Outcome, Rejection},
 };
 
-pub(super) fn reset(state: &mut State, now: Millis, command: &Command) -> Outcome {
+pub(super) fn reset(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     let Command::ResetVm {
         operation,
         vm,
@@ -29,11 +31,12 @@ pub(super) fn reset(state: &mut State, now: Millis, command: &Command) -> Outcom
     };
     // The id of its one child is a process's that takes the VM's place.
     fork::check_operation_id(state, *operation, 1)?;
-    let vm = Arc::clone(names::vm(state, vm)?);
+    let vm = Arc::clone(names::vm(state, by, vm)?);
+    vm.check_ruled_by(by)?;
     check_free(state, &vm)?;
     let snapshot = match (to, vm.source, vm.power) {
         (Some((snapshot, of)), _, _) => {
-            let found = Arc::clone(names::snapshot_of(state, snapshot, of.as_deref())?);
+            let found = Arc::clone(names::snapshot_of(state, by, snapshot, of.as_deref())?);
             check_fits(&vm, &found)?;
             found
         }
@@ -48,21 +51,35 @@ pub(super) fn reset(state: &mut State, now: Millis, command: &Command) -> Outcom
         return Err(wrong_state(&vm, "is not up yet: wait until it is running"));
     }
     if let Some(under_way) = open_of(state, vm.id, |_| true) {
-        let problem = format!("is being captured by operation {under_way}: wait for its end");
+        let operation = match under_way.is_seen_by(by) {
+            true => format!("operation {}", under_way.id),
+            false => "another owner".to_owned(),
+        };
+        let problem = format!("is being captured by {operation}: wait for its end");
         return Err(wrong_state(&vm, problem));
     }
     let begun = fork::Begun {
         kind: OperationKind::Reset,
         mode: CaptureMode::Auto,
+        owner: vm.ownership.owner.clone(),
         count: 1,
         paused: *paused,
         expires_at: *expires_at,
     };
-    let (id, node) = (Some(vm.id), vm.node);
-    fork::begin(state, now, *operation, id, snapshot.id, node, begun)
+    let worked_on = fork::WorkedOn {
+        vm: Some(vm.id),
+        snapshot: snapshot.id,
+        node: vm.node,
+    };
+    if !vm.counts_as_running() {
+        state.check_quota(&vm.ownership.owner, Usage::of_running(&vm))?;
+    }
+    let outcome = fork::begin(state, now, *operation, worked_on, begun);
+    state.vms.change(&vm.id, |vm| vm.is_going_back = true);
+    outcome
 }
 
-pub(super) fn suspend(state: &mut State, now: Millis, command: &Command) -> Outcome {
+pub(super) fn suspend(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     let Command::SuspendVm {
         operation,
         vm,
@@ -73,11 +90,14 @@ pub(super) fn suspend(state: &mut State, now: Millis, command: &Command) -> Outc
         unreachable!("called for this command only");
     };
     fork::check_operation_id(state, *operation, 1)?;
-    let vm = Arc::clone(names::vm(state, vm)?);
+    let vm = Arc::clone(names::vm(state, by, vm)?);
+    vm.check_ruled_by(by)?;
     fork::check_capturable(state, &vm)?;
+    state.check_quota(&vm.ownership.owner, Usage::of_snapshot())?;
     let begun = fork::Begun {
         kind: OperationKind::Suspend,
         mode: *mode,
+        owner: vm.ownership.owner.clone(),
         count: 1,
         paused: true,
         expires_at: *expires_at,
@@ -90,23 +110,27 @@ pub(super) fn check_free(state: &State, vm: &Vm) -> Result<(), Rejection> {
     let exclusive = |kind| matches!(kind, OperationKind::Reset | OperationKind::Suspend);
     match open_of(state, vm.id, exclusive) {
         None => Ok(()),
-        Some(id) => Err(wrong_state(
+        // Its owner's, who has the VM. To who only uses that an id says nothing.
+        Some(operation) => Err(wrong_state(
             vm,
-            format!("is being reset, suspended or resumed by operation {id}: wait for its end"),
+            format!(
+                "is being reset, suspended or resumed by operation {}: wait for its end",
+                operation.id
+            ),
         )),
     }
 }
 
-fn open_of(state: &State, vm: VmId, wanted: impl Fn(OperationKind) -> bool) -> Option<OperationId> {
-    state
-        .operations
-        .values()
-        .find(|operation| {
-            operation.state == OperationState::Open
-                && operation.vm == Some(vm)
-                && wanted(operation.kind)
-        })
-        .map(|operation| operation.id)
+fn open_of(
+    state: &State,
+    vm: VmId,
+    wanted: impl Fn(OperationKind) -> bool,
+) -> Option<&Arc<Operation>> {
+    state.operations.values().find(|operation| {
+        operation.state == OperationState::Open
+            && operation.vm == Some(vm)
+            && wanted(operation.kind)
+    })
 }
 
 /// Refuses a moment of another kind of machine.
@@ -150,7 +174,7 @@ fn check_held(state: &State, vm: &Vm, snapshot: &Snapshot) -> Result<(), Rejecti
     };
     Err(Rejection::WrongState {
         kind: Kind::Snapshot,
-        name: removal::name_of(snapshot),
+        name: snapshot.shown_name(),
         problem,
     })
 }
@@ -172,37 +196,40 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
         return;
     };
     let failed = !result.error.is_empty();
-    let Some((spec, family)) = state
-        .snapshots
-        .get(&operation.snapshot)
-        .map(|snapshot| (snapshot.spec.clone(), snapshot.family))
-    else {
+    let Some(snapshot) = state.snapshots.get(&operation.snapshot).map(Arc::clone) else {
         return;
     };
     if failed && !result.gave_way {
         return;
     }
-    let Some(vm) = state.vms.get_mut(&vm).map(Arc::make_mut) else {
-        return;
-    };
-    let before = std::mem::replace(&mut vm.source, Source::Snapshot(operation.snapshot));
-    (vm.spec, vm.family) = (spec, family);
-    vm.boot += 1;
-    vm.reported_boot = vm.boot;
-    vm.generation += 1;
-    vm.power = match (failed, operation.paused) {
-        (false, true) => Power::Paused,
-        _ => Power::Running,
-    };
-    vm.phase = match (failed, operation.paused) {
-        (true, _) => Phase::Failed,
-        (false, true) => Phase::Paused,
-        (false, false) => Phase::Running,
-    };
-    vm.reason.clone_from(&result.error);
-    vm.failed_steps.clone_from(&result.failed_steps);
-    (vm.ending, vm.restarts, vm.next_start) = (None, 0, None);
-    collect_source(state, now, before);
+    let before = state.vms.change(&vm, |vm| {
+        let before = std::mem::replace(&mut vm.source, Source::Snapshot(operation.snapshot));
+        vm.spec = snapshot.spec.clone();
+        vm.family = match &snapshot.family {
+            // What others' guests may do is not this VM's.
+            Some(_) if snapshot.vm.owner != vm.ownership.owner => Some(vm.id),
+            family => *family,
+        };
+        vm.boot += 1;
+        vm.reported_boot = vm.boot;
+        vm.generation += 1;
+        vm.power = match (failed, operation.paused) {
+            (false, true) => Power::Paused,
+            _ => Power::Running,
+        };
+        vm.phase = match (failed, operation.paused) {
+            (true, _) => Phase::Failed,
+            (false, true) => Phase::Paused,
+            (false, false) => Phase::Running,
+        };
+        vm.reason.clone_from(&result.error);
+        vm.failed_steps.clone_from(&result.failed_steps);
+        (vm.ending, vm.restarts, vm.next_start) = (None, 0, None);
+        before
+    });
+    if let Some(before) = before {
+        collect_source(state, now, before);
+    }
 }
 
 /// A suspension's result is known: the VM's moment is on disk and its process gone, or it goes on.
@@ -212,16 +239,17 @@ pub(super) fn was_suspended(state: &mut State, now: Millis, id: OperationId) {
     };
     let done = |result: &crate::state::ChildResult| result.error.is_empty();
     if operation.results.get(&0).is_some_and(done)
-        && let Some(vm) = operation.vm.and_then(|vm| state.vms.get_mut(&vm))
+        && let Some(vm) = operation.vm
     {
-        let vm = Arc::make_mut(vm);
-        vm.source = Source::Snapshot(operation.snapshot);
-        vm.power = Power::Suspended;
-        vm.phase = Phase::Suspended;
-        vm.reported_boot = vm.boot;
-        vm.generation += 1;
-        vm.reason.clear();
-        vm.next_start = None;
+        state.vms.change(&vm, |vm| {
+            vm.source = Source::Snapshot(operation.snapshot);
+            vm.power = Power::Suspended;
+            vm.phase = Phase::Suspended;
+            vm.reported_boot = vm.boot;
+            vm.generation += 1;
+            vm.reason.clear();
+            vm.next_start = None;
+        });
     }
     // Of no use when it failed, or when the VM was deleted meanwhile.
     removal::collect(state, now, Some(operation.snapshot));
@@ -239,9 +267,7 @@ pub(super) fn forget_moment(state: &mut State, now: Millis, vm: VmId) {
         Some(parent) => Source::Snapshot(parent),
         None => Source::Image,
     };
-    if let Some(vm) = state.vms.get_mut(&vm) {
-        Arc::make_mut(vm).source = before;
-    }
+    state.vms.change(&vm, |vm| vm.source = before);
     removal::collect(state, now, Some(moment));
 }
 

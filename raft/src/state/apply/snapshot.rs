@@ -8,27 +8,33 @@ use crate::state::{
     ids::{NodeId, SnapshotId},
     model::{Checksums, Content, Safety, Snapshot, State},
     names,
+    owners::{Actor, Owned as _},
     response::{Kind, Outcome, Rejection, Response},
 };
 
-pub(super) fn tag(state: &mut State, snapshot: &str, name: &str) -> Outcome {
-    let id = names::snapshot(state, snapshot)?.id;
-    check_name(state, name, Some(id))?;
+pub(super) fn tag(state: &mut State, by: &Actor, snapshot: &str, name: &str) -> Outcome {
+    let found = names::snapshot(state, by, snapshot)?;
+    found.check_ruled_by(by)?;
+    let id = found.id;
+    check_name(state, name, &found.ownership.owner, Some(id))?;
     if let Some(snapshot) = state.snapshots.get_mut(&id) {
         Arc::make_mut(snapshot).name = Some(name.to_owned());
     }
     Ok(Response::Snapshot(id))
 }
 
-/// Whether a snapshot may have this name.
+/// Whether a snapshot of an owner may have this name.
 pub(super) fn check_name(
     state: &State,
     name: &str,
+    owner: &str,
     own: Option<SnapshotId>,
 ) -> Result<(), Rejection> {
     names::check_name("name", name)?;
     let is_other = |snapshot: &Arc<Snapshot>| {
-        Some(snapshot.id) != own && snapshot.name.as_deref() == Some(name)
+        Some(snapshot.id) != own
+            && snapshot.name.as_deref() == Some(name)
+            && snapshot.ownership.owner == owner
     };
     if state.snapshots.values().any(is_other) {
         return Err(Rejection::NameTaken {
@@ -39,8 +45,15 @@ pub(super) fn check_name(
     Ok(())
 }
 
-pub(super) fn warm(state: &mut State, snapshot: &str, vm: Option<&str>, count: u32) -> Outcome {
-    let found = names::snapshot_of(state, snapshot, vm)?;
+pub(super) fn warm(
+    state: &mut State,
+    by: &Actor,
+    snapshot: &str,
+    vm: Option<&str>,
+    count: u32,
+) -> Outcome {
+    let found = names::snapshot_of(state, by, snapshot, vm)?;
+    found.check_ruled_by(by)?;
     if count > MAX_CHILDREN {
         return Err(invalid("count", format!("must be 0 to {MAX_CHILDREN}")));
     }

@@ -8,6 +8,8 @@ use crate::state::{
     ids::{NodeId, VmId},
     model::{Image, Limits, Millis, Network, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
     names,
+    owners::{Actor, Owned as _},
+    quotas::Usage,
     response::{Kind, Outcome, Rejection, Response},
 };
 
@@ -30,7 +32,7 @@ const MAX_SELF_FORK: u32 = 1_000;
 /// Disks come in pieces of this, bytes.
 const SECTOR: u64 = 512;
 
-pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outcome {
+pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     let Command::CreateVm {
         id,
         name,
@@ -56,6 +58,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         unreachable!("called for this command only");
     };
     names::check_name("name", name)?;
+    names::check_owner("owner", &by.owner)?;
     if !(1..=MAX_CPUS).contains(cpus) {
         return Err(invalid("cpus", format!("must be 1 to {MAX_CPUS}")));
     }
@@ -78,7 +81,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
             format!("must be at most {MAX_SELF_FORK}"),
         ));
     }
-    let image = names::image(state, image)?;
+    let image = names::image(state, by, image)?;
     if image.kernel.is_none() {
         return Err(invalid(
             "image",
@@ -109,7 +112,7 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
         self_fork: *self_fork,
         unready: *unready,
     };
-    if state.vms.named(name).is_some() {
+    if state.vms.named(&by.owner, name).is_some() {
         return Err(Rejection::NameTaken {
             kind: Kind::Vm,
             name: name.clone(),
@@ -126,8 +129,9 @@ pub(super) fn create(state: &mut State, now: Millis, command: &Command) -> Outco
     let vm = Vm {
         labels: labels.clone(),
         family: (*self_fork > 0).then_some(*id),
-        ..Vm::new(*id, name.clone(), node, spec, Source::Image, now)
+        ..Vm::new(*id, name.clone(), &by.owner, node, spec, Source::Image, now)
     };
+    state.check_quota(&by.owner, Usage::of_vm(&vm))?;
     state.vms.insert(*id, Arc::new(vm));
     Ok(Response::Vm(*id))
 }
@@ -214,30 +218,39 @@ fn disk_size(image: &Image, asked: u64) -> Result<u64, Rejection> {
     Ok(asked)
 }
 
-pub(super) fn set_power(state: &mut State, now: Millis, vm: &str, action: PowerAction) -> Outcome {
-    let found = names::vm(state, vm)?;
+pub(super) fn set_power(
+    state: &mut State,
+    by: &Actor,
+    now: Millis,
+    vm: &str,
+    action: PowerAction,
+) -> Outcome {
+    let found = names::vm(state, by, vm)?;
+    found.check_ruled_by(by)?;
     reset::check_free(state, found)?;
-    let (id, was_suspended) = (found.id, found.power == Power::Suspended);
-    let Some(vm) = state.vms.get_mut(&id) else {
-        return Err(names::not_found(Kind::Vm, vm));
-    };
-    let Wanted { power, boots } = wanted_power(vm, action)?;
-    if power != vm.power || boots {
-        let vm = Arc::make_mut(vm);
-        vm.power = power;
-        vm.generation += 1;
-        if boots {
-            vm.boot += 1;
-            vm.phase = Phase::Pending;
-            vm.reason.clear();
-            vm.restarts = 0;
-            vm.failed_steps.clear();
-        }
-        if boots || is_stopped(power) {
-            vm.next_start = None;
-        }
+    let vm = Arc::clone(found);
+    let id = vm.id;
+    let Wanted { power, boots } = wanted_power(&vm, action)?;
+    if !vm.counts_as_running() && matches!(power, Power::Running | Power::Paused) {
+        state.check_quota(&vm.ownership.owner, Usage::of_running(&vm))?;
     }
-    if was_suspended {
+    if power != vm.power || boots {
+        state.vms.change(&id, |vm| {
+            vm.power = power;
+            vm.generation += 1;
+            if boots {
+                vm.boot += 1;
+                vm.phase = Phase::Pending;
+                vm.reason.clear();
+                vm.restarts = 0;
+                vm.failed_steps.clear();
+            }
+            if boots || is_stopped(power) {
+                vm.next_start = None;
+            }
+        });
+    }
+    if vm.power == Power::Suspended {
         reset::forget_moment(state, now, id);
     }
     Ok(Response::Vm(id))
@@ -302,8 +315,9 @@ fn wanted_power(vm: &Vm, action: PowerAction) -> Result<Wanted, Rejection> {
     Ok(Wanted { power, boots })
 }
 
-pub(super) fn delete(state: &mut State, now: Millis, vm: &str, force: bool) -> Outcome {
-    let vm = names::vm(state, vm)?;
+pub(super) fn delete(state: &mut State, by: &Actor, now: Millis, vm: &str, force: bool) -> Outcome {
+    let vm = names::vm(state, by, vm)?;
+    vm.check_ruled_by(by)?;
     let ended = matches!(vm.phase, Phase::Stopped | Phase::Failed);
     if !force && !ended && matches!(vm.power, Power::Running | Power::Paused) {
         return Err(Rejection::WrongState {
@@ -338,7 +352,7 @@ pub(super) fn remove(state: &mut State, now: Millis, id: VmId) {
 /// Never refused: what is reported may be gone or have moved on.
 pub(super) fn report(state: &mut State, node: NodeId, reports: &[VmReport]) -> Outcome {
     for report in reports {
-        let Some(vm) = state.vms.get_mut(&report.vm) else {
+        let Some(vm) = state.vms.get(&report.vm) else {
             continue;
         };
         if vm.node != node || report.boot != vm.boot {
@@ -348,34 +362,37 @@ pub(super) fn report(state: &mut State, node: NodeId, reports: &[VmReport]) -> O
         if (vm.power == Power::Suspended) != (report.phase == Phase::Suspended) {
             continue;
         }
-        let vm = Arc::make_mut(vm);
-        vm.phase = report.phase;
-        vm.reason.clone_from(&report.reason);
-        vm.reported_boot = report.boot;
-        if report.ending.is_some() {
-            vm.ending.clone_from(&report.ending);
-        }
-        vm.restarts = report.restarts;
-        // What was stopped meanwhile waits for nothing.
-        let waits = report.phase == Phase::Restarting && !is_stopped(vm.power);
-        vm.next_start = report.next_start.filter(|_| waits);
-        // The guest powered itself off: it stays off until somebody starts it.
-        if report.phase == Phase::Stopped && !is_stopped(vm.power) {
-            vm.power = Power::Stopped { force: false };
-            vm.generation += 1;
-        }
+        state.vms.change(&report.vm, |vm| note(vm, report));
     }
     Ok(Response::Done)
 }
 
+fn note(vm: &mut Vm, report: &VmReport) {
+    vm.phase = report.phase;
+    vm.reason.clone_from(&report.reason);
+    vm.reported_boot = report.boot;
+    if report.ending.is_some() {
+        vm.ending.clone_from(&report.ending);
+    }
+    vm.restarts = report.restarts;
+    // What was stopped meanwhile waits for nothing.
+    let waits = report.phase == Phase::Restarting && !is_stopped(vm.power);
+    vm.next_start = report.next_start.filter(|_| waits);
+    // The guest powered itself off: it stays off until somebody starts it.
+    if report.phase == Phase::Stopped && !is_stopped(vm.power) {
+        vm.power = Power::Stopped { force: false };
+        vm.generation += 1;
+    }
+}
+
 /// Never refused: the VM may be gone, or started anew.
 pub(super) fn report_steps(state: &mut State, vm: VmId, boot: u64, failed: &[String]) -> Outcome {
-    if let Some(vm) = state.vms.get_mut(&vm).filter(|vm| vm.boot == boot)
-        && vm.failed_steps != failed
-    {
-        let vm = Arc::make_mut(vm);
-        vm.failed_steps = failed.to_vec();
-        operation::hold_if_unready(vm);
+    let is_news = |vm: &&Arc<Vm>| vm.boot == boot && vm.failed_steps != failed;
+    if state.vms.get(&vm).filter(is_news).is_some() {
+        state.vms.change(&vm, |vm| {
+            vm.failed_steps = failed.to_vec();
+            operation::hold_if_unready(vm);
+        });
     }
     Ok(Response::Done)
 }

@@ -24,7 +24,8 @@ fn a_fork_of_a_vm() {
     let child = world.find("web-2");
     assert_eq!(child.id, operation.child(1));
     assert_eq!(child.source, Source::Snapshot(operation.snapshot()));
-    assert_eq!(child.parent, Some((parent, "web".into())));
+    let parent = world.state.vms[&parent].clone();
+    assert_eq!(child.parent, Some(Captured::of(&parent)));
     assert_eq!(
         (child.node, child.boot, child.phase),
         (world.find("web").node, 1, Phase::Pending)
@@ -101,7 +102,7 @@ fn names_of_children() {
     }
     let command = world.fork_command(vm(), MAX_CHILDREN, Some("thousand"));
     world.ok(command);
-    assert!(names::vm(&world.state, "thousand-1000").is_ok());
+    assert!(names::vm(&world.state, &world.by, "thousand-1000").is_ok());
 }
 
 #[test]
@@ -174,13 +175,15 @@ fn a_snapshot_is_forked_once_it_is_ready() {
         world.ok(command);
     }
     assert_eq!(
-        names::snapshot(&world.state, "a@gold").unwrap().id,
+        names::snapshot(&world.state, &world.by, "a@gold")
+            .unwrap()
+            .id,
         made.snapshot()
     );
     // Until another VM has its name.
     world.running("a");
     assert!(matches!(
-        names::snapshot(&world.state, "a@gold"),
+        names::snapshot(&world.state, &world.by, "a@gold"),
         Err(Rejection::NotFound { .. })
     ));
 }
@@ -398,7 +401,9 @@ fn tagging() {
     world.ok(tag(second, "silver"));
     world.ok(tag(first, "gold"));
     assert_eq!(
-        names::snapshot(&world.state, "silver").unwrap().id,
+        names::snapshot(&world.state, &world.by, "silver")
+            .unwrap()
+            .id,
         second.snapshot()
     );
 }

@@ -72,7 +72,7 @@ fn what_only_a_node_has_is_in_its_way() {
     };
     let all = ["VM a", "snapshot gold", "image tiny"];
     assert_eq!(world.refused(delete("n1", false)), in_use(&all));
-    let image = names::image(&world.state, "tiny").unwrap().id;
+    let image = names::image(&world.state, &world.by, "tiny").unwrap().id;
     world.ok(Command::ReportImage { image, node: 2 });
     assert_eq!(world.refused(delete("n1", false)), in_use(&all[..2]));
     world.delete("a");
@@ -102,7 +102,7 @@ fn what_is_given_up_with_a_node_is_told() {
     world.ok(delete("n2", true));
 
     let removed = Arc::clone(&world.state.removed[&2]);
-    let vms: Vec<&String> = removed.vms.values().collect();
+    let vms: Vec<&String> = removed.vms.values().map(|vm| &vm.name).collect();
     assert_eq!(vms, ["a", "c-1"], "the other child was never one");
     assert_eq!(removed.images.values().collect::<Vec<_>>(), ["other"]);
     assert_eq!(removed.snapshots[&named.snapshot()], "gold");
@@ -114,10 +114,10 @@ fn what_is_given_up_with_a_node_is_told() {
         node: "n2".into(),
     };
     for name in ["a", "c-1", &vm.to_string()] {
-        let found = names::vm(&world.state, name);
+        let found = names::vm(&world.state, &world.by, name);
         assert_eq!(found.unwrap_err(), given_up(name));
     }
-    let gold = Arc::clone(names::snapshot(&world.state, "a@gold").unwrap());
+    let gold = Arc::clone(names::snapshot(&world.state, &world.by, "a@gold").unwrap());
     assert!(gold.nodes.is_empty() && gold.lost.contains("node n2 was removed"));
     assert_eq!(world.state.snapshots.len(), 1);
     assert!(
@@ -133,7 +133,7 @@ fn what_is_given_up_with_a_node_is_told() {
     assert!(reason.contains("n2 was removed") && !cancelled, "{reason}");
     // The names are free.
     world.running("a");
-    assert!(names::vm(&world.state, "a").is_ok());
+    assert!(names::vm(&world.state, &world.by, "a").is_ok());
 }
 
 #[test]

@@ -75,6 +75,7 @@ fn a_certificate_has_a_name_to_itself_until_it_is_revoked_or_ends() {
     let issue = |id, name: &str, expires_at| Command::IssueCertificate {
         id: CertificateId(id),
         name: name.into(),
+        owner: "team".into(),
         role: Role::Operator,
         expires_at,
     };
@@ -131,6 +132,7 @@ fn nobody_joins_before_the_founding() {
         &mut state,
         &Proposal {
             request: None,
+            by: Actor::cluster(),
             now: 1,
             command,
         },
@@ -262,7 +264,7 @@ fn an_image_in_use_stays() {
     };
     assert_eq!(world.refused(delete()), used);
     world.delete("a");
-    let image = names::image(&world.state, "tiny").unwrap().id;
+    let image = names::image(&world.state, &world.by, "tiny").unwrap().id;
     world.ok(Command::ReportImage { image, node: 2 });
     world.ok(delete());
     let object = ObjectId::Image(image);
@@ -281,7 +283,7 @@ fn an_image_in_use_stays() {
 #[test]
 fn an_image_fetched_while_it_is_deleted_is_deleted_there_too() {
     let mut world = World::new();
-    let image = names::image(&world.state, "tiny").unwrap().id;
+    let image = names::image(&world.state, &world.by, "tiny").unwrap().id;
     world.ok(Command::DeleteImage {
         image: "tiny".into(),
     });
@@ -348,6 +350,7 @@ fn the_oldest_agent_says_what_is_used() {
     assert_eq!(world.state.version, 1);
     let nobody = Proposal {
         request: None,
+        by: Actor::cluster(),
         now: 0,
         command: raise(2),
     };

@@ -4,8 +4,10 @@ mod family;
 mod forks;
 mod leaving;
 mod membership;
+mod owners;
 mod properties;
 mod put_back;
+mod quotas;
 mod removal;
 mod reset;
 mod told;
@@ -20,6 +22,8 @@ const MIB: u64 = 1 << 20;
 /// A state whose every change is checked.
 struct World {
     state: State,
+    /// On whose behalf commands are.
+    by: Actor,
     now: Millis,
     next: u128,
 }
@@ -29,6 +33,7 @@ impl World {
     fn new() -> Self {
         let mut world = Self {
             state: State::new(),
+            by: Actor::cluster(),
             now: 1_000,
             next: 1 << 40,
         };
@@ -135,7 +140,7 @@ impl World {
     }
 
     fn find(&self, name: &str) -> Arc<Vm> {
-        Arc::clone(names::vm(&self.state, name).unwrap())
+        Arc::clone(names::vm(&self.state, &self.by, name).unwrap())
     }
 
     /// Reports a phase of a VM's current boot.
@@ -234,6 +239,7 @@ impl World {
         let before = self.state.clone();
         let proposal = Proposal {
             request: None,
+            by: self.by.clone(),
             now: self.now,
             command,
         };
@@ -362,6 +368,7 @@ fn a_request_is_done_once() {
     };
     let first = Proposal {
         request: request("r-1", 1),
+        by: Actor::cluster(),
         now: 1,
         command: world.vm("a"),
     };
@@ -372,6 +379,7 @@ fn a_request_is_done_once() {
     // Sent again with another proposer's ids and time: the first outcome, and nothing done.
     let again = Proposal {
         request: request("r-1", 1),
+        by: Actor::cluster(),
         now: 2,
         command: world.vm("a"),
     };
@@ -380,6 +388,7 @@ fn a_request_is_done_once() {
 
     let other_body = Proposal {
         request: request("r-1", 2),
+        by: Actor::cluster(),
         now: 2,
         command: world.vm("b"),
     };
@@ -402,6 +411,7 @@ fn a_refused_request_stays_refused() {
             id: "r".into(),
             body: [1; 32],
         }),
+        by: Actor::cluster(),
         now: 1,
         command: stop,
     };
@@ -425,6 +435,7 @@ fn request_ids_have_a_form() {
         });
         let proposal = Proposal {
             request,
+            by: Actor::cluster(),
             now: 1,
             command: world.vm("a"),
         };

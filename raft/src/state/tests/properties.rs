@@ -246,6 +246,7 @@ fn membership() -> impl Strategy<Value = Command> {
         (1..4u128, name(), role(), 0..90u64).prop_map(|(id, name, role, expires_at)| {
             Command::IssueCertificate {
                 id: CertificateId(id),
+                owner: name.clone(),
                 name,
                 role,
                 expires_at,
@@ -287,6 +288,53 @@ fn purged() -> impl Strategy<Value = Command> {
         snapshot_id().prop_map(ObjectId::Snapshot),
     ];
     (1..3u64, vec(object, 1..5)).prop_map(|(node, objects)| Command::Purged { node, objects })
+}
+
+fn owner() -> impl Strategy<Value = String> {
+    select(&["admin", "ann", "bob"][..]).prop_map(str::to_owned)
+}
+
+/// Somebody of three owners, or an administrator.
+fn actor() -> impl Strategy<Value = Actor> {
+    (owner(), option::weighted(0.3, Just(()))).prop_map(|(owner, is_admin)| Actor {
+        is_admin: is_admin.is_some() || owner == LOCAL_OWNER,
+        owner,
+    })
+}
+
+fn share() -> impl Strategy<Value = Command> {
+    let object = prop_oneof![
+        vm().prop_map(ObjectName::Vm),
+        snapshot().prop_map(ObjectName::Snapshot),
+        image_name().prop_map(ObjectName::Image),
+    ];
+    let with = option::weighted(0.7, owner());
+    (object, with, option::weighted(0.3, Just(()))).prop_map(|(object, with, stop)| {
+        Command::Share {
+            object,
+            with,
+            stop: stop.is_some(),
+        }
+    })
+}
+
+fn quotas() -> impl Strategy<Value = Command> {
+    let limit = || option::weighted(0.3, 0..4u64);
+    let quota = (limit(), limit(), limit(), limit(), limit(), limit());
+    let set = (owner(), quota).prop_map(|(owner, limits)| {
+        let (vms, cpus, memory, disk, snapshots, images) = limits;
+        let quota = Quota {
+            vms,
+            cpus,
+            memory_bytes: memory.map(|number| number * 256 * MIB),
+            disk_bytes: disk.map(|number| number * 64 * MIB),
+            snapshots,
+            images,
+        };
+        Command::SetQuota { owner, quota }
+    });
+    let delete = owner().prop_map(|owner| Command::DeleteQuota { owner });
+    prop_oneof![3 => set, 1 => delete]
 }
 
 fn command() -> impl Strategy<Value = Command> {
@@ -333,6 +381,8 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node, reason: String::new() }),
         2 => (snapshot_id(), 1..3u64, any::<u32>(), vec(any::<u32>(), 0..3)).prop_map(|(snapshot, node, base, layers)| Command::SecureSnapshot { snapshot, node, checksums: Checksums { base, layers } }),
         1 => purged(),
+        2 => share(),
+        1 => quotas(),
     ]
 }
 
@@ -342,12 +392,12 @@ fn proposal() -> impl Strategy<Value = Proposal> {
         // Now and then another body.
         body: [u8::from(body == 0); 32],
     });
-    (option::weighted(0.3, request), 0..100u64, command()).prop_map(|(request, now, command)| {
-        Proposal {
-            request,
-            now,
-            command,
-        }
+    let request = option::weighted(0.3, request);
+    (request, actor(), 0..100u64, command()).prop_map(|(request, by, now, command)| Proposal {
+        request,
+        by,
+        now,
+        command,
     })
 }
 
@@ -357,6 +407,66 @@ fn without_requests(state: &State) -> State {
         requests: Requests::default(),
         ..state.clone()
     }
+}
+
+/// Whether it is nodes that say this, of whatever they have, or administrators.
+fn is_of_users(command: &Command) -> bool {
+    match command {
+        Command::CreateVm { .. }
+        | Command::SetPower { .. }
+        | Command::DeleteVm { .. }
+        | Command::ImportImage { .. }
+        | Command::DeleteImage { .. }
+        | Command::CreateSnapshot { .. }
+        | Command::ResetVm { .. }
+        | Command::SuspendVm { .. }
+        | Command::CancelOperation { .. }
+        | Command::TagSnapshot { .. }
+        | Command::WarmSnapshot { .. }
+        | Command::DeleteSnapshot { .. }
+        | Command::Share { .. } => true,
+        // What a guest asks for is its owner's.
+        Command::Fork { by_guest, .. } => !by_guest,
+        _ => false,
+    }
+}
+
+/// What owners have that one is not.
+fn of_others(state: &State, owner: &str) -> State {
+    let mut others = State::new();
+    let not_own = |ownership: &Ownership| ownership.owner != owner;
+    let vms = state.vms.iter().filter(|(_, vm)| not_own(&vm.ownership));
+    others.vms = vms.map(|(id, vm)| (*id, Arc::clone(vm))).collect();
+    let images = state.images.iter();
+    let images = images.filter(|(_, image)| not_own(&image.ownership));
+    others.images = images.map(|(id, one)| (*id, Arc::clone(one))).collect();
+    // What nobody named goes with the last that came from it, whoever had that.
+    let snapshots = state.snapshots.iter();
+    let snapshots = snapshots.filter(|(_, one)| one.name.is_some() && not_own(&one.ownership));
+    others.snapshots = snapshots.map(|(id, one)| (*id, Arc::clone(one))).collect();
+    others
+}
+
+/// An owner has more of something than before, and than it may.
+fn outgrown(before: &State, after: &State) -> Option<String> {
+    for (owner, quota) in &after.quotas {
+        let (was, is) = (before.used_by(owner), after.used_by(owner));
+        for (allowed, was, is) in [
+            (quota.vms, was.vms, is.vms),
+            (quota.cpus, was.cpus, is.cpus),
+            (quota.memory_bytes, was.memory_bytes, is.memory_bytes),
+            (quota.disk_bytes, was.disk_bytes, is.disk_bytes),
+            (quota.snapshots, was.snapshots, is.snapshots),
+            (quota.images, was.images, is.images),
+        ] {
+            if is > was && allowed.is_some_and(|allowed| is > allowed) {
+                return Some(format!(
+                    "{owner} may {quota:?} and has {is}, where it had {was}"
+                ));
+            }
+        }
+    }
+    None
 }
 
 /// A world in which commands find something: nodes, an image, VMs that run.
@@ -391,6 +501,11 @@ proptest! {
             if outcome.is_err() {
                 prop_assert_eq!(without_requests(&state), without_requests(&before), "{:?}", proposal);
             }
+            if !proposal.by.is_admin && is_of_users(&proposal.command) {
+                let owner = &proposal.by.owner;
+                prop_assert_eq!(of_others(&state, owner), of_others(&before, owner), "{:?}", proposal);
+            }
+            prop_assert_eq!(outgrown(&before, &state), None, "{:?}", proposal);
             let held = check(&state);
             prop_assert!(held.is_ok(), "{:?} after {:?}", held, proposal);
 

@@ -14,6 +14,7 @@ fn a_state_that_was_put_back_lets_nobody_in_by_what_it_may_have_forgotten() {
     let certificate = |id, name: &str| Command::IssueCertificate {
         id: CertificateId(id),
         name: name.into(),
+        owner: name.into(),
         role: Role::Admin,
         expires_at: 100 * HOUR,
     };

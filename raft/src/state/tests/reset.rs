@@ -82,7 +82,10 @@ fn a_reset_vm_is_the_same_one_at_another_moment() {
         world.state.operations[&operation].state,
         OperationState::Complete
     );
-    assert_eq!(dependents_of_snapshot(&world.state, snapshot), ["VM a"]);
+    assert_eq!(
+        dependents_of_snapshot(&world.state, &world.by, snapshot),
+        ["VM a"]
+    );
 }
 
 #[test]

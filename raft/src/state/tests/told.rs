@@ -198,6 +198,6 @@ fn an_image_says_what_its_guests_answer_with() {
     };
     *guest_agent = GuestAgent::Qemu;
     world.ok(image);
-    let found = names::image(&world.state, "debian").unwrap();
+    let found = names::image(&world.state, &world.by, "debian").unwrap();
     assert_eq!(found.guest_agent, GuestAgent::Qemu);
 }

@@ -400,11 +400,11 @@ fn vms_are_found_by_name_id_and_prefix() {
         .unwrap();
     assert_eq!(world.find(&text[..differs]).id, first);
     assert!(matches!(
-        names::vm(&world.state, &text[..differs - 1]),
+        names::vm(&world.state, &world.by, &text[..differs - 1]),
         Err(Rejection::Ambiguous { matches, .. }) if matches == [first.to_string(), second.to_string()]
     ));
     assert!(matches!(
-        names::vm(&world.state, ""),
+        names::vm(&world.state, &world.by, ""),
         Err(Rejection::NotFound { .. })
     ));
     // A name that looks like the other's id is a name first.

@@ -36,10 +36,10 @@ use proto::{
 use raft::{
     node::{Dialer, Handle},
     state::{
-        Accelerator, Blob, Capacity, CaptureMode, CaptureReport, ChildResult, ClusterId, Command,
-        Content, DiskBlob, ForkSource, ImageId, Labels, Limits, MAX_CHILDREN, Machine, Network,
-        NodeId, ObjectId, OperationId, Outcome, Phase, Proposal, RestartPolicy, Safety, Unready,
-        VmId, VmReport,
+        Accelerator, Actor, Blob, Capacity, CaptureMode, CaptureReport, ChildResult, ClusterId,
+        Command, Content, DiskBlob, ForkSource, ImageId, Labels, Limits, MAX_CHILDREN, Machine,
+        Network, NodeId, ObjectId, OperationId, Outcome, Phase, Proposal, RestartPolicy, Safety,
+        Unready, VmId, VmReport,
     },
 };
 use tokio::{
@@ -139,6 +139,7 @@ impl FakeHost {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
         let proposal = Proposal {
             request: None,
+            by: Actor::cluster(),
             now: u64::try_from(now)?,
             command,
         };
