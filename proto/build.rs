@@ -31,6 +31,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .btree_map(".")
         .skip_debug([
             ".forkypig.v1.ForkRequest",
+            ".forkypig.v1.JoinResponse",
+            ".forkypig.peer.v1.FetchAuthorityResponse",
             ".forkypig.peer.v1.HandSecretsRequest",
         ])
         .compile_fds(descriptors)?;

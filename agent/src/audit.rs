@@ -295,6 +295,7 @@ mod tests {
                 certificate: CertificateId(7),
                 expires_at: u64::MAX,
             }),
+            shown: None,
             address: Some("10.0.0.1:4000".parse().unwrap()),
         };
         about(|| unreachable!("no call is being answered"));

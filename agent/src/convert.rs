@@ -178,6 +178,16 @@ pub fn certificate(id: CertificateId, certificate: &state::Certificate) -> v1::C
         created_at: Some(timestamp(certificate.created_at)),
         expires_at: Some(timestamp(certificate.expires_at)),
         revoked_at: certificate.revoked_at.map(timestamp),
+        authority: hex(&certificate.authority),
+    }
+}
+
+/// An authority's certificate.
+pub fn authority_certificate(one: &state::AuthorityCertificate) -> v1::AuthorityCertificate {
+    v1::AuthorityCertificate {
+        fingerprint: hex(&one.fingerprint),
+        expires_at: Some(timestamp(one.expires_at)),
+        der: one.der.clone().into(),
     }
 }
 

@@ -10,6 +10,7 @@ use crate::node::Node;
 pub fn check(node: &Node) -> Vec<HostCheck> {
     let mut checks = vec![qemu(node), kvm(node), write_tracking(node), disk(node)];
     checks.extend(crate::density::check(node));
+    checks.push(authority(node));
     checks.push(clock(node));
     checks.push(strangers(node));
     checks
@@ -104,6 +105,21 @@ fn write_tracking(node: &Node) -> HostCheck {
             HostCheckResult::Warning,
             format!("VMs stand still while their memory is copied: {problem}"),
             "use Linux 6.7 or newer with userfaultfd",
+        ),
+    }
+}
+
+/// The authority's end, and whether this node belongs to it.
+fn authority(node: &Node) -> HostCheck {
+    let problems = crate::api::authority::problems(node, &node.state());
+    match problems.split_first() {
+        None => result("authority", HostCheckResult::Ok, "it is good", ""),
+        // Each says what to do.
+        Some(_) => result(
+            "authority",
+            HostCheckResult::Warning,
+            problems.join("; "),
+            "see `fpagent authority show` and docs/authority.md",
         ),
     }
 }

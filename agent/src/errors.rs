@@ -96,6 +96,14 @@ pub enum ApiError {
     /// The calling node was removed.
     #[error("node {0} was removed from the cluster")]
     NodeRemoved(NodeId),
+    /// The caller's certificate is of an authority that is trusted no more.
+    #[error("{whose} is of an authority that was replaced")]
+    AuthorityReplaced {
+        /// Whose certificate.
+        whose: String,
+        /// What to do.
+        hint: String,
+    },
     /// Something that should not happen.
     #[error("{0}")]
     Internal(String),
@@ -228,6 +236,9 @@ impl ApiError {
                 Reason::NodeRemoved,
                 "its data directory can be used no more: join anew with a new token",
             ),
+            Self::AuthorityReplaced { hint, .. } => {
+                Answer::new(Unauthenticated, Reason::AuthorityReplaced, hint)
+            }
             Self::Internal(_) => {
                 Answer::new(Internal, Reason::WorkFailed, "look at the agent's log")
             }
@@ -285,6 +296,14 @@ fn rejected(rejection: &Rejection) -> Answer {
             Reason::InUse,
             "delete these first, or give them up with --force",
         ),
+        Rejection::InUse {
+            kind: Kind::Authority,
+            ..
+        } => Answer::new(
+            FailedPrecondition,
+            Reason::InUse,
+            "start their agents, remove them with `fpagent node rm`, or give them up with --force",
+        ),
         Rejection::InUse { .. } => {
             Answer::new(FailedPrecondition, Reason::InUse, "delete these first")
         }
@@ -324,6 +343,7 @@ fn list_command(kind: Kind) -> &'static str {
         Kind::Operation => "op ls",
         Kind::Certificate => "cert ls",
         Kind::Quota => "quota ls",
+        Kind::Authority => "authority show",
     }
 }
 

@@ -22,6 +22,7 @@ pub mod program;
 pub mod reconcile;
 pub mod recovery;
 pub mod removal;
+pub mod replacing;
 pub mod secrets;
 pub mod store;
 pub mod trust;

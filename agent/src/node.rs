@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -34,7 +34,7 @@ use crate::{
     peers::Peers,
     secrets::Secrets,
     store::Store,
-    trust::{authority::Authority, identity::Identity},
+    trust::{authority::Authority, identity::Identity, tls::own::OwnCertificate},
     vms::{Vms, fork::Forks, launch::Fitness, pool::Pool},
 };
 
@@ -48,8 +48,12 @@ const REPORT_PAUSE: Duration = Duration::from_millis(200);
 pub struct Node {
     /// Who it is.
     pub identity: Identity,
-    /// The cluster's authority.
-    pub authority: Authority,
+    /// The authority that it signs with.
+    pub signing: RwLock<Arc<Authority>>,
+    /// What it shows of itself, and whom it trusts.
+    pub own: Arc<OwnCertificate>,
+    /// Taken by who begins to replace the authority.
+    pub replacing: tokio::sync::Mutex<()>,
     /// Who asked for what.
     pub audit: Arc<Audit>,
     /// What was measured.
@@ -125,6 +129,23 @@ impl Node {
     /// The cluster's id.
     pub fn cluster(&self) -> ClusterId {
         ClusterId(self.identity.cluster.0)
+    }
+
+    /// The authority that it signs with now.
+    pub fn authority(&self) -> Arc<Authority> {
+        // It is changed whole.
+        Arc::clone(&self.signing.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Signs with another one from here on.
+    pub fn set_authority(&self, authority: Authority) {
+        *self.signing.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authority);
+    }
+
+    /// Has connections to the other nodes made anew, because what this one shows has changed. What is under way on them goes on.
+    pub fn redial(&self) {
+        self.peers.redial();
+        self.raft.redial();
     }
 
     /// The replicated state as this node has it now.

@@ -14,7 +14,10 @@ use raft::{
     state::NodeId,
 };
 use rustls::ClientConfig;
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -23,7 +26,7 @@ use tonic::{
 };
 
 use crate::{
-    client::failure::reason_of,
+    client::failure::{Failure, reason_of},
     trust::{
         identity::Identity,
         tls::{
@@ -69,7 +72,25 @@ pub struct Peers {
     channels: Mutex<BTreeMap<(NodeId, Use), (String, Channel)>>,
     /// Who has said that this node was removed.
     removed: watch::Sender<Option<NodeId>>,
+    /// Who says that this node's certificate is of an authority that was replaced.
+    outdated: Mutex<Option<Outdated>>,
 }
+
+/// Calls that were refused because of this node's certificate.
+#[derive(Debug, Clone, Copy)]
+struct Outdated {
+    /// Who refused the last one.
+    by: NodeId,
+    /// When it began, and when the last one was.
+    since: Instant,
+    last: Instant,
+    was_said: bool,
+}
+
+/// So long such refusals go on until they are believed: a connection may be older than the certificate, and is made anew.
+const DOUBT: Duration = Duration::from_secs(3);
+/// After so long without one they have ended.
+const CALM: Duration = Duration::from_secs(10);
 
 /// What a connection is for. Streams that stand still must not hold up what keeps the cluster together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +128,7 @@ impl Peers {
             last: Mutex::default(),
             channels: Mutex::default(),
             removed: watch::Sender::new(None),
+            outdated: Mutex::default(),
         }
     }
 
@@ -131,9 +153,45 @@ impl Peers {
     /// Takes note of what a node answered instead of doing what it was asked: it may have said that this node was removed. It is one of
     /// the cluster, which it has proved.
     pub fn note_refusal(&self, by: NodeId, status: &Status) {
-        if reason_of(status) == Reason::NodeRemoved {
-            self.removed.send_replace(Some(by));
+        match reason_of(status) {
+            Reason::NodeRemoved => {
+                self.removed.send_replace(Some(by));
+            }
+            Reason::AuthorityReplaced => self.note_outdated(by, status),
+            _ => {}
         }
+    }
+
+    fn note_outdated(&self, by: NodeId, status: &Status) {
+        let now = Instant::now();
+        let mut outdated = self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = outdated.filter(|before| before.last.elapsed() < CALM);
+        let mut refused = Outdated {
+            by,
+            since: before.map_or(now, |before| before.since),
+            last: now,
+            was_said: before.is_some_and(|before| before.was_said),
+        };
+        if !refused.was_said && refused.since.elapsed() >= DOUBT {
+            refused.was_said = true;
+            tracing::error!(by, "{}", Failure::from(status.clone()).message());
+        }
+        *outdated = Some(refused);
+        drop(outdated);
+        self.redial();
+    }
+
+    /// Who says that this node's certificate counts no more.
+    pub fn outdated(&self) -> Option<NodeId> {
+        let refused = *self.outdated.lock().unwrap_or_else(PoisonError::into_inner);
+        let refused = refused.filter(|one| one.was_said && one.last.elapsed() < CALM);
+        refused.map(|one| one.by)
+    }
+
+    /// Has connections made anew when they are needed next.
+    pub fn redial(&self) {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        channels.clear();
     }
 
     /// Who has said that this node was removed, if anybody has.

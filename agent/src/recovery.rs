@@ -7,6 +7,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use raft::{
@@ -24,6 +25,7 @@ use crate::{
         authority::{self, Authority, Credentials, fingerprint},
         files,
         identity::{DataDir, DataLock, Identity, LocalNode, Member, Prepared},
+        replacement::Known,
         tls::{accept::Peer, server::PeerRole},
     },
 };
@@ -72,7 +74,9 @@ pub enum RecoveryError {
         directory: ClusterId,
     },
     /// The authority is another than the backup's.
-    #[error("the authority is not the one that the cluster had when the backup was made")]
+    #[error(
+        "the authority is neither the one that the cluster had when the backup was made nor the one that took its place"
+    )]
     OtherAuthority,
     /// The state does not take the node.
     #[error("the backup's state does not take the node")]
@@ -186,13 +190,17 @@ impl StoppedNode {
                 directory: own,
             });
         }
-        check_authority(&self.data.load()?.authority, backup)?;
+        let local = self.data.load()?;
+        let known = Known::newest(local.replacement, Known::of(&backup.state));
+        check_authority(&local.authority, backup, known.as_ref())?;
         let mut state = backup.state.clone();
-        state.put_back(now(), users);
+        let now = now();
+        state.put_back(now, users);
+        state.put_replacement(now, known.map(|known| known.replacement));
         let (me, name) = (self.identity.node, &self.identity.name);
         if !state.nodes.contains_key(&me) {
             state
-                .admit(now(), Some(me), name, &self.identity.advertise)
+                .admit(now, Some(me), name, &self.identity.advertise)
                 .map_err(RecoveryError::Refused)?;
         }
         let incarnation = self.begin(&state, backup.about.position())?;
@@ -237,6 +245,7 @@ impl StoppedNode {
             call: &format!("fpagent {what}"),
             peer: Some(&Peer {
                 role: PeerRole::Local,
+                shown: None,
                 address: None,
             }),
             about: &about,
@@ -268,12 +277,16 @@ pub fn restore_new(
     new: NewNode,
     backup: &Backup,
     authority: Authority,
+    known: Option<Known>,
     users: Users,
 ) -> Result<Identity, RecoveryError> {
-    check_authority(&authority, backup)?;
+    let known = Known::newest(known, Known::of(&backup.state));
+    check_authority(&authority, backup, known.as_ref())?;
     let now = now();
     let mut state = backup.state.clone();
     state.put_back(now, users);
+    let replacement = known.as_ref().map(|known| Arc::clone(&known.replacement));
+    state.put_replacement(now, replacement);
     let node = state
         .admit(now, None, &new.name, &new.advertise)
         .map_err(RecoveryError::Refused)?;
@@ -296,6 +309,7 @@ pub fn restore_new(
         },
         credentials: authority.issue_node(node, &new.name)?,
         authority,
+        replacement: known,
     };
     if let Prepared::Already(identity) = data.prepare(&local, Some(&admin))? {
         return Err(TrustError::OtherNode {
@@ -337,14 +351,24 @@ fn admit_admin(
             created_at: now,
             expires_at: user.expires_at,
             revoked_at: None,
+            authority: authority.fingerprint(),
         },
     );
     Ok(admin)
 }
 
-fn check_authority(authority: &Authority, backup: &Backup) -> Result<(), RecoveryError> {
-    let of_backup = backup.about.authority.as_slice().into();
-    match authority.fingerprint() == fingerprint(&of_backup) {
+/// The authority must be the one that signs: the backup's, or the one that has taken its place since.
+fn check_authority(
+    authority: &Authority,
+    backup: &Backup,
+    known: Option<&Known>,
+) -> Result<(), RecoveryError> {
+    let of_backup = fingerprint(&backup.about.authority.as_slice().into());
+    let signs = match known {
+        Some(known) if known.names(&of_backup) => known.replacement.signing().fingerprint,
+        _ => of_backup,
+    };
+    match authority.fingerprint() == signs {
         true => Ok(()),
         false => Err(RecoveryError::OtherAuthority),
     }

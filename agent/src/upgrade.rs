@@ -100,6 +100,7 @@ mod tests {
                 labels: Labels::new(),
                 created_at: 0,
                 start_by: None,
+                trust: None,
                 capacity,
             };
             (id, Arc::new(node))

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use prost::bytes::Bytes;
 
-use crate::{peer::HandSecretsRequest, v1::ForkRequest};
+use crate::{
+    peer::{FetchAuthorityResponse, HandSecretsRequest},
+    v1::{ForkRequest, JoinResponse},
+};
 
 /// Secrets by their names.
 struct Names<'a>(&'a BTreeMap<String, Bytes>);
@@ -55,6 +58,38 @@ impl fmt::Debug for HandSecretsRequest {
     }
 }
 
+impl fmt::Debug for FetchAuthorityResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key: _ } = self;
+        f.debug_struct("FetchAuthorityResponse")
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for JoinResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            cluster_id,
+            node_id,
+            certificate,
+            authority_certificate,
+            authority_key: _,
+            nodes,
+            incarnation,
+            replacement,
+        } = self;
+        f.debug_struct("JoinResponse")
+            .field("cluster_id", cluster_id)
+            .field("node_id", node_id)
+            .field("certificate", certificate)
+            .field("authority_certificate", authority_certificate)
+            .field("nodes", nodes)
+            .field("incarnation", incarnation)
+            .field("replacement", replacement)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,12 +106,21 @@ mod tests {
             operation: "01A".into(),
             secrets,
         };
+        let secret = Bytes::from_static(b"hunter2");
+        let joined = JoinResponse {
+            incarnation: "key".into(),
+            authority_key: secret.clone(),
+            ..Default::default()
+        };
+        let fetched = FetchAuthorityResponse { key: secret };
+        assert_eq!(format!("{fetched:?}"), "FetchAuthorityResponse { .. }");
         // As text, and as the numbers of its bytes.
         let hidden = ["hunter2", "104, 117", "68, 75"];
         for text in [
             format!("{fork:?}"),
             format!("{fork:#?}"),
             format!("{hand:?}"),
+            format!("{joined:?}"),
         ] {
             assert!(text.contains("key"), "{text}");
             for part in hidden {

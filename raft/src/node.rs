@@ -199,6 +199,11 @@ impl Handle {
         self.0.let_go().await;
     }
 
+    /// Has connections to the other members made anew: what this node shows of itself has changed.
+    pub fn redial(&self) {
+        self.0.redial();
+    }
+
     /// What the other members call.
     pub fn service(&self) -> Service {
         self.0.service()

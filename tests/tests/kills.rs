@@ -45,6 +45,10 @@ enum Way {
     Reset,
     /// `vm suspend`.
     Suspend,
+    /// `authority replace`.
+    Authority,
+    /// The same, where there are other nodes.
+    AuthorityOfOthers,
 }
 
 fn way(failpoint: &str) -> Option<Way> {
@@ -55,6 +59,7 @@ fn way(failpoint: &str) -> Option<Way> {
         // Of a fork that nobody asked for by name: nobody would delete its folder either.
         "pool.made" | "restore.folder-made" => Way::Warm,
         "pool.given-up" => Way::Cool,
+        "authority.asked" => Way::AuthorityOfOthers,
         _ => match failpoint.split_once('.')?.0 {
             "capture" | "secure" => Way::Capture,
             "operation" => Way::ForkVm,
@@ -65,6 +70,7 @@ fn way(failpoint: &str) -> Option<Way> {
             "verify" => Way::Verify,
             "reset" => Way::Reset,
             "suspend" => Way::Suspend,
+            "authority" => Way::Authority,
             _ => return None,
         },
     })
@@ -395,4 +401,79 @@ fn killed_at_every_step_of_verifying() -> anyhow::Result<()> {
     node.cluster.wait_vm(1, "parent", "failed")?;
     node.fp(&["vm", "start", "parent"])?;
     node.check(&Acknowledged::default())
+}
+
+/// Waits until the new authority signs, and these nodes have their certificates of it. Returns its fingerprint.
+fn renewed(cluster: &Cluster, through: usize, names: &[&str]) -> anyhow::Result<String> {
+    wait_for(&format!("{names:?} to be renewed"), PATIENCE, || {
+        let shown = cluster.node(through).json(&["authority", "show"])?;
+        let (signing, nodes) = (&shown["signing"]["fingerprint"], &shown["nodes"]);
+        let is_renewed = |name: &&str| {
+            let mut nodes = nodes.as_array().into_iter().flatten();
+            nodes.any(|node| node["node"] == **name && node["certificate"] == *signing)
+        };
+        let is_done = shown["phase"] == "renewing" && names.iter().all(is_renewed);
+        Ok(is_done.then(|| signing.as_str().unwrap_or_default().to_owned()))
+    })
+}
+
+#[test]
+fn killed_at_every_step_of_replacing_the_authority() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    for name in on(&[Way::Authority])? {
+        let acknowledged = Acknowledged::now(&node.cluster)?;
+        node.killed(&name, &["authority", "replace"])?
+            .success()
+            .with_context(|| format!("killed at {name}"))?;
+        let new = renewed(&node.cluster, 1, &["node1"]).with_context(|| name.clone())?;
+        node.fp(&["authority", "finish", "--yes"])?;
+        // The next start finds what was left.
+        node.cluster.node_mut(1).kill()?;
+        come_back(&mut node.cluster)?;
+        let shown = node.cluster.node(1).json(&["authority", "show"])?;
+        anyhow::ensure!(
+            shown["phase"] == "finished" && shown["signing"]["fingerprint"] == new.as_str(),
+            "killed at {name}: {shown}"
+        );
+        let certs = node.cluster.node(1).data.join("certs");
+        anyhow::ensure!(!certs.join("next").exists(), "{name} leaves it");
+        node.check(&acknowledged)
+            .with_context(|| format!("killed at {name}"))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_authority_whose_key_is_lost_with_its_node_is_made_anew() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    let agent = cluster.node_mut(1);
+    agent.terminate()?;
+    agent.set_program(env!("CARGO_BIN_EXE_fpagent-failpoints"));
+    agent.start()?;
+    agent.wait_answers()?;
+    cluster.wait_online(3)?;
+    for name in on(&[Way::AuthorityOfOthers])? {
+        cluster.node(1).arm(&name, KILL)?;
+        let begun = ask(&cluster, &["authority", "replace"]);
+        die(&mut cluster, &name)?;
+        let lost = cluster.node(2).json(&["authority", "show"])?["other"]["fingerprint"].clone();
+        cluster
+            .node(2)
+            .fp(&["authority", "finish", "--yes"])?
+            .refused(&["does not sign yet"])?;
+        cluster.node(2).fp(&["authority", "replace"])?.success()?;
+        let new = renewed(&cluster, 3, &["node2", "node3"])?;
+        anyhow::ensure!(new != lost, "{new} was lost");
+        // The one that has another key finds that out.
+        cluster.node_mut(1).start()?;
+        cluster.node_mut(1).wait_answers()?;
+        answer(begun)?.success()?;
+        renewed(&cluster, 1, &["node1", "node2", "node3"])?;
+        cluster
+            .node(1)
+            .fp(&["authority", "finish", "--yes"])?
+            .success()?;
+        cluster.wait_online(3)?;
+    }
+    Ok(())
 }

@@ -363,3 +363,60 @@ fn a_new_host_goes_on_with_a_backup_and_bad_ones_are_refused() -> anyhow::Result
     cluster.agents.push(new);
     Ok(())
 }
+
+#[test]
+fn a_backup_from_before_the_authority_was_replaced_goes_on_under_the_new_one() -> anyhow::Result<()>
+{
+    let mut cluster = Cluster::start(1)?;
+    let file = backup(&cluster, "before.fpbackup", &["--with-authority"])?;
+    let node = cluster.node(1);
+    node.fp(&["authority", "replace"])?.success()?;
+    let new = wait_for("node1 to be renewed", PATIENCE, || {
+        let shown = node.json(&["authority", "show"])?;
+        let signing = &shown["signing"]["fingerprint"];
+        let is_renewed = shown["nodes"][0]["certificate"] == *signing;
+        Ok((shown["phase"] == "renewing" && is_renewed).then(|| signing.clone()))
+    })?;
+    node.fp(&["authority", "finish", "--yes"])?.success()?;
+
+    // On a new host, with the certificates of one that is left.
+    let other = cluster.newcomer("node9")?;
+    let certs = node.data.join("certs");
+    let (data, authority) = (text(&other.data), text(&certs));
+    let anew = [
+        "restore",
+        &file,
+        "--data-dir",
+        &data,
+        "--name",
+        "node9",
+        "--listen",
+        &other.listen,
+        "--authority",
+        &authority,
+    ];
+    offline(&anew)?.success()?;
+    for name in ["ca.pem", "ca.key.pem", "replacement.json"] {
+        let theirs = fs::read(other.data.join("certs").join(name))?;
+        assert!(theirs == fs::read(certs.join(name))?, "another {name}");
+    }
+
+    // Where the directory is left.
+    let admin = text(&certs.join("admin"));
+    let address = format!("https://{}", node.listen);
+    cluster.node_mut(1).terminate()?;
+    let data = text(&cluster.node(1).data);
+    offline(&["restore", &file, "--data-dir", &data, "--yes"])?.success()?;
+    start(cluster.node_mut(1))?;
+    let shown = cluster.node(1).json(&["authority", "show"])?;
+    assert_eq!(
+        (&shown["phase"], &shown["signing"]["fingerprint"]),
+        (&"finished".into(), &new)
+    );
+    let as_before = ["vm", "ls", "--addr", &address, "--certs", &admin];
+    offline(&as_before)?.refused(&["authority that was replaced"])?;
+    let out = text(&cluster.folder().join("ann"));
+    let create = ["cert", "create", "ann", "--role", "viewer", "--out", &out];
+    cluster.node(1).fp(&create)?.success()?;
+    offline(&["vm", "ls", "--addr", &address, "--certs", &out])?.success()
+}

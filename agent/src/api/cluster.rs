@@ -8,12 +8,13 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use proto::v1::{
-    Certificate, CheckHostRequest, CheckHostResponse, CreateBackupRequest, CreateBackupResponse,
-    CreateCertificateRequest, CreateCertificateResponse, CreateTokenRequest, CreateTokenResponse,
-    GetStatusRequest, GetStatusResponse, JoinRequest, JoinResponse, ListCertificatesRequest,
-    ListCertificatesResponse, ListTokensRequest, ListTokensResponse, RevokeCertificateRequest,
-    RevokeTokenRequest, RevokeTokenResponse, Token, WithdrawJoinRequest, WithdrawJoinResponse,
-    cluster_service_server::ClusterService, join_service_server::JoinService,
+    Authority, Certificate, CheckHostRequest, CheckHostResponse, CreateBackupRequest,
+    CreateBackupResponse, CreateCertificateRequest, CreateCertificateResponse, CreateTokenRequest,
+    CreateTokenResponse, FinishAuthorityRequest, GetAuthorityRequest, GetStatusRequest,
+    GetStatusResponse, JoinRequest, JoinResponse, ListCertificatesRequest,
+    ListCertificatesResponse, ListTokensRequest, ListTokensResponse, ReplaceAuthorityRequest,
+    RevokeCertificateRequest, RevokeTokenRequest, RevokeTokenResponse, Token, WithdrawJoinRequest,
+    WithdrawJoinResponse, cluster_service_server::ClusterService, join_service_server::JoinService,
 };
 use raft::state::{
     self, Actor, CertificateId, Command, Owned, RequestKey, Response as Outcome, State, TokenId,
@@ -22,14 +23,20 @@ use tokio::{task::spawn_blocking, time::Instant};
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
-use super::{Api, asker::asked, carry::Answers, deadline, request_key, role, unexpected};
+use super::{
+    Api, asker::asked, authority, carry::Answers, deadline, request_key, role, unexpected,
+};
 use crate::{
     audit,
     backup::{About, Backup},
+    blobs::hex,
     convert,
     errors::ApiError,
     node::now,
-    trust::{authority::UserCertificate, names, tls::server::PeerRole, token::JoinToken},
+    trust::{
+        authority::UserCertificate, names, replacement::Known, tls::server::PeerRole,
+        token::JoinToken,
+    },
     upgrade,
 };
 
@@ -126,8 +133,8 @@ impl ClusterService for Api {
                 .map(|node| node.address.clone()),
         );
         let id = Ulid::new();
-        let token = JoinToken::generate(id, self.node.authority.fingerprint(), &addresses)
-            .map_err(internal)?;
+        let authority = self.node.authority().fingerprint();
+        let token = JoinToken::generate(id, authority, &addresses).map_err(internal)?;
         let key_hash = token.key_hash().map_err(internal)?;
         let expires_at = now() + ttl.as_millis() as u64;
         let key = request_key(&request, |request| &mut request.request_id);
@@ -135,6 +142,7 @@ impl ClusterService for Api {
             id: TokenId(id.0),
             key_hash,
             expires_at,
+            authority,
         };
         self.change(&by, key, command, deadline).await?;
         if !self.node.state().tokens.contains_key(&TokenId(id.0)) {
@@ -168,6 +176,7 @@ impl ClusterService for Api {
             id: id.to_string(),
             created_at: Some(convert::timestamp(token.created_at)),
             expires_at: Some(convert::timestamp(token.expires_at)),
+            authority: hex(&token.authority),
         });
         Ok(Response::new(ListTokensResponse {
             tokens: tokens.collect(),
@@ -212,6 +221,27 @@ impl ClusterService for Api {
         Ok(Response::new(convert::certificate(id, &certificate)))
     }
 
+    async fn get_authority(
+        &self,
+        request: Request<GetAuthorityRequest>,
+    ) -> Result<Response<Authority>, Status> {
+        self.authority_of(request).await
+    }
+
+    async fn replace_authority(
+        &self,
+        request: Request<ReplaceAuthorityRequest>,
+    ) -> Result<Response<Authority>, Status> {
+        self.replace(request).await
+    }
+
+    async fn finish_authority(
+        &self,
+        request: Request<FinishAuthorityRequest>,
+    ) -> Result<Response<Authority>, Status> {
+        self.finish(request).await
+    }
+
     type CreateBackupStream = Answers<CreateBackupResponse>;
 
     async fn create_backup(
@@ -226,7 +256,11 @@ impl ClusterService for Api {
         });
         self.read(deadline).await?;
         let published = self.node.raft.published().borrow().clone();
-        let (identity, authority) = (&self.node.identity, &self.node.authority);
+        let (identity, authority) = (&self.node.identity, self.node.authority());
+        if with_authority {
+            // With another one's key it could not be restored.
+            authority::check_signs(&authority, Known::of(&published.view).as_ref())?;
+        }
         let backup = Backup {
             about: About {
                 cluster: identity.cluster.0,
@@ -276,14 +310,16 @@ impl JoinService for Api {
             problem: error.to_string(),
         })?;
         // The certificate request is looked at before the token is used up: one that cannot be signed costs nothing.
-        let trial = self
-            .node
-            .authority
-            .sign_node_request(0, "trial", &request.csr);
+        let own = self.node.authority();
+        let trial = own.sign_node_request(0, "trial", &request.csr);
         trial.map_err(|error| ApiError::InvalidField {
             field: "csr",
             problem: error.to_string(),
         })?;
+        // What a leaked key signs from here on counts for nobody.
+        let known = authority::known(&self.node, &self.node.state());
+        let known = known.filter(|known| known.replacement.is_compromised);
+        authority::check_signs(&own, known.as_ref())?;
         let mut body = request.clone();
         // The same call sent again may come with another one.
         body.csr.clear();
@@ -303,21 +339,22 @@ impl JoinService for Api {
             Outcome::Node(id) => id,
             other => return Err(unexpected(other).into()),
         };
-        let certificate = self
-            .node
-            .authority
+        let certificate = own
             .sign_node_request(id, &request.name, &request.csr)
             .map_err(internal)?;
         let (state, status) = (self.node.state(), self.node.raft.status());
         let online = self.node.leases.online();
+        let known = authority::known(&self.node, &state);
+        let replacement = known.map_or_else(Vec::new, |known| known.to_text().into_bytes());
         tracing::info!(node = id, name = request.name, "a node joined");
         Ok(Response::new(JoinResponse {
             cluster_id: self.node.cluster().to_string(),
             incarnation: self.node.identity.incarnation.to_string(),
             node_id: id,
             certificate: certificate.to_vec().into(),
-            authority_certificate: self.node.authority.certificate().to_vec().into(),
-            authority_key: self.node.authority.key_der().into(),
+            authority_certificate: own.certificate().to_vec().into(),
+            authority_key: own.key_der().into(),
+            replacement: replacement.into(),
             nodes: state
                 .nodes
                 .values()
@@ -381,7 +418,7 @@ impl Api {
         };
         let id = CertificateId(Ulid::new().0);
         // The certificate request is looked at before anything is noted: one that cannot be signed changes nothing.
-        let authority = &self.node.authority;
+        let authority = self.node.authority();
         let sign = |id: CertificateId, name: &str, owner: &str, role, expires_at: u64| {
             let user = UserCertificate {
                 id: Ulid(id.0),
@@ -404,8 +441,15 @@ impl Api {
             owner: owner.clone(),
             role,
             expires_at,
+            authority: authority.fingerprint(),
+            replace: request.replace,
         };
         let (id, noted) = self.certificate(by, key, command, deadline).await?;
+        if noted.authority != authority.fingerprint() {
+            let problem =
+                "was used for a certificate of an authority that has been replaced since: ask anew";
+            return Err(invalid("requestId", problem));
+        }
         let der =
             sign(id, &noted.name, &noted.owner, noted.role, noted.expires_at).map_err(internal)?;
         Ok(CreateCertificateResponse {
@@ -463,6 +507,7 @@ impl Api {
             let capacity = node.capacity.iter().flat_map(|capacity| &capacity.problems);
             problems.extend(capacity.map(|problem| format!("node {}: {problem}", node.name)));
         }
+        problems.extend(authority::problems(&self.node, &state));
         problems.extend(upgrade::held_back_by(&state));
         problems.extend(self.node.density.problems());
         if let Err(ApiError::DiskFull(problem)) = self.has_room() {
@@ -481,6 +526,6 @@ fn seen<'a, T: Owned + 'a>(count: usize, all: impl Iterator<Item = &'a Arc<T>>, 
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-fn internal(error: crate::trust::TrustError) -> ApiError {
+pub(super) fn internal(error: crate::trust::TrustError) -> ApiError {
     ApiError::Internal(crate::errors::chain(&error))
 }

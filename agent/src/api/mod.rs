@@ -2,6 +2,7 @@
 
 pub mod access;
 mod asker;
+pub mod authority;
 mod carry;
 mod cluster;
 mod console;
@@ -219,6 +220,10 @@ fn subject(by: &Actor, command: &Command) -> String {
             }
         }
         Command::RevokeCertificate { certificate } => format!("certificate {certificate}"),
+        Command::ReplaceAuthority { is_compromised, .. } => match is_compromised {
+            true => "authority, compromised".to_owned(),
+            false => "authority".to_owned(),
+        },
         Command::Join { name, address, .. } => format!("node {name} at {address}"),
         Command::LabelNode { node, .. }
         | Command::CordonNode { node, .. }
@@ -257,6 +262,10 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::WithdrawJoin { .. }
         | Command::ForgetNewcomers
         | Command::MoveNode { .. }
+        // Told by who finishes it.
+        | Command::FinishAuthority { .. }
+        | Command::SignWithNewAuthority { .. }
+        | Command::ReportTrust { .. }
         | Command::ReportNode { .. }
         | Command::RaiseVersion { .. }
         | Command::ReportImage { .. }

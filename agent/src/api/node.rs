@@ -245,6 +245,7 @@ mod tests {
                 created_at: 1,
                 capacity: None,
                 start_by: None,
+                trust: None,
             };
             state.nodes.insert(id, Arc::new(node));
         }

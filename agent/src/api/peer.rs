@@ -5,15 +5,17 @@ use std::{fs::File, io::Read as _, io::Seek as _, pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::join_all, stream};
 use proto::peer::{
-    FetchFileRequest, FetchFileResponse, HandSecretsRequest, HandSecretsResponse, NodeAge,
-    ObserveRequest, ObserveResponse, ObservedPool, ObservedVm, PrepareForkRequest,
-    PrepareForkResponse, ReadConsoleRequest, ReadConsoleResponse, RenewLeaseRequest,
-    RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
+    FetchAuthorityRequest, FetchAuthorityResponse, FetchFileRequest, FetchFileResponse,
+    HandSecretsRequest, HandSecretsResponse, NodeAge, ObserveRequest, ObserveResponse,
+    ObservedPool, ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest,
+    ReadConsoleResponse, RenewLeaseRequest, RenewLeaseResponse, WaitGuestRequest,
+    WaitGuestResponse, peer_service_server::PeerService,
 };
 use proto::v1::{
     ConsoleRequest, ConsoleResponse, CopyInRequest, CopyInResponse, CopyOutRequest,
     CopyOutResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
 };
+use qemu::failpoint;
 use raft::state::{Command, NodeId, VmId};
 use tokio::{
     sync::{broadcast, mpsc},
@@ -25,6 +27,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api,
     carry::{Answers, first},
+    cluster::internal,
     role,
 };
 use crate::{
@@ -33,7 +36,7 @@ use crate::{
     guest::{self, Contact, wait::Waited},
     node::Node,
     secrets,
-    trust::tls::server::PeerRole,
+    trust::{identity::DataDir, tls::server::PeerRole},
     vms::{fork::Source, launch, vm_name},
 };
 
@@ -169,6 +172,26 @@ impl PeerService for Api {
             Waited::Never(never) => WaitGuestResponse { met: false, never },
             Waited::Open => WaitGuestResponse::default(),
         }))
+    }
+
+    async fn fetch_authority(
+        &self,
+        request: Request<FetchAuthorityRequest>,
+    ) -> Result<Response<FetchAuthorityResponse>, Status> {
+        let wanted = request.into_inner().fingerprint;
+        failpoint::reached("authority.asked");
+        let own = self.node.authority();
+        let key = match own.fingerprint() == *wanted {
+            true => own.key_der(),
+            false => {
+                let data = DataDir::new(self.node.vms.engine().layout.root());
+                let staged = data.staged_authority(&own).map_err(internal)?;
+                let staged = staged.filter(|one| one.fingerprint() == *wanted);
+                let not_here = || Status::not_found("that authority's key is not here");
+                staged.ok_or_else(not_here)?.key_der()
+            }
+        };
+        Ok(Response::new(FetchAuthorityResponse { key: key.into() }))
     }
 
     type FetchFileStream = ReceiverStream<Result<FetchFileResponse, Status>>;

@@ -170,7 +170,8 @@ impl From<ConnectError> for Failure {
             ),
             ConnectError::Untrusted { .. } => (
                 FailureKind::Refused,
-                "it may be another cluster's: check the address, and --certs or the token",
+                "it may be another cluster's, or the cluster's authority was replaced: check the address, and have the certificate \
+                 (fpagent cert create) or the token (fpagent token create) made anew",
             ),
             ConnectError::Refused { .. } => (
                 FailureKind::Refused,
@@ -225,7 +226,9 @@ impl From<RecoveryError> for Failure {
             RecoveryError::AlreadyAlone(_) => "start it with `fpagent run`",
             RecoveryError::AlreadyThere { .. } => "nothing needs to be done",
             RecoveryError::OtherCluster { .. } => "choose the cluster's backup, or its directory",
-            RecoveryError::OtherAuthority => "use the authority of the time of the backup",
+            RecoveryError::OtherAuthority => {
+                "use the authority of the time of the backup or, where it was replaced once since, the folder certs of a node that is left"
+            }
             RecoveryError::Refused(_) => "choose another --name",
             RecoveryError::Begin(_) => "nothing was changed: mend the disk, and try again",
             RecoveryError::Audit(_) => "mend the disk before the agent is started",

@@ -106,6 +106,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Recover(args) => commands::recover::run(&context, args),
         Command::Backup(args) => commands::backup::run(&context, args).await,
         Command::Restore(args) => commands::restore::run(&context, args),
+        Command::Authority(command) => commands::authority::run(&context, command).await,
         Command::Cert(command) => commands::cert::run(&context, command).await,
         Command::Token(command) => commands::token::run(&context, command).await,
         Command::Status => commands::status::status(&context).await,

@@ -48,7 +48,7 @@ use crate::{
     metrics, newcomers,
     node::{Node, now},
     peers::Peers,
-    reconcile, removal, secrets,
+    reconcile, removal, replacing, secrets,
     store::Store,
     trust::{
         TrustError,
@@ -190,7 +190,7 @@ impl Agent {
         let shown = OwnCertificate::new(&local)?;
         let own = local.credentials.clone();
         let peers = Arc::new(Peers::new(
-            client::for_node(&local, Arc::clone(&shown))?,
+            client::for_node(Arc::clone(&shown))?,
             &local.identity,
         ));
         // A log that was there once must be there: without it the node has lost what it voted for.
@@ -238,7 +238,9 @@ impl Agent {
         );
         let node = Arc::new(Node {
             identity: local.identity,
-            authority: local.authority,
+            signing: RwLock::new(Arc::new(local.authority)),
+            own: shown,
+            replacing: Default::default(),
             audit: Arc::clone(&audit),
             metrics: metrics::install()?,
             raft,
@@ -315,7 +317,7 @@ impl Agent {
         let upkeep = Arc::clone(&node);
         node.tasks
             .spawn(async move { metrics::keep(&upkeep).await });
-        let keep = renewal::keep(data.clone(), Arc::clone(&node), shown, own);
+        let keep = replacing::run(data.clone(), Arc::clone(&node), own);
         node.tasks.spawn(keep);
         node.tasks
             .spawn(introduce(Arc::clone(&node), data.admin_certs()));
@@ -559,14 +561,20 @@ async fn note_first_admin(node: &Node, certs: &Path) {
             return;
         }
     };
-    match authority::user_of(&certificate) {
-        Ok(user) if !node.state().certificates.contains_key(&user.certificate) => {
+    let authority = node.authority();
+    let read = authority::user_of(&certificate)
+        .and_then(|user| Ok((user, authority.has_signed(&certificate)?)));
+    match read {
+        // One of an authority that was replaced was noted before, or counts no more.
+        Ok((user, true)) if !node.state().certificates.contains_key(&user.certificate) => {
             let command = Command::IssueCertificate {
                 id: user.certificate,
                 name: user.name,
                 owner: user.owner,
                 role: user.role,
                 expires_at: user.expires_at,
+                authority: authority.fingerprint(),
+                replace: false,
             };
             node.report(command).await;
         }

@@ -24,11 +24,14 @@ fn backup() -> (Backup, Authority) {
             owner: "ann".to_owned(),
             role: raft::state::Role::Admin,
             expires_at: u64::MAX,
+            authority: authority.fingerprint(),
+            replace: false,
         },
         Command::CreateToken {
             id: raft::state::TokenId(8),
             key_hash: [1; 32],
             expires_at: u64::MAX,
+            authority: authority.fingerprint(),
         },
     ];
     for command in commands {
@@ -72,7 +75,7 @@ fn restored(users: Users) -> (tempfile::TempDir, DataDir, Backup) {
     let data = DataDir::new(folder.path().join("data"));
     let (backup, _) = backup();
     let authority = authority_of(&backup).unwrap().unwrap();
-    restore_new(&data, new_node("host-x"), &backup, authority, users).unwrap();
+    restore_new(&data, new_node("host-x"), &backup, authority, None, users).unwrap();
     (folder, data, backup)
 }
 
@@ -196,8 +199,55 @@ fn a_backup_of_another_cluster_or_authority_or_a_taken_name_is_refused_and_leave
         new_node("host-a"),
         &of_replaced,
         replaced,
+        None,
         Users::Keep,
     );
     assert!(matches!(taken, Err(RecoveryError::Refused(_))), "{taken:?}");
     assert!(!empty.root().exists());
+}
+
+#[test]
+fn a_backup_from_before_the_authority_was_replaced_goes_on_under_the_new_one() {
+    use crate::trust::replacement::tests::replaced;
+    let (folder, data, backup) = restored(Users::Revoke);
+    let old = data.load().unwrap().authority;
+    let phase = raft::state::ReplacementPhase::Finished;
+    let (known, new) = replaced(&old, phase, false, &[]);
+    let keys = new.key_der();
+    let new_again = Authority::from_der(new.cluster(), new.certificate(), &keys).unwrap();
+
+    // On a new host: with the folder of a node that is left, and not with what it had before.
+    let at = |name: &str| DataDir::new(folder.path().join(name));
+    let make = |name: &str, authority, known| {
+        restore_new(
+            &at(name),
+            new_node(name),
+            &backup,
+            authority,
+            known,
+            Users::Keep,
+        )
+    };
+    let outdated = make("host-y", old, Some(known.clone())).unwrap_err();
+    assert!(
+        matches!(outdated, RecoveryError::OtherAuthority),
+        "{outdated}"
+    );
+    make("host-z", new, Some(known.clone())).unwrap();
+    let loaded = at("host-z").load().unwrap();
+    assert_eq!(loaded.replacement.as_ref(), Some(&known));
+    let signed = loaded.authority.has_signed(&loaded.credentials.certificate);
+    assert!(signed.unwrap());
+
+    // Where a directory is left, what it knows counts.
+    data.stage_authority(&new_again).unwrap();
+    data.take_staged_authority().unwrap();
+    data.keep_replacement(&known).unwrap();
+    let mut node = StoppedNode::open(data).unwrap();
+    node.restore(&backup, Users::Keep).unwrap();
+    let held = node.look().unwrap();
+    raft::state::check(&held.app).unwrap();
+    assert_eq!(held.app.replacement.as_ref(), Some(&known.replacement));
+    let ann = held.app.certificates.values().next().unwrap();
+    assert!(ann.revoked_at.is_some(), "it is of the old one");
 }

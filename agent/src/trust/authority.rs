@@ -139,11 +139,7 @@ impl std::fmt::Debug for Authority {
 impl Authority {
     /// Makes the authority of a new cluster.
     pub fn create(cluster: Ulid) -> Result<Self, TrustError> {
-        let mut params = CertificateParams::default();
-        params.distinguished_name = subject(cluster, "authority", "Forky Pig authority");
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        set_validity(&mut params, AUTHORITY_DAYS)?;
+        let params = authority_params(cluster, "Forky Pig authority")?;
         let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?.der().clone();
         Ok(Self {
@@ -151,6 +147,39 @@ impl Authority {
             certificate,
             issuer: Issuer::new(params, key),
         })
+    }
+
+    /// One that has ended.
+    #[cfg(test)]
+    pub fn create_ended(cluster: Ulid) -> Result<Self, TrustError> {
+        let mut params = authority_params(cluster, "Forky Pig authority")?;
+        params.not_after = OffsetDateTime::now_utc() - Duration::HOUR;
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        Ok(Self {
+            cluster,
+            certificate,
+            issuer: Issuer::new(params, key),
+        })
+    }
+
+    /// Makes the authority that is to come in this one's place, and a certificate of its key that this one signs (DER): by that, whoever
+    /// trusts this one trusts what the other one signs.
+    pub fn successor(&self) -> Result<(Self, CertificateDer<'static>), TrustError> {
+        let name = format!("Forky Pig authority {}", Ulid::new());
+        let params = authority_params(self.cluster, &name)?;
+        let key = KeyPair::generate()?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        let mut vouched = authority_params(self.cluster, &name)?;
+        vouched.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        vouched.use_authority_key_identifier_extension = true;
+        let cross = vouched.signed_by(&key, &self.issuer)?.der().clone();
+        let successor = Self {
+            cluster: self.cluster,
+            certificate,
+            issuer: Issuer::new(params, key),
+        };
+        Ok((successor, cross))
     }
 
     /// Takes over an authority from its certificate and its key (PKCS #8), both DER.
@@ -211,6 +240,12 @@ impl Authority {
     /// Its private key, PKCS #8 DER: a secret.
     pub fn key_der(&self) -> Vec<u8> {
         self.issuer.key().serialize_der()
+    }
+
+    /// Whether a certificate is of this authority, by the name that it says: each authority of a cluster has another one.
+    pub fn has_signed(&self, certificate: &CertificateDer<'_>) -> Result<bool, TrustError> {
+        let (own, of) = (parse(&self.certificate)?, parse(certificate)?);
+        Ok(own.subject().as_raw() == of.issuer().as_raw())
     }
 
     /// SHA-256 of its certificate: what a join token pins.
@@ -283,14 +318,18 @@ impl Authority {
         self.sign_node(id, name, &requested_key(request)?)
     }
 
-    /// Makes another certificate for a node's key.
+    /// Makes another certificate for a node's key, which begins no later than the one that it has.
     pub fn sign_node_again(
         &self,
         id: u64,
         name: &str,
         own: &Credentials,
     ) -> Result<CertificateDer<'static>, TrustError> {
-        self.sign_node(id, name, &own.key_pair()?)
+        let mut params = self.node_params(id, name)?;
+        let begun = parse(&own.certificate)?.validity().not_before.to_datetime();
+        params.not_before = params.not_before.min(begun);
+        let key = own.key_pair()?;
+        Ok(params.signed_by(&key, &self.issuer)?.der().clone())
     }
 
     /// The same, with an end of its own.
@@ -329,6 +368,17 @@ impl Authority {
         ];
         Ok(params)
     }
+}
+
+fn authority_params(cluster: Ulid, name: &str) -> Result<CertificateParams, TrustError> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = subject(cluster, "authority", name);
+    // It vouches for the one that comes in its place, and that for nodes and people. Our side does not look at how long that may get;
+    // other programs do.
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    set_validity(&mut params, AUTHORITY_DAYS)?;
+    Ok(params)
 }
 
 /// The public key in a certificate request (PKCS #10, DER), whose signature is checked.
@@ -375,6 +425,16 @@ pub fn expiry(certificate: &CertificateDer<'_>) -> Result<SystemTime, TrustError
     let parsed = parse(certificate)?;
     let end = end_of(&parsed).ok_or_else(|| malformed("it ended before 1970"))?;
     Ok(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(end))
+}
+
+/// The same in milliseconds since the epoch.
+///
+/// # Errors
+/// As there.
+pub fn expiry_millis(certificate: &CertificateDer<'_>) -> Result<Millis, TrustError> {
+    let end = end_of(&parse(certificate)?);
+    end.and_then(|end| end.checked_mul(1000))
+        .ok_or_else(|| malformed("it ended before 1970"))
 }
 
 /// The same in seconds since the epoch; `None` when that was before.
@@ -470,6 +530,31 @@ pub fn load_certificate(path: &Path) -> Result<CertificateDer<'static>, TrustErr
     })
 }
 
+/// Reads certificates, PEM; at least one.
+pub fn load_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TrustError> {
+    let damaged = |problem: String| TrustError::Damaged {
+        path: path.to_owned(),
+        problem,
+    };
+    let text = files::read(path)?;
+    let all = CertificateDer::pem_slice_iter(&text).collect::<Result<Vec<_>, _>>();
+    let all = all.map_err(|error| damaged(error.to_string()))?;
+    match all.is_empty() {
+        true => Err(damaged("no certificate is in it".to_owned())),
+        false => Ok(all),
+    }
+}
+
+/// A certificate as PEM.
+pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
+    pem("CERTIFICATE", certificate)
+}
+
+/// SHA-256 of the public key (SubjectPublicKeyInfo, DER) of a certificate.
+pub fn key_hash(certificate: &CertificateDer<'_>) -> Result<[u8; 32], TrustError> {
+    Ok(Sha256::digest(spki_of(certificate)?).into())
+}
+
 /// Writes a certificate as PEM.
 pub fn save_certificate(certificate: &CertificateDer<'_>, path: &Path) -> Result<(), TrustError> {
     files::write(
@@ -542,75 +627,4 @@ fn pem(label: &str, der: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_authority_is_saved_and_loaded() {
-        let folder = tempfile::tempdir().unwrap();
-        let (certificate, key) = (
-            folder.path().join("ca.pem"),
-            folder.path().join("ca.key.pem"),
-        );
-        let made = Authority::create(Ulid::from_parts(1, 2)).unwrap();
-        made.save(&certificate, &key).unwrap();
-        let loaded = Authority::load(made.cluster(), &certificate, &key).unwrap();
-        assert_eq!(loaded.certificate(), made.certificate());
-        assert_eq!(loaded.key_der(), made.key_der());
-        let (_, request) = certificate_request().unwrap();
-        loaded.sign_node_request(2, "b", &request).unwrap();
-    }
-
-    #[test]
-    fn a_key_of_another_authority_is_noticed() {
-        let one = Authority::create(Ulid::from_parts(1, 2)).unwrap();
-        let other = Authority::create(Ulid::from_parts(1, 3)).unwrap();
-        let error =
-            Authority::from_der(one.cluster(), one.certificate(), &other.key_der()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the authority is not valid: the key is not the certificate's"
-        );
-    }
-
-    #[test]
-    fn a_certificate_says_whose_objects_are_there_for_it() {
-        let authority = Authority::create(Ulid::from_parts(1, 2)).unwrap();
-        for owner in ["ann", "team"] {
-            let issued = authority.issue_user(UserCertificate {
-                id: Ulid::new(),
-                name: "ann",
-                owner,
-                role: Role::Operator,
-                expires_at: SystemTime::now() + std::time::Duration::from_secs(60),
-            });
-            let user = user_of(&issued.unwrap().certificate).unwrap();
-            assert_eq!((user.name.as_str(), user.owner.as_str()), ("ann", owner));
-        }
-    }
-
-    #[test]
-    fn a_request_with_a_wrong_signature_is_refused() {
-        let authority = Authority::create(Ulid::from_parts(1, 2)).unwrap();
-        let (_, mut request) = certificate_request().unwrap();
-        let last = request.len() - 1;
-        request[last] ^= 1;
-        assert!(authority.sign_node_request(2, "b", &request).is_err());
-        assert!(authority.sign_node_request(2, "b", b"nonsense").is_err());
-    }
-
-    #[test]
-    fn a_subject_names_cluster_role_and_name() {
-        let authority = Authority::create(Ulid::from_parts(1, 2)).unwrap();
-        let node = authority.issue_node(7, "host-a").unwrap();
-        let (_, parsed) = x509_parser::parse_x509_certificate(&node.certificate).unwrap();
-        assert_eq!(
-            parsed.subject().to_string(),
-            format!("O={}, OU=node, CN=host-a", authority.cluster())
-        );
-        assert!(
-            !format!("{node:?}").contains("PRIVATE"),
-            "a key is not shown"
-        );
-    }
-}
+mod tests;

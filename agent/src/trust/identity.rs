@@ -3,6 +3,7 @@
 //! `fpagent init` and `join` prepare it, `run` loads it. `identity.json` is written last: a directory without it holds no
 //! node.
 
+mod keeping;
 mod prepare;
 
 pub use prepare::{Prepared, Reserved};
@@ -29,6 +30,7 @@ use super::{
     authority::{Authority, Credentials, save_certificate},
     files::{self, Readers},
     names,
+    replacement::Known,
 };
 
 const IDENTITY: &str = "identity.json";
@@ -112,6 +114,8 @@ pub struct LocalNode {
     pub authority: Authority,
     /// Its own certificate and key.
     pub credentials: Credentials,
+    /// What it knows of the authority's replacement.
+    pub replacement: Option<Known>,
 }
 
 /// Keeps other processes from using a data directory, until it is dropped.
@@ -240,6 +244,7 @@ impl DataDir {
             path: self.root.clone(),
         })?;
         self.check_removed(&identity)?;
+        self.complete_authority()?;
         let certs = self.root.join(CERTS);
         let authority = Authority::load(
             identity.cluster,
@@ -251,6 +256,7 @@ impl DataDir {
             identity,
             authority,
             credentials,
+            replacement: self.replacement()?,
         })
     }
 

@@ -7,6 +7,7 @@ pub mod files;
 pub mod identity;
 pub mod names;
 pub mod renewal;
+pub mod replacement;
 pub mod tls;
 pub mod token;
 

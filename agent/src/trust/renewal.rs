@@ -1,24 +1,31 @@
-//! Nodes renew their certificates before they end: each has the authority's key, and signs its own anew. The key stays, so that there is
-//! one file to replace, and the name, so that nothing else changes.
+//! Nodes renew their certificates before they end, and when the authority was replaced: each has the authority's key, and signs its own anew.
+//! Its own key stays, so that there is one file to replace, and the name, so that nothing else changes.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use super::{
     TrustError,
     authority::{Authority, Credentials, expiry},
     identity::{DataDir, Identity, LocalNode},
-    tls::own::OwnCertificate,
 };
 
 /// So long before a certificate ends it is renewed: a third of its life. A host may be away for months meanwhile.
 const AHEAD: Duration = Duration::from_secs(120 * 24 * 3600);
-/// How often it is looked at.
-pub const PAUSE: Duration = Duration::from_secs(3600);
 
-/// Signs a node's certificate anew where its end is near, or past, and has that on disk. `None` where it is not.
+/// Whether a node's certificate is to be signed anew: its end is near, or past, or it is of another authority than the one that signs.
+///
+/// # Errors
+/// It is malformed.
+pub fn is_due(
+    authority: &Authority,
+    own: &Credentials,
+    now: SystemTime,
+) -> Result<bool, TrustError> {
+    let is_near = expiry(&own.certificate)? <= now + AHEAD;
+    Ok(is_near || !authority.has_signed(&own.certificate)?)
+}
+
+/// Signs a node's certificate anew, and has that on disk.
 ///
 /// # Errors
 /// It cannot be signed, or written.
@@ -27,11 +34,8 @@ pub fn renew(
     identity: &Identity,
     authority: &Authority,
     own: &Credentials,
-) -> Result<Option<Credentials>, TrustError> {
+) -> Result<Credentials, TrustError> {
     let ends = expiry(&own.certificate)?;
-    if ends > SystemTime::now() + AHEAD {
-        return Ok(None);
-    }
     let certificate = authority.sign_node_again(identity.node, &identity.name, own)?;
     let renewed = Credentials {
         certificate,
@@ -39,7 +43,7 @@ pub fn renew(
     };
     data.replace_certificate(&renewed.certificate)?;
     tracing::info!(ended = ?ends, "this node's certificate was renewed");
-    Ok(Some(renewed))
+    Ok(renewed)
 }
 
 /// Renews a node's certificate on disk before it is first shown.
@@ -47,36 +51,11 @@ pub fn renew(
 /// # Errors
 /// See [`renew`].
 pub fn renew_before_start(data: &DataDir, node: &mut LocalNode) -> Result<(), TrustError> {
-    if let Some(renewed) = renew(data, &node.identity, &node.authority, &node.credentials)? {
-        node.credentials = renewed;
+    // What is signed by a clock that is wrong begins no later than what was there.
+    if is_due(&node.authority, &node.credentials, SystemTime::now())? {
+        node.credentials = renew(data, &node.identity, &node.authority, &node.credentials)?;
     }
     Ok(())
-}
-
-/// Keeps a running node's certificate good, for ever. What goes wrong is tried again.
-pub async fn keep(
-    data: DataDir,
-    node: Arc<crate::node::Node>,
-    shown: Arc<OwnCertificate>,
-    mut own: Credentials,
-) {
-    loop {
-        tokio::select! {
-            () = node.cancel.cancelled() => return,
-            () = tokio::time::sleep(PAUSE) => {}
-        }
-        let renewed = renew(&data, &node.identity, &node.authority, &own);
-        let set = renewed.and_then(|renewed| {
-            if let Some(renewed) = renewed {
-                shown.set(&renewed)?;
-                own = renewed;
-            }
-            Ok(())
-        });
-        if let Err(error) = set {
-            tracing::error!(%error, "this node's certificate cannot be renewed; it is tried again within the hour");
-        }
-    }
 }
 
 #[cfg(test)]
@@ -110,6 +89,7 @@ mod tests {
             identity,
             authority,
             credentials,
+            replacement: None,
         };
         data.prepare(&node, None).unwrap();
         let fresh = node.credentials.certificate.clone();

@@ -131,6 +131,7 @@ impl Fake {
                 identity,
                 authority,
                 credentials,
+                replacement: None,
             },
             https: advertise.clone(),
             replies: Mutex::default(),

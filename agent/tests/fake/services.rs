@@ -318,6 +318,27 @@ impl cluster_service_server::ClusterService for Shared {
         unused()
     }
 
+    async fn get_authority(
+        &self,
+        _request: Request<GetAuthorityRequest>,
+    ) -> Answer<proto::v1::Authority> {
+        unused()
+    }
+
+    async fn replace_authority(
+        &self,
+        _request: Request<ReplaceAuthorityRequest>,
+    ) -> Answer<proto::v1::Authority> {
+        unused()
+    }
+
+    async fn finish_authority(
+        &self,
+        _request: Request<FinishAuthorityRequest>,
+    ) -> Answer<proto::v1::Authority> {
+        unused()
+    }
+
     async fn create_certificate(
         &self,
         _request: Request<CreateCertificateRequest>,
@@ -387,6 +408,7 @@ impl join_service_server::JoinService for Shared {
             authority_certificate: shown.into(),
             authority_key: authority.key_der().into(),
             nodes: vec![founder],
+            replacement: Default::default(),
         }))
     }
 

@@ -224,6 +224,11 @@ impl<A: App> Handle<A> {
         self.core.fatal.clone()
     }
 
+    /// See [`super::peers::Peers::redial`].
+    pub fn redial(&self) {
+        self.core.peers.redial();
+    }
+
     /// Stops the member, and returns when its tasks have ended and the log is closed.
     pub async fn shutdown(&self) {
         self.core.shutdown().await;

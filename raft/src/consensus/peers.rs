@@ -225,6 +225,14 @@ impl Peers {
             .shared()
     }
 
+    /// Has all connections made anew when they are next needed: what this node shows of itself has changed. Calls that are under way are
+    /// not broken off.
+    pub(super) fn redial(&self) {
+        for peer in self.lock().values_mut() {
+            peer.dial = None;
+        }
+    }
+
     fn forget(&self, node: u64, dial: &Dial) {
         if let Some(peer) = self.lock().get_mut(&node)
             && peer.dial.as_ref().is_some_and(|there| there.ptr_eq(dial))
@@ -256,10 +264,13 @@ impl Peers {
     }
 
     fn refused(&self, node: u64, status: &Status) {
-        // The node is gone, or another one has its address.
+        // The node is gone, another one has its address, or the connection is of a certificate that counts no more.
         if matches!(
             status.code(),
-            tonic::Code::Unavailable | tonic::Code::FailedPrecondition | tonic::Code::Unknown
+            tonic::Code::Unavailable
+                | tonic::Code::FailedPrecondition
+                | tonic::Code::Unknown
+                | tonic::Code::Unauthenticated
         ) && let Some(peer) = self.lock().get_mut(&node)
         {
             peer.dial = None;

@@ -1,6 +1,7 @@
 //! Everything that can be asked of the replicated state. A command carries all that its application needs: the proposer
 //! stamps time, ids and randomness into it.
 
+use super::authority::{AuthorityCertificate, Fingerprint, NodeTrust};
 use super::ids::{
     CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
 };
@@ -51,6 +52,7 @@ pub enum Command {
         id: TokenId,
         key_hash: [u8; 32],
         expires_at: Millis,
+        authority: Fingerprint,
     },
     /// Makes a token useless.
     RevokeToken { id: String },
@@ -61,9 +63,26 @@ pub enum Command {
         owner: String,
         role: Role,
         expires_at: Millis,
+        authority: Fingerprint,
+        /// Whether one that is valid and has this name is revoked, rather than in the way.
+        replace: bool,
     },
     /// Makes a certificate useless. Answered with `Response::Certificate`.
     RevokeCertificate { certificate: String },
+    /// Begins to replace the authority, or begins anew while nothing is of the new one. Of a replacement that is further it only notes, with
+    /// `is_compromised`, that the old key is in wrong hands.
+    ReplaceAuthority {
+        old: AuthorityCertificate,
+        new: AuthorityCertificate,
+        cross: Vec<u8>,
+        is_compromised: bool,
+    },
+    /// The new authority signs from here on, if all nodes have it but those that are absent.
+    SignWithNewAuthority { number: u64, absent: Vec<NodeId> },
+    /// The old authority is trusted no more. Refused while a node has its certificate of it, but not with `force`.
+    FinishAuthority { force: bool },
+    /// What a node says of its certificates.
+    ReportTrust { node: NodeId, trust: NodeTrust },
     /// Uses up a token and notes a new node, which must start until `start_by`, or until the token ends if that is later. Answered
     /// with `Response::Node`. Refused when no valid token has this hash, the name is taken, or its agent does
     /// not understand what the cluster writes. While the node has not started, the
@@ -276,6 +295,8 @@ impl Command {
         match self {
             Self::Found { .. }
             | Self::ReportNode { .. }
+            | Self::SignWithNewAuthority { .. }
+            | Self::ReportTrust { .. }
             | Self::RaiseVersion { .. }
             | Self::MoveNode { .. }
             | Self::WithdrawJoin { .. }
@@ -293,6 +314,8 @@ impl Command {
             | Self::RevokeToken { .. }
             | Self::IssueCertificate { .. }
             | Self::RevokeCertificate { .. }
+            | Self::ReplaceAuthority { .. }
+            | Self::FinishAuthority { .. }
             | Self::Join { .. }
             | Self::DeleteNode { .. }
             | Self::LabelNode { .. }

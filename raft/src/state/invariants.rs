@@ -31,6 +31,7 @@ pub fn check(state: &State) -> Result<(), Violation> {
     snapshots(state)?;
     operations(state)?;
     tombstones(state)?;
+    replacement(state)?;
     // The oldest go in chunks: a few more than asked for may be there.
     hold(
         state.requests.len() < KEPT_REQUESTS + 1_000,
@@ -380,6 +381,37 @@ fn operations(state: &State) -> Result<(), Violation> {
         ended <= KEPT_OPERATIONS,
         ended,
         "ended operations are bounded",
+    )
+}
+
+fn replacement(state: &State) -> Result<(), Violation> {
+    let Some(replacement) = &state.replacement else {
+        return Ok(());
+    };
+    let number = replacement.number;
+    hold(
+        replacement.old.fingerprint != replacement.new.fingerprint,
+        number,
+        "an authority is replaced by another one",
+    )?;
+    hold(
+        replacement.is_open() == replacement.finished_at.is_none(),
+        number,
+        "a replacement that is finished has a time of that",
+    )?;
+    let is_trusted = replacement.is_open() && !replacement.is_compromised;
+    let old = replacement.old.fingerprint;
+    let mut certificates = state.certificates.values();
+    hold(
+        is_trusted || certificates.all(|one| one.authority != old || one.revoked_at.is_some()),
+        number,
+        "nobody has a certificate of an authority that is not trusted",
+    )?;
+    let mut tokens = state.tokens.values();
+    hold(
+        is_trusted || tokens.all(|token| token.authority != old),
+        number,
+        "no token pins an authority that is not trusted",
     )
 }
 

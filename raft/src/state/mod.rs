@@ -5,6 +5,7 @@
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
 mod apply;
+mod authority;
 mod command;
 mod digest;
 mod ids;
@@ -21,6 +22,7 @@ mod shared_map;
 mod vms;
 
 pub use apply::{apply, dependents_of_image, dependents_of_snapshot};
+pub use authority::*;
 pub use command::*;
 pub use digest::digest;
 pub use ids::*;
@@ -67,6 +69,7 @@ impl Default for State {
             tombstones: Default::default(),
             requests: Default::default(),
             forgotten: None,
+            replacement: None,
         }
     }
 }

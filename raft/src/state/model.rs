@@ -12,6 +12,7 @@ use super::ids::{
     CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
 };
 use super::{
+    authority::{Fingerprint, NodeTrust, Replacement},
     owned_map::OwnedMap,
     owners::{Captured, Ownership},
     quotas::Quota,
@@ -59,6 +60,8 @@ pub struct State {
     pub requests: Requests,
     /// The time of which nothing is known, once the state was put back.
     pub forgotten: Option<Forgotten>,
+    /// The authority's replacement that is under way, or the last one; `None` while there was none.
+    pub replacement: Option<Arc<Replacement>>,
 }
 
 /// The time of which a state that was put back knows nothing. What was made in it may be there all the same.
@@ -89,6 +92,8 @@ pub struct Node {
     pub capacity: Option<Capacity>,
     /// Of a newcomer whose agent has not started yet: until when it must have. `None` once it has.
     pub start_by: Option<Millis>,
+    /// What it said of its certificates last; `None` before it did.
+    pub trust: Option<NodeTrust>,
 }
 
 impl Node {
@@ -160,6 +165,8 @@ pub struct Token {
     pub expires_at: Millis,
     /// The newcomer that it let in, while that has not started yet: it lets nobody else in, and is forgotten when it has.
     pub node: Option<NodeId>,
+    /// The authority that it pins.
+    pub authority: Fingerprint,
 }
 
 /// What somebody may do. Each may do what the ones before may.
@@ -188,6 +195,8 @@ pub struct Certificate {
     pub expires_at: Millis,
     /// When it was made useless before that, if it was.
     pub revoked_at: Option<Millis>,
+    /// The authority that signed it.
+    pub authority: Fingerprint,
 }
 
 /// An image.

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::{
-    apply::add_node,
+    apply::{add_node, revoke},
+    authority::Replacement,
     ids::{NodeId, OperationId},
     model::{Forgotten, Millis, Operation, OperationKind, OperationState, State},
     names,
@@ -97,6 +98,17 @@ impl State {
                 operation.expires_at = operation.expires_at.max(now + FORKS_WAIT);
             }
         }
+    }
+
+    /// Has a state that was put back know of the authority's replacement, which goes on whatever the state says: nodes trust what their
+    /// disks say.
+    pub fn put_replacement(&mut self, now: Millis, replacement: Option<Arc<Replacement>>) {
+        if let Some(one) = &replacement
+            && (one.is_compromised || !one.is_open())
+        {
+            revoke(self, now, &one.old.fingerprint);
+        }
+        self.replacement = replacement;
     }
 
     /// Notes a node that the state, which was put back, does not know: with the number that it has, which the state must not have, or with

@@ -51,6 +51,8 @@ pub enum Kind {
     Certificate,
     /// An owner's quota.
     Quota,
+    /// The authority, or its replacement.
+    Authority,
 }
 
 impl fmt::Display for Kind {
@@ -64,6 +66,7 @@ impl fmt::Display for Kind {
             Self::Operation => "operation",
             Self::Certificate => "certificate",
             Self::Quota => "quota of owner",
+            Self::Authority => "authority",
         })
     }
 }

@@ -27,7 +27,7 @@ macro_rules! as_they_are {
         }
     )*};
 }
-as_they_are!(bool, u16, u32, i32, u64, u128, String, [u8; 32]);
+as_they_are!(bool, u8, u16, u32, i32, u64, u128, String, [u8; 32]);
 
 impl<T: Mirror<M>, M> Mirror<Option<M>> for Option<T> {
     fn store(model: &Option<M>) -> Self {

@@ -29,10 +29,27 @@ mirrors! {
 
     enum Command {
         Found { cluster: Id, name: String, address: String },
-        CreateToken { id: Id, key_hash: [u8; 32], expires_at: Millis },
+        CreateToken { id: Id, key_hash: [u8; 32], expires_at: Millis, authority: [u8; 32] },
         RevokeToken { id: String },
-        IssueCertificate { id: Id, name: String, owner: String, role: Role, expires_at: Millis },
+        IssueCertificate {
+            id: Id,
+            name: String,
+            owner: String,
+            role: Role,
+            expires_at: Millis,
+            authority: [u8; 32],
+            replace: bool,
+        },
         RevokeCertificate { certificate: String },
+        ReplaceAuthority {
+            old: AuthorityCertificate,
+            new: AuthorityCertificate,
+            cross: Vec<u8>,
+            is_compromised: bool,
+        },
+        SignWithNewAuthority { number: u64, absent: Vec<NodeId> },
+        FinishAuthority { force: bool },
+        ReportTrust { node: NodeId, trust: NodeTrust },
         Join { key_hash: [u8; 32], name: String, address: String, newest_version: u32, start_by: Millis },
         WithdrawJoin { key_hash: [u8; 32] },
         ForgetNewcomers,
@@ -143,7 +160,7 @@ mirrors! {
         Operation(id: Id),
         Certificate(id: Id),
     }
-    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority }
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
@@ -168,6 +185,7 @@ mirrors! {
         created_at: Millis,
         capacity: Option<Capacity>,
         start_by: Option<Millis>,
+        trust: Option<NodeTrust>,
     }
     struct RemovedNode {
         name: String,
@@ -186,7 +204,13 @@ mirrors! {
         newest_version: u32,
         problems: Vec<String>,
     }
-    struct Token { key_hash: [u8; 32], created_at: Millis, expires_at: Millis, node: Option<NodeId> }
+    struct Token {
+        key_hash: [u8; 32],
+        created_at: Millis,
+        expires_at: Millis,
+        node: Option<NodeId>,
+        authority: [u8; 32],
+    }
     struct Quota {
         vms: Option<u64>,
         cpus: Option<u64>,
@@ -194,6 +218,19 @@ mirrors! {
         disk_bytes: Option<u64>,
         snapshots: Option<u64>,
         images: Option<u64>,
+    }
+    struct NodeTrust { key: [u8; 32], authority: [u8; 32], holds: [u8; 32] }
+    struct AuthorityCertificate { fingerprint: [u8; 32], der: Vec<u8>, expires_at: Millis }
+    enum ReplacementPhase { Spreading, Renewing, Finished }
+    struct Replacement {
+        number: u64,
+        phase: ReplacementPhase,
+        old: AuthorityCertificate,
+        new: AuthorityCertificate,
+        cross: Vec<u8>,
+        is_compromised: bool,
+        began_at: Millis,
+        finished_at: Option<Millis>,
     }
     enum Role { Viewer, Operator, Admin }
     struct Certificate {
@@ -203,6 +240,7 @@ mirrors! {
         created_at: Millis,
         expires_at: Millis,
         revoked_at: Option<Millis>,
+        authority: [u8; 32],
     }
     struct Ownership { owner: String, everyone: bool, shared_with: BTreeSet<String> }
     struct Captured { vm: Id, name: String, owner: String }
@@ -390,6 +428,7 @@ mirrors! {
         tombstones: BTreeMap<ObjectId, Tombstone>,
         requests: Requests,
         forgotten: Option<Forgotten>,
+        replacement: Option<Box<Replacement>>,
     }
     struct Forgotten { from: Millis, to: Millis }
 }

@@ -2,7 +2,7 @@
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, ending, labels, quota, settings};
+use super::{authority, blob, capacity, content, disk, ending, labels, quota, settings, trust};
 
 /// Every command there is, in every shape, by name.
 fn commands() -> Vec<(&'static str, Command)> {
@@ -22,6 +22,7 @@ fn commands() -> Vec<(&'static str, Command)> {
                 id: TokenId(0x21),
                 key_hash: [9; 32],
                 expires_at: 99,
+                authority: [5; 32],
             },
         ),
         ("revoke-token", Command::RevokeToken { id: "01ABC".into() }),
@@ -33,6 +34,32 @@ fn commands() -> Vec<(&'static str, Command)> {
                 owner: "team".into(),
                 role: Role::Operator,
                 expires_at: 99,
+                authority: [5; 32],
+                replace: true,
+            },
+        ),
+        (
+            "replace-authority",
+            Command::ReplaceAuthority {
+                old: authority(5),
+                new: authority(6),
+                cross: vec![7, 8, 9],
+                is_compromised: true,
+            },
+        ),
+        (
+            "sign-with-new-authority",
+            Command::SignWithNewAuthority {
+                number: 3,
+                absent: vec![2],
+            },
+        ),
+        ("finish-authority", Command::FinishAuthority { force: true }),
+        (
+            "report-trust",
+            Command::ReportTrust {
+                node: 2,
+                trust: trust(),
             },
         ),
         (

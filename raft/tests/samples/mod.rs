@@ -119,6 +119,24 @@ fn spec() -> VmSpec {
     }
 }
 
+/// An authority's certificate.
+pub fn authority(byte: u8) -> AuthorityCertificate {
+    AuthorityCertificate {
+        fingerprint: [byte; 32],
+        der: vec![0x30, byte],
+        expires_at: 9_999,
+    }
+}
+
+/// What a node says of its certificates.
+pub fn trust() -> NodeTrust {
+    NodeTrust {
+        key: [4; 32],
+        authority: [5; 32],
+        holds: [6; 32],
+    }
+}
+
 /// Every response and every rejection, by name.
 pub fn outcomes() -> Vec<(String, Outcome)> {
     let id = 0x0192_3456_789a_bcde_f012_3456_789a_bcde;
@@ -130,6 +148,7 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
         Kind::Snapshot,
         Kind::Operation,
         Kind::Certificate,
+        Kind::Authority,
     ];
     let mut outcomes: Vec<(String, Outcome)> = vec![
         ("done".into(), Ok(Response::Done)),

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use raft::state::*;
 
-use super::{blob, capacity, content, disk, ending, labels, proposals, quota, settings, spec};
+use super::{
+    authority, blob, capacity, content, disk, ending, labels, proposals, quota, settings, spec,
+    trust,
+};
 
 /// A state with one of everything.
 pub fn state() -> State {
@@ -37,6 +40,7 @@ pub fn state() -> State {
             labels: labels(),
             created_at: 10 + id,
             start_by: capacity.is_none().then_some(77),
+            trust: capacity.is_some().then(trust),
             capacity,
         };
         state.nodes.insert(id, Arc::new(node));
@@ -63,6 +67,7 @@ pub fn state() -> State {
             created_at: 20,
             expires_at: 99,
             node: Some(2),
+            authority: [5; 32],
         },
     );
     for (id, role, revoked_at) in [
@@ -77,9 +82,21 @@ pub fn state() -> State {
             created_at: 20,
             expires_at: 99,
             revoked_at,
+            authority: [id as u8; 32],
         };
         state.certificates.insert(CertificateId(id), certificate);
     }
+    let replacement = Replacement {
+        number: 3,
+        phase: ReplacementPhase::Renewing,
+        old: authority(5),
+        new: authority(6),
+        cross: vec![7, 8, 9],
+        is_compromised: false,
+        began_at: 21,
+        finished_at: None,
+    };
+    state.replacement = Some(Arc::new(replacement));
     let image = Image {
         id: ImageId(0x31),
         name: "tiny".into(),

@@ -44,6 +44,16 @@ Examples:
 Roles: a viewer looks; an operator also works with images, VMs, snapshots and forks; an admin does everything. The first two see what
 belongs to their owner and what others share; an admin sees all. The Unix socket is an admin of the owner `admin`.";
 
+/// Help of `authority`.
+pub const AUTHORITY_EXAMPLES: &str = "\
+Examples:
+  fpagent authority show
+  fpagent authority replace
+  fpagent cert create ann --role operator --replace
+  fpagent authority finish --yes
+
+VMs run on, and so does the cluster. docs/authority.md tells what to do when the key leaked, or its end is near.";
+
 /// Help of `node`.
 pub const NODE_EXAMPLES: &str = "\
 Examples:
@@ -116,7 +126,7 @@ pub enum TokenCommand {
 pub enum CertCommand {
     /// Makes a key here and has the cluster sign a certificate for it: into a folder that `--certs` takes.
     #[command(
-        after_help = "Examples:\n  fpagent cert create ann --role operator\n  fpagent cert create bob --role operator --owner team-b\n  fpagent cert create ci --role viewer --ttl 12h --out /etc/ci/certs"
+        after_help = "Examples:\n  fpagent cert create ann --role operator\n  fpagent cert create bob --role operator --owner team-b\n  fpagent cert create ci --role viewer --ttl 12h --out /etc/ci/certs\n  fpagent cert create ann --role operator --replace --out ann-new"
     )]
     Create {
         /// Whose it is: no other certificate that is valid has this name.
@@ -138,6 +148,9 @@ pub enum CertCommand {
         /// The folder, which is made: ca.pem, cert.pem, key.pem. Without it the name, here.
         #[arg(long, value_name = "DIR")]
         out: Option<PathBuf>,
+        /// Revokes the one of this name that is valid, at once.
+        #[arg(long)]
+        replace: bool,
         /// See there.
         #[command(flatten)]
         change: Change,
@@ -150,6 +163,50 @@ pub enum CertCommand {
     Revoke {
         /// Its owner's name, or its id, as `cert ls` shows them.
         certificate: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+}
+
+/// What to do about the authority.
+#[derive(Debug, Subcommand)]
+pub enum AuthorityCommand {
+    /// Tells which authority signs, when it ends, how far its replacement is, and which node has which.
+    #[command(after_help = "Examples:\n  fpagent authority show\n  fpagent authority show -o json")]
+    Show,
+    /// Begins to put a new authority in the place of the one there is. Nodes carry it out by themselves.
+    #[command(after_help = "\
+Examples:
+  fpagent authority replace
+  fpagent authority replace --compromised
+
+With --compromised all join tokens and people's certificates of the old authority end at once, the caller's too: use the
+Unix socket of a node.")]
+    Replace {
+        /// Somebody else may have the key: what it signed counts no more, but for the certificates of the known nodes.
+        #[arg(long)]
+        compromised: bool,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Ends the trust in the authority that was replaced. Without --yes it only tells what that ends.
+    #[command(after_help = "\
+Examples:
+  fpagent authority finish
+  fpagent authority finish --yes
+  fpagent authority finish --force --yes
+
+Refused while a node is not renewed. A node that --force gives up is refused from then on: it has to be removed, and to
+join anew.")]
+    Finish {
+        /// Gives up nodes that are not renewed.
+        #[arg(long)]
+        force: bool,
+        /// Does it.
+        #[arg(long)]
+        yes: bool,
         /// See there.
         #[command(flatten)]
         change: Change,

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ulid::Ulid;
 
 use self::{
-    cluster::{CertCommand, InitArgs, JoinArgs, NodeCommand, TokenCommand},
+    cluster::{AuthorityCommand, CertCommand, InitArgs, JoinArgs, NodeCommand, TokenCommand},
     objects::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
@@ -159,6 +159,9 @@ once, with --listen or --advertise: the others find it there, and its certificat
     /// Certificates that let people and programs use the cluster.
     #[command(subcommand, after_help = cluster::CERT_EXAMPLES)]
     Cert(CertCommand),
+    /// The authority that all certificates are of, and its replacement.
+    #[command(subcommand, after_help = cluster::AUTHORITY_EXAMPLES)]
+    Authority(AuthorityCommand),
     /// Tells how this node and the cluster are, and what is wrong.
     #[command(after_help = "\
 Examples:

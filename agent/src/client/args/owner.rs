@@ -63,7 +63,7 @@ pub struct ShareArgs {
     /// An owner, or `everyone`.
     #[arg(long, value_name = "OWNER")]
     pub with: String,
-    /// Not any more. What was made of it stays.
+    /// Not any more: what is open in a VM ends. What was made of it stays.
     #[arg(long)]
     pub stop: bool,
     /// See there.

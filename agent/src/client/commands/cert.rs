@@ -27,6 +27,7 @@ pub(crate) async fn run(context: &Context, command: CertCommand) -> Result<(), F
             owner,
             ttl,
             out,
+            replace,
             change,
         } => {
             names::check_name(&name).map_err(|error| Failure::usage(error, ""))?;
@@ -51,6 +52,7 @@ pub(crate) async fn run(context: &Context, command: CertCommand) -> Result<(), F
                 ttl_seconds: ttl.as_secs().max(1),
                 csr: csr.into(),
                 request_id: change.id(),
+                replace,
             };
             let created = reach.change(&request.request_id, async |attempt| {
                 let request = attempt.request(request.clone());

@@ -85,6 +85,7 @@ pub(crate) fn run(context: &Context, args: InitArgs) -> Result<(), Failure> {
         identity,
         authority,
         credentials,
+        replacement: None,
     };
     match dir.prepare(&node, Some(&admin))? {
         Prepared::New => {}

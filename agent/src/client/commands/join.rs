@@ -19,6 +19,7 @@ use crate::{
         TrustError,
         authority::{Authority, Credentials, certificate_request, fingerprint},
         identity::{DataDir, Identity, LocalNode, Member, Prepared},
+        replacement::Known,
         token::JoinToken,
     },
 };
@@ -147,7 +148,9 @@ fn already(dir: &DataDir, token: &JoinToken) -> Result<Option<Identity>, Failure
         return Ok(None);
     };
     let node = dir.load()?;
-    if node.authority.fingerprint() == token.authority {
+    let known = node.replacement.as_ref();
+    let is_known = known.is_some_and(|known| known.names(&token.authority));
+    if is_known || node.authority.fingerprint() == token.authority {
         return Ok(Some(identity));
     }
     let (path, cluster) = (dir.root().to_owned(), identity.cluster.to_string());
@@ -172,8 +175,20 @@ fn accept(
     key: rustls::pki_types::PrivateKeyDer<'static>,
     token: &JoinToken,
 ) -> Result<LocalNode, Failure> {
-    if fingerprint(&CertificateDer::from(answer.authority_certificate.as_ref())) != token.authority
-    {
+    let wrong = |problem: String| {
+        let said = "what the cluster says of its authority cannot be read";
+        Failure::refused(format!("{said}: {problem}"), "")
+    };
+    let known = match answer.replacement.is_empty() {
+        true => None,
+        false => Some(Known::read(&answer.replacement).map_err(wrong)?),
+    };
+    let shown = fingerprint(&CertificateDer::from(answer.authority_certificate.as_ref()));
+    // While the authority is being replaced the token may pin either of the two.
+    let is_replaced = known
+        .as_ref()
+        .is_some_and(|known| known.names(&token.authority) && known.names(&shown));
+    if shown != token.authority && !is_replaced {
         return Err(Failure::refused(
             "the cluster answered with an authority that is not the token's",
             "",
@@ -193,6 +208,7 @@ fn accept(
         identity,
         authority,
         credentials,
+        replacement: known,
     })
 }
 

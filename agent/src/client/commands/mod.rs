@@ -1,5 +1,6 @@
 //! What each command does: a file for each of them, or for those about one kind of object.
 
+pub mod authority;
 pub mod backup;
 pub mod cert;
 pub mod console;

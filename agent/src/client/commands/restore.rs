@@ -14,7 +14,7 @@ use crate::{
         views::recovery::BackupView,
     },
     recovery::{self, NewNode, StoppedNode},
-    trust::{authority::Authority, identity::DataDir},
+    trust::{authority::Authority, identity::DataDir, replacement::Known},
 };
 
 /// What a directory was restored to.
@@ -121,8 +121,12 @@ fn anew(
         listen: node.listen,
     };
     let authority = authority(args, backup)?;
+    let known = match &args.authority {
+        Some(certs) => Known::load(certs)?,
+        None => None,
+    };
     data.check(None, &new.name)?;
-    let identity = recovery::restore_new(&data, new, backup, authority, users)?;
+    let identity = recovery::restore_new(&data, new, backup, authority, known, users)?;
     if !context.for_people() {
         let (id, name) = (identity.node, &identity.name);
         return tell(context, view, true, id, name, identity.incarnation);

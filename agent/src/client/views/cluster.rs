@@ -165,6 +165,7 @@ pub struct TokenView {
     pub id: String,
     pub created_at: Option<String>,
     pub expires_at: Option<String>,
+    pub authority: String,
 }
 
 impl From<v1::Token> for TokenView {
@@ -173,6 +174,7 @@ impl From<v1::Token> for TokenView {
             id: token.id,
             created_at: time(token.created_at),
             expires_at: time(token.expires_at),
+            authority: token.authority,
         }
     }
 }
@@ -203,6 +205,7 @@ pub struct CertificateView {
     pub created_at: Option<String>,
     pub expires_at: Option<String>,
     pub revoked_at: Option<String>,
+    pub authority: String,
 }
 
 impl From<v1::Certificate> for CertificateView {
@@ -221,13 +224,23 @@ impl From<v1::Certificate> for CertificateView {
             created_at: time(certificate.created_at),
             expires_at: time(certificate.expires_at),
             revoked_at: time(certificate.revoked_at),
+            authority: certificate.authority,
         }
     }
 }
 
 impl Row for CertificateView {
     fn header(_wide: bool) -> Vec<&'static str> {
-        vec!["ID", "NAME", "OWNER", "ROLE", "AGE", "EXPIRES", "REVOKED"]
+        vec![
+            "ID",
+            "NAME",
+            "OWNER",
+            "ROLE",
+            "AGE",
+            "EXPIRES",
+            "REVOKED",
+            "AUTHORITY",
+        ]
     }
 
     fn cells(&self, _wide: bool) -> Vec<String> {
@@ -240,6 +253,8 @@ impl Row for CertificateView {
             age(self.created_at.as_deref()),
             or_none(&self.expires_at),
             or_none(&self.revoked_at),
+            // As much of it as `authority show` has at the beginning.
+            self.authority.chars().take(16).collect(),
         ]
     }
 }

@@ -1,5 +1,6 @@
 //! What is printed of the API's messages. Field names and words are the contract of the command line.
 
+pub mod authority;
 pub mod cluster;
 pub mod copy;
 pub mod fork;

@@ -120,7 +120,7 @@ impl DataDir {
     }
 }
 
-fn remove_all(path: &Path) -> Result<(), TrustError> {
+pub(super) fn remove_all(path: &Path) -> Result<(), TrustError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(TrustError::file("remove", path)),
@@ -134,6 +134,9 @@ fn stage(folder: &Path, node: &LocalNode, admin: Option<&Credentials>) -> Result
         .save(&certs.join("ca.pem"), &certs.join("ca.key.pem"))?;
     node.credentials
         .save(&certs.join("node.pem"), &certs.join("node.key.pem"))?;
+    if let Some(known) = &node.replacement {
+        known.save(&certs)?;
+    }
     if let Some(admin) = admin {
         let folder = certs.join("admin");
         files::private_folder(&folder)?;

@@ -28,6 +28,7 @@ fn node(cluster: u64, name: &str) -> (LocalNode, Credentials) {
             identity,
             authority,
             credentials,
+            replacement: None,
         },
         admin,
     )
@@ -221,4 +222,36 @@ fn a_damaged_identity_is_told() {
         DataDir::new(parent.path().join("x")).load(),
         Err(TrustError::NoNode { .. })
     ));
+}
+
+#[test]
+fn an_authority_takes_the_others_place_whatever_is_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = DataDir::new(folder.path().join("data"));
+    let (node, _) = node(1, "host-a");
+    data.prepare(&node, None).unwrap();
+    let (new, _) = node.authority.successor().unwrap();
+    assert!(data.staged_authority(&node.authority).unwrap().is_none());
+    data.stage_authority(&new).unwrap();
+    // Once more, as by an agent that was killed before it could say so.
+    data.stage_authority(&new).unwrap();
+    let staged = data.staged_authority(&node.authority).unwrap().unwrap();
+    assert_eq!(staged.fingerprint(), new.fingerprint());
+    let loaded = data.load().unwrap();
+    assert_eq!(loaded.authority.fingerprint(), node.authority.fingerprint());
+
+    // The key is in its place, and its certificate is not.
+    let certs = data.root().join("certs");
+    fs::rename(certs.join("next/ca.key.pem"), certs.join("ca.key.pem")).unwrap();
+    let loaded = data.load().unwrap();
+    assert_eq!(loaded.authority.fingerprint(), new.fingerprint());
+    assert!(!certs.join("next").exists());
+    assert!(data.staged_authority(&new).unwrap().is_none());
+
+    let (third, _) = new.successor().unwrap();
+    data.stage_authority(&third).unwrap();
+    data.take_staged_authority().unwrap();
+    let loaded = data.load().unwrap();
+    assert_eq!(loaded.authority.fingerprint(), third.fingerprint());
+    assert_eq!(loaded.authority.key_der(), third.key_der());
 }

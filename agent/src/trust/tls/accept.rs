@@ -29,6 +29,7 @@ use tonic::transport::server::Connected;
 use tracing::warn;
 
 use super::server::{PeerRole, ServerTls};
+use crate::trust::replacement::Shown;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// So many handshakes are under way at most. For one more, another is given up: whoever opens connections and says nothing must not
@@ -42,6 +43,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Peer {
     /// What it may do.
     pub role: PeerRole,
+    /// What its certificate rests on; `None` for a token and for the Unix socket.
+    pub shown: Option<Shown>,
     /// Where it is; `None` for the Unix socket.
     pub address: Option<SocketAddr>,
 }
@@ -168,10 +171,11 @@ async fn handshake(
     refused: Arc<Refused>,
 ) -> Option<Connection> {
     match time::timeout(HANDSHAKE_TIMEOUT, identify(stream, &tls)).await {
-        Ok(Ok((io, role))) => Some(Connection {
+        Ok(Ok((io, (role, shown)))) => Some(Connection {
             io,
             peer: Peer {
                 role,
+                shown,
                 address: Some(address),
             },
         }),
@@ -186,15 +190,18 @@ async fn handshake(
     }
 }
 
-async fn identify(stream: TcpStream, tls: &ServerTls) -> io::Result<(Io, PeerRole)> {
+async fn identify(
+    stream: TcpStream,
+    tls: &ServerTls,
+) -> io::Result<(Io, (PeerRole, Option<Shown>))> {
     stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let role = tls
+    let who = tls
         .verifier
         .role(chain, UnixTime::now())
         .map_err(io::Error::other)?;
-    Ok((Io::Tls(Box::new(stream)), role))
+    Ok((Io::Tls(Box::new(stream)), who))
 }
 
 /// Connections over the Unix socket: whoever may open it is an administrator.
@@ -205,6 +212,7 @@ pub fn unix_incoming(listener: UnixListener) -> impl Stream<Item = io::Result<Co
                 Ok((stream, _)) => {
                     let peer = Peer {
                         role: PeerRole::Local,
+                        shown: None,
                         address: None,
                     };
                     return Some((

@@ -13,28 +13,30 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{ALPN_HTTP2, own::OwnCertificate, provider};
+use super::{ALPN_HTTP2, own::OwnCertificate, provider, trusted::TrustedServers};
 use crate::trust::{
     TrustError,
-    authority::{Credentials, fingerprint, load_certificate},
-    identity::LocalNode,
+    authority::{Credentials, fingerprint, load_certificates},
     token::JoinToken,
 };
 
-/// How a node calls other nodes: shows its own certificate, trusts the cluster's authority.
-pub fn for_node(
-    node: &LocalNode,
-    own: Arc<OwnCertificate>,
-) -> Result<Arc<ClientConfig>, TrustError> {
-    let config = trusting(node.authority.certificate())?.with_client_cert_resolver(own);
+/// How a node calls other nodes: shows its own certificate, trusts whom it trusts at that moment.
+pub fn for_node(own: Arc<OwnCertificate>) -> Result<Arc<ClientConfig>, TrustError> {
+    let verifier = TrustedServers(Arc::clone(&own.trusted));
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(own);
     Ok(finish(config))
 }
 
-/// How a user calls an agent: a folder with `ca.pem`, `cert.pem` and `key.pem`, as `fpagent init` writes it.
+/// How a user calls an agent: a folder with `ca.pem` (which may have several authorities), `cert.pem` and `key.pem`, as
+/// `fpagent init` writes it.
 pub fn for_user(folder: &Path) -> Result<Arc<ClientConfig>, TrustError> {
-    let authority = load_certificate(&folder.join("ca.pem"))?;
+    let authorities = load_certificates(&folder.join("ca.pem"))?;
     let own = Credentials::load(&folder.join("cert.pem"), &folder.join("key.pem"))?;
-    let config = trusting(&authority)?.with_client_auth_cert(vec![own.certificate], own.key)?;
+    let config = trusting(authorities)?.with_client_auth_cert(vec![own.certificate], own.key)?;
     Ok(finish(config))
 }
 
@@ -55,10 +57,12 @@ pub fn for_joiner(token: &JoinToken) -> Result<Arc<ClientConfig>, TrustError> {
 }
 
 fn trusting(
-    authority: &CertificateDer<'static>,
+    authorities: Vec<CertificateDer<'static>>,
 ) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TrustError> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.clone())?;
+    for authority in authorities {
+        roots.add(authority)?;
+    }
     Ok(ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_root_certificates(roots))
@@ -70,7 +74,8 @@ fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// Trusts the authority with this fingerprint, which the server sends along with its certificate, and no other.
+/// Trusts the authority with this fingerprint, which the server sends along with its certificate, and no other; but also what that one has
+/// signed of one in its place.
 #[derive(Debug)]
 struct PinnedAuthority {
     fingerprint: [u8; 32],
@@ -86,17 +91,16 @@ impl ServerCertVerifier for PinnedAuthority {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let unknown = || Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let authority = intermediates
             .iter()
             .find(|sent| fingerprint(sent) == self.fingerprint)
-            .ok_or_else(unknown)?;
+            .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|error| Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

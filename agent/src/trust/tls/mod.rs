@@ -8,6 +8,7 @@ pub mod client;
 pub mod connect;
 pub mod own;
 pub mod server;
+pub mod trusted;
 
 use std::sync::Arc;
 
@@ -19,6 +20,14 @@ pub const AGENT_SERVER_NAME: &str = "agent.forkypig";
 /// The server name that other nodes ask for: only this node answers to it.
 pub fn node_server_name(id: u64) -> String {
     format!("node-{id}.forkypig")
+}
+
+/// The number in such a name.
+fn node_of_server_name(name: &str) -> Option<u64> {
+    name.strip_prefix("node-")?
+        .strip_suffix(".forkypig")?
+        .parse()
+        .ok()
 }
 
 /// What both sides speak.

@@ -3,24 +3,29 @@
 use std::{fmt, sync::Arc};
 
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, ServerConfig,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, ServerConfig,
     SignatureScheme,
     client::danger::HandshakeSignatureValid,
     pki_types::{CertificateDer, UnixTime},
     server::{
-        NoServerSessionStorage, WebPkiClientVerifier,
+        NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
-use sha2::{Digest as _, Sha256};
 use ulid::Ulid;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
-use super::{ALPN_HTTP2, own::OwnCertificate, provider};
+use super::{
+    ALPN_HTTP2, node_of_server_name,
+    own::OwnCertificate,
+    provider,
+    trusted::{Trusted, key_hash},
+};
 use crate::trust::{
     TrustError,
     authority::{NODE_ROLE, Subject, User, subject_of, user},
     identity::LocalNode,
+    replacement::Shown,
 };
 
 /// Knows which join tokens somebody may come with.
@@ -62,7 +67,7 @@ impl ServerTls {
     ) -> Result<Self, TrustError> {
         let verifier = Arc::new(PeerVerifier::new(
             node.identity.cluster,
-            node.authority.certificate(),
+            Arc::clone(&own.trusted),
             tokens,
         )?);
         let mut config = ServerConfig::builder_with_provider(provider())
@@ -80,10 +85,11 @@ impl ServerTls {
     }
 }
 
-/// Lets in certificates of the cluster's authority, and those whose key is a valid token's.
+/// Lets in certificates of the authorities that are known, and those whose key is a valid token's.
 pub(super) struct PeerVerifier {
     cluster: String,
-    authority: Arc<dyn ClientCertVerifier>,
+    trusted: Arc<Trusted>,
+    signatures: Arc<dyn ClientCertVerifier>,
     tokens: Arc<dyn TokenLookup>,
 }
 
@@ -98,39 +104,39 @@ impl fmt::Debug for PeerVerifier {
 impl PeerVerifier {
     fn new(
         cluster: Ulid,
-        authority: &CertificateDer<'_>,
+        trusted: Arc<Trusted>,
         tokens: Arc<dyn TokenLookup>,
     ) -> Result<Self, TrustError> {
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        let authority = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-            .build()
-            .map_err(|error| TrustError::Malformed {
+        let signatures = trusted
+            .any_client_verifier()
+            .ok_or_else(|| TrustError::Malformed {
                 what: "the authority",
-                problem: error.to_string(),
+                problem: "there is none".to_owned(),
             })?;
         Ok(Self {
             cluster: cluster.to_string(),
-            authority,
+            trusted,
+            signatures,
             tokens,
         })
     }
 
-    /// Who shows this certificate. That it owns the key is checked by the handshake.
+    /// Who shows this certificate, and by which authority it is believed; a token by none. That it owns the key is checked by the
+    /// handshake.
     pub(super) fn role(
         &self,
         chain: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<PeerRole, Error> {
+    ) -> Result<(PeerRole, Option<Shown>), Error> {
         let Some((leaf, intermediates)) = chain.split_first() else {
             return Err(Error::NoCertificatesPresented);
         };
         // A token's certificate is signed by nobody: what it says of itself counts for nothing, only its key does.
-        match self.authority.verify_client_cert(leaf, intermediates, now) {
-            Ok(_) => self.member_role(leaf),
+        match self.trusted.verify_client(leaf, intermediates, now) {
+            Ok(shown) => Ok((self.member_role(leaf)?, Some(shown))),
             Err(refused) => match key_hash(leaf) {
                 Some(key_hash) if self.tokens.is_valid(&key_hash) => {
-                    Ok(PeerRole::Joiner { key_hash })
+                    Ok((PeerRole::Joiner { key_hash }, None))
                 }
                 _ => Err(refused),
             },
@@ -186,18 +192,13 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.authority
+        self.signatures
             .verify_tls13_signature(message, cert, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authority.supported_verify_schemes()
+        self.signatures.supported_verify_schemes()
     }
-}
-
-fn key_hash(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
-    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
-    Some(Sha256::digest(parsed.public_key().raw).into())
 }
 
 /// The number in the server name `node-<id>.forkypig` of a node's certificate.
@@ -208,11 +209,7 @@ fn node_id(certificate: &X509Certificate<'_>) -> Option<u64> {
         .general_names
         .iter()
         .find_map(|name| match name {
-            GeneralName::DNSName(name) => name
-                .strip_prefix("node-")?
-                .strip_suffix(".forkypig")?
-                .parse()
-                .ok(),
+            GeneralName::DNSName(name) => node_of_server_name(name),
             _ => None,
         })
 }

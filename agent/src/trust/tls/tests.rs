@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use raft::state::Role;
+use raft::state::{ReplacementPhase, Role};
 use rustls::ClientConfig;
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::mpsc, task::JoinHandle};
 use tonic::transport::server::Connected as _;
@@ -23,6 +23,7 @@ use super::{
 use crate::trust::{
     authority::{Authority, Credentials, save_certificate},
     identity::{Identity, LocalNode},
+    replacement::{Known, tests::replaced},
     token::JoinToken,
 };
 
@@ -52,6 +53,7 @@ fn node(cluster: Ulid, authority: Authority, id: u64) -> LocalNode {
         identity,
         authority,
         credentials,
+        replacement: None,
     }
 }
 
@@ -73,8 +75,11 @@ impl Drop for Server {
 
 impl Server {
     async fn start() -> Self {
-        let cluster = Ulid::from_parts(1, 1);
-        let node = node(cluster, Authority::create(cluster).unwrap(), 1);
+        Self::start_of(Authority::create(Ulid::from_parts(1, 1)).unwrap()).await
+    }
+
+    async fn start_of(authority: Authority) -> Self {
+        let node = node(authority.cluster(), authority, 1);
         let tokens = Arc::new(Tokens::default());
         let own = OwnCertificate::new(&node).unwrap();
         let tls = ServerTls::new(&node, own.clone(), tokens.clone()).unwrap();
@@ -165,7 +170,7 @@ async fn a_node_is_let_in_and_dials_exactly_the_one_it_means() {
         &server.node.authority.key_der(),
     );
     let peer = node(server.node.identity.cluster, own.unwrap(), 2);
-    let config = client::for_node(&peer, OwnCertificate::new(&peer).unwrap()).unwrap();
+    let config = client::for_node(OwnCertificate::new(&peer).unwrap()).unwrap();
     server
         .probe(&node_server_name(1), config.clone())
         .await
@@ -189,7 +194,7 @@ async fn a_certificate_that_was_renewed_is_shown_from_then_on_by_server_and_clie
     );
     let peer = node(server.node.identity.cluster, own.unwrap(), 2);
     let shown = OwnCertificate::new(&peer).unwrap();
-    let config = client::for_node(&peer, shown.clone()).unwrap();
+    let config = client::for_node(shown.clone()).unwrap();
     let name = node_server_name(1);
     let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
     let ended = |id, own: &Credentials| Credentials {
@@ -362,6 +367,7 @@ async fn the_unix_socket_is_private_and_replaces_a_dead_agents() {
         accepted.unwrap().unwrap().connect_info(),
         Peer {
             role: PeerRole::Local,
+            shown: None,
             address: None
         }
     );
@@ -380,4 +386,148 @@ async fn an_agent_that_is_not_there_is_unreachable() {
         error.to_string(),
         "cannot connect to unix:///nonexistent/agent.sock"
     );
+}
+
+impl Server {
+    /// Follows a replacement, with a certificate of the new authority.
+    fn renew(&self, known: &Known, new: &Authority) {
+        let certificate = new
+            .sign_node_again(1, "host-a", &self.node.credentials)
+            .unwrap();
+        let renewed = Credentials {
+            certificate,
+            key: self.node.credentials.key.clone_key(),
+        };
+        let trusted = &self.own.trusted;
+        trusted.set(new.certificate(), known.clone()).unwrap();
+        self.own
+            .set_under(&renewed, new.certificate().clone())
+            .unwrap();
+    }
+}
+
+#[tokio::test]
+async fn while_the_authority_is_replaced_both_are_trusted_and_who_knows_only_the_old_one_believes_the_new()
+ {
+    let mut server = Server::start().await;
+    let old = Authority::from_der(
+        server.node.identity.cluster,
+        server.node.authority.certificate(),
+        &server.node.authority.key_der(),
+    )
+    .unwrap();
+    let ann = user(&old, &old.issue_admin("ann").unwrap());
+    let token = server.token();
+    let key_hash = token.key_hash().unwrap();
+    server.tokens.0.lock().unwrap().insert(key_hash);
+    let joiner = client::for_joiner(&token).unwrap();
+    let away = node(old.cluster(), old, 2);
+    let away = client::for_node(OwnCertificate::new(&away).unwrap()).unwrap();
+
+    let old = &server.node.authority;
+    let of_old = old.fingerprint();
+    let (known, new) = replaced(old, ReplacementPhase::Renewing, false, &[]);
+    server.renew(&known, &new);
+    let bob = user(&new, &new.issue_admin("bob").unwrap());
+    for config in [&ann, &bob] {
+        let probed = server.probe(AGENT_SERVER_NAME, config.clone()).await;
+        probed.unwrap();
+        assert!(matches!(server.role().await, PeerRole::User(_)));
+    }
+    server
+        .probe(AGENT_SERVER_NAME, joiner.clone())
+        .await
+        .unwrap();
+    assert_eq!(server.role().await, PeerRole::Joiner { key_hash });
+    server
+        .probe(&node_server_name(1), away.clone())
+        .await
+        .unwrap();
+    let peer = server.peers.recv().await.unwrap();
+    assert_eq!(peer.role, PeerRole::Node(2));
+    assert_eq!(peer.shown.unwrap().authority, of_old);
+
+    // After that who has one of the old is let in to be told so; a token that pins it is not believed.
+    let finished = raft::state::Replacement {
+        phase: ReplacementPhase::Finished,
+        finished_at: Some(9),
+        ..raft::state::Replacement::clone(&known.replacement)
+    };
+    let finished = Known {
+        replacement: Arc::new(finished),
+        ..known
+    };
+    server.renew(&finished, &new);
+    server.probe(&node_server_name(1), away).await.unwrap();
+    let peer = server.peers.recv().await.unwrap();
+    let standing = finished.standing(&peer.shown.unwrap(), Some(2));
+    assert_ne!(standing, crate::trust::replacement::Standing::Good);
+    let error = server.probe(AGENT_SERVER_NAME, joiner).await.unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+    server.probe(AGENT_SERVER_NAME, bob).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_authority_that_has_ended_is_believed_and_can_be_replaced() {
+    let mut server =
+        Server::start_of(Authority::create_ended(Ulid::from_parts(1, 1)).unwrap()).await;
+    let old = &server.node.authority;
+    let ann = user(old, &old.issue_admin("ann").unwrap());
+    let (known, new) = replaced(old, ReplacementPhase::Renewing, false, &[]);
+    server.probe(AGENT_SERVER_NAME, ann.clone()).await.unwrap();
+    assert!(matches!(server.role().await, PeerRole::User(_)));
+    server.renew(&known, &new);
+    let bob = user(&new, &new.issue_admin("bob").unwrap());
+    for config in [ann, bob] {
+        server.probe(AGENT_SERVER_NAME, config).await.unwrap();
+        assert!(matches!(server.role().await, PeerRole::User(_)));
+    }
+}
+
+#[tokio::test]
+async fn with_a_leaked_key_nobody_passes_for_a_node_that_is_called() {
+    let server = Server::start().await;
+    let old = &server.node.authority;
+    let real = crate::trust::authority::key_hash(&server.node.credentials.certificate).unwrap();
+    let caller = |keys: &[(u64, [u8; 32])]| {
+        let (known, new) = replaced(old, ReplacementPhase::Renewing, true, keys);
+        let mut caller = node(old.cluster(), new, 2);
+        caller.replacement = Some(known);
+        client::for_node(OwnCertificate::new(&caller).unwrap()).unwrap()
+    };
+    // What it shows is of the leaked key; but its own is known.
+    let name = node_server_name(1);
+    server.own.set(&server.node.credentials).unwrap();
+    let error = server
+        .probe(&name, caller(&[(1, [1; 32])]))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ConnectError::Untrusted { .. }), "{error:?}");
+    server.probe(&name, caller(&[(1, real)])).await.unwrap();
+}
+
+/// Whoever has the old key can sign an authority of his own, and put the new one's certificate beside it.
+#[tokio::test]
+async fn a_detour_over_the_old_authority_rests_on_the_old_authority() {
+    let mut server = Server::start().await;
+    let old = &server.node.authority;
+    let (known, new) = replaced(old, ReplacementPhase::Renewing, true, &[]);
+    server.renew(&known, &new);
+    let (evil, cross) = old.successor().unwrap();
+    let admin = evil.issue_admin("eve").unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(new.certificate().clone()).unwrap();
+    let chain = vec![admin.certificate, new.certificate().clone(), cross];
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, admin.key)
+        .unwrap();
+    config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
+    let probed = server.probe(AGENT_SERVER_NAME, Arc::new(config)).await;
+    probed.unwrap();
+    let peer = server.peers.recv().await.unwrap();
+    let standing = known.standing(&peer.shown.unwrap(), None);
+    assert_eq!(standing, crate::trust::replacement::Standing::Compromised);
 }

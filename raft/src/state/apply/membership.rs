@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{check_address, check_labels, invalid, leaving};
+use super::{authority, check_address, check_labels, invalid, leaving};
 use crate::state::{
-    ids::{CertificateId, ClusterId, NodeId, TokenId},
-    model::{Capacity, Certificate, Labels, Millis, Node, Role, State, Token},
+    authority::Fingerprint,
+    command::Command,
+    ids::{ClusterId, NodeId, TokenId},
+    model::{Capacity, Certificate, Labels, Millis, Node, State, Token},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -37,6 +39,7 @@ pub(super) fn create_token(
     id: TokenId,
     key_hash: &[u8; 32],
     expires_at: Millis,
+    of: Fingerprint,
 ) -> Outcome {
     if expires_at <= now {
         return Err(invalid("ttlSeconds", "must end in the future"));
@@ -59,6 +62,7 @@ pub(super) fn create_token(
     {
         return refuse("exists already");
     }
+    authority::check(state, &of)?;
     // A good moment to forget the ones that can no longer be used.
     state.tokens.retain(|_, token| token.expires_at > now);
     state.tokens.insert(
@@ -68,6 +72,7 @@ pub(super) fn create_token(
             created_at: now,
             expires_at,
             node: None,
+            authority: of,
         },
     );
     Ok(Response::Done)
@@ -79,26 +84,20 @@ pub(super) fn revoke_token(state: &mut State, id: &str) -> Outcome {
     Ok(Response::Done)
 }
 
-/// What a certificate that is issued says.
-pub(super) struct Issued<'a> {
-    pub(super) name: &'a str,
-    pub(super) owner: &'a str,
-    pub(super) role: Role,
-    pub(super) expires_at: Millis,
-}
-
-pub(super) fn issue_certificate(
-    state: &mut State,
-    now: Millis,
-    id: CertificateId,
-    issued: &Issued<'_>,
-) -> Outcome {
-    let Issued {
+pub(super) fn issue_certificate(state: &mut State, now: Millis, command: &Command) -> Outcome {
+    let Command::IssueCertificate {
+        id,
         name,
         owner,
         role,
         expires_at,
-    } = *issued;
+        authority: of,
+        replace,
+    } = command
+    else {
+        return Ok(Response::Done);
+    };
+    let (id, expires_at) = (*id, *expires_at);
     names::check_name("name", name)?;
     names::check_owner("owner", owner)?;
     if expires_at <= now {
@@ -111,28 +110,32 @@ pub(super) fn issue_certificate(
             problem: "exists already".to_owned(),
         });
     }
-    let is_valid = |one: &Certificate| one.revoked_at.is_none() && one.expires_at > now;
-    if state
-        .certificates
-        .values()
-        .any(|one| one.name == name && is_valid(one))
-    {
+    let is_in_the_way =
+        |one: &Certificate| one.name == *name && one.revoked_at.is_none() && one.expires_at > now;
+    if !replace && state.certificates.values().any(is_in_the_way) {
         return Err(Rejection::NameTaken {
             kind: Kind::Certificate,
             name: name.to_owned(),
         });
+    }
+    authority::check(state, of)?;
+    for before in state.certificates.values_mut() {
+        if is_in_the_way(before) {
+            before.revoked_at = Some(now);
+        }
     }
     // A good moment to forget the ones that nobody lets in any more by themselves.
     state.certificates.retain(|_, one| one.expires_at > now);
     state.certificates.insert(
         id,
         Certificate {
-            name: name.to_owned(),
-            owner: owner.to_owned(),
-            role,
+            name: name.clone(),
+            owner: owner.clone(),
+            role: *role,
             created_at: now,
             expires_at,
             revoked_at: None,
+            authority: *of,
         },
     );
     Ok(Response::Certificate(id))
@@ -240,6 +243,7 @@ pub(in crate::state) fn add_node(
             created_at: now,
             capacity: None,
             start_by,
+            trust: None,
         }),
     );
     id

@@ -2,6 +2,7 @@
 //!
 //! Each command validates everything first and changes the state after that, so that a refusal leaves it as it was.
 
+mod authority;
 mod fork;
 mod image;
 mod leaving;
@@ -24,6 +25,7 @@ use super::{
     response::{Outcome, Rejection},
 };
 
+pub(super) use authority::revoke;
 pub(super) use membership::add_node;
 pub use removal::{dependents_of_image, dependents_of_snapshot};
 
@@ -91,26 +93,24 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
             id,
             key_hash,
             expires_at,
-        } => membership::create_token(state, now, *id, key_hash, *expires_at),
+            authority,
+        } => membership::create_token(state, now, *id, key_hash, *expires_at, *authority),
         Command::RevokeToken { id } => membership::revoke_token(state, id),
-        Command::IssueCertificate {
-            id,
-            name,
-            owner,
-            role,
-            expires_at,
-        } => {
-            let issued = membership::Issued {
-                name,
-                owner,
-                role: *role,
-                expires_at: *expires_at,
-            };
-            membership::issue_certificate(state, now, *id, &issued)
-        }
+        Command::IssueCertificate { .. } => membership::issue_certificate(state, now, command),
         Command::RevokeCertificate { certificate } => {
             membership::revoke_certificate(state, now, certificate)
         }
+        Command::ReplaceAuthority {
+            old,
+            new,
+            cross,
+            is_compromised,
+        } => authority::replace(state, now, old, new, cross, *is_compromised),
+        Command::SignWithNewAuthority { number, absent } => {
+            authority::sign_with_new(state, *number, absent)
+        }
+        Command::FinishAuthority { force } => authority::finish(state, now, *force),
+        Command::ReportTrust { node, trust } => authority::report_trust(state, *node, trust),
         Command::Join {
             key_hash,
             name,

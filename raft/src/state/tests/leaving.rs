@@ -28,6 +28,7 @@ fn token(world: &mut World, byte: u8, life: Millis) -> [u8; 32] {
         id,
         key_hash,
         expires_at: world.now + life,
+        authority: [1; 32],
     });
     key_hash
 }

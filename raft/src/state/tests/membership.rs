@@ -30,6 +30,7 @@ fn a_token_lets_one_node_in_until_it_ends() {
         id: TokenId(id.into()),
         key_hash: [id; 32],
         expires_at,
+        authority: [1; 32],
     };
     assert_eq!(world.refused(join(7, "n3")), Rejection::BadToken);
     world.ok(token(7, world.now + 10));
@@ -78,6 +79,8 @@ fn a_certificate_has_a_name_to_itself_until_it_is_revoked_or_ends() {
         owner: "team".into(),
         role: Role::Operator,
         expires_at,
+        authority: [1; 32],
+        replace: false,
     };
     let revoke = |certificate: &str| Command::RevokeCertificate {
         certificate: certificate.into(),
@@ -127,6 +130,7 @@ fn nobody_joins_before_the_founding() {
         id: TokenId(7),
         key_hash: [9; 32],
         expires_at: 99,
+        authority: [1; 32],
     };
     let outcome = apply(
         &mut state,
@@ -154,6 +158,7 @@ fn addresses_are_hosts_with_ports() {
         id: TokenId(7),
         key_hash: [9; 32],
         expires_at: world.now + 10,
+        authority: [1; 32],
     });
     for address in ["", "host", "host:", ":1", "host:0", "host:70000", "a b:1"] {
         let join = Command::Join {
@@ -378,6 +383,7 @@ fn the_oldest_agent_says_what_is_used() {
         id: TokenId(7),
         key_hash: [9; 32],
         expires_at: world.now + 10,
+        authority: [1; 32],
     });
     let refused = world.wrong_state(join(1));
     assert!(refused.contains("cannot join"), "{refused}");

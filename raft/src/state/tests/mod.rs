@@ -1,5 +1,6 @@
 //! A small cluster's state, and commands to change it.
 
+mod authority;
 mod family;
 mod forks;
 mod leaving;
@@ -68,6 +69,7 @@ impl World {
             id,
             key_hash,
             expires_at: self.now + 1_000,
+            authority: [1; 32],
         });
         match self.ok(Command::Join {
             key_hash,

@@ -446,6 +446,8 @@ fn no_owner_is_called_as_all_are() {
         owner: EVERYONE.into(),
         role: Role::Operator,
         expires_at: u64::MAX,
+        authority: [1; 32],
+        replace: false,
     };
     assert_eq!(world.invalid(certificate), "owner");
 }

@@ -238,7 +238,8 @@ fn membership() -> impl Strategy<Value = Command> {
         (1..4u128, key(), 0..90u64).prop_map(|(id, key_hash, expires_at)| Command::CreateToken {
             id: TokenId(id),
             key_hash,
-            expires_at
+            expires_at,
+            authority: [1; 32],
         }),
         (1..4u128).prop_map(|id| Command::RevokeToken {
             id: TokenId(id).to_string()
@@ -250,6 +251,8 @@ fn membership() -> impl Strategy<Value = Command> {
                 name,
                 role,
                 expires_at,
+                authority: [1; 32],
+                replace: false,
             }
         }),
         name().prop_map(|certificate| Command::RevokeCertificate { certificate }),
@@ -265,6 +268,7 @@ fn membership() -> impl Strategy<Value = Command> {
         }),
         key().prop_map(|key_hash| Command::WithdrawJoin { key_hash }),
         Just(Command::ForgetNewcomers),
+        authority(),
         (1..5u64).prop_map(|node| Command::MoveNode {
             node,
             address: "h:3".into()
@@ -278,6 +282,40 @@ fn membership() -> impl Strategy<Value = Command> {
         (0..3u32).prop_map(|to| Command::RaiseVersion { to }),
         (node(), any::<bool>())
             .prop_map(|(node, schedulable)| Command::CordonNode { node, schedulable }),
+    ]
+}
+
+fn authority() -> impl Strategy<Value = Command> {
+    let certificate = || {
+        (1..4u8).prop_map(|byte| AuthorityCertificate {
+            fingerprint: [byte; 32],
+            der: vec![byte],
+            expires_at: 99,
+        })
+    };
+    let fingerprint = || (1..4u8).prop_map(|byte| [byte; 32]);
+    prop_oneof![
+        (certificate(), certificate(), any::<bool>()).prop_map(|(old, new, is_compromised)| {
+            Command::ReplaceAuthority {
+                old,
+                new,
+                cross: Vec::new(),
+                is_compromised,
+            }
+        }),
+        (0..4u64, vec(1..4u64, 0..3))
+            .prop_map(|(number, absent)| Command::SignWithNewAuthority { number, absent }),
+        any::<bool>().prop_map(|force| Command::FinishAuthority { force }),
+        (1..4u64, fingerprint(), fingerprint()).prop_map(|(node, authority, holds)| {
+            Command::ReportTrust {
+                node,
+                trust: NodeTrust {
+                    key: [node as u8; 32],
+                    authority,
+                    holds,
+                },
+            }
+        }),
     ]
 }
 

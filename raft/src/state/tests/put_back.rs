@@ -17,6 +17,8 @@ fn a_state_that_was_put_back_lets_nobody_in_by_what_it_may_have_forgotten() {
         owner: name.into(),
         role: Role::Admin,
         expires_at: 100 * HOUR,
+        authority: [1; 32],
+        replace: false,
     };
     world.ok(certificate(1, "ann"));
     world.ok(certificate(2, "bob"));
@@ -27,6 +29,7 @@ fn a_state_that_was_put_back_lets_nobody_in_by_what_it_may_have_forgotten() {
         id: TokenId(3),
         key_hash: [3; 32],
         expires_at: 100 * HOUR,
+        authority: [1; 32],
     });
     let (numbers, before) = (world.state.next_node, world.now);
     let mut kept = world.state.clone();

@@ -73,7 +73,7 @@ impl FakeHost {
         let local = data.load()?;
         let own = OwnCertificate::new(&local)?;
         let peers = Arc::new(Peers::new(
-            client::for_node(&local, Arc::clone(&own))?,
+            client::for_node(Arc::clone(&own))?,
             &local.identity,
         ));
         let id = local.identity.node;
@@ -444,6 +444,13 @@ impl PeerService for Calls {
         &self,
         _: Request<WaitGuestRequest>,
     ) -> Result<Response<WaitGuestResponse>, Status> {
+        without_guests()
+    }
+
+    async fn fetch_authority(
+        &self,
+        _: Request<FetchAuthorityRequest>,
+    ) -> Result<Response<FetchAuthorityResponse>, Status> {
         without_guests()
     }
 
