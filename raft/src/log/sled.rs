@@ -190,9 +190,30 @@ impl LogBackend for SledBackend {
     }
 }
 
+/// Removes what sled had only begun to write of its table of pages when the agent was killed or the power cut. sled 0.34 takes it for the
+/// newest one, since it looks for another name than it gives, and does not open. Until one is whole and renamed, the one before counts.
+fn remove_half_written(dir: &Path) -> Result<(), LogError> {
+    for entry in fs::read_dir(dir).map_err(|e| LogError::io("opened", e))? {
+        let entry = entry.map_err(|e| LogError::io("opened", e))?;
+        let name = entry.file_name();
+        let is_half = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating"));
+        if is_half {
+            match fs::remove_file(entry.path()) {
+                // Whoever has it open yet has just renamed it.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(|e| LogError::io("opened", e))?,
+            }
+        }
+    }
+    Ok(())
+}
+
 fn open_patiently(dir: &Path) -> Result<sled::Db, LogError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
+        remove_half_written(dir)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE)

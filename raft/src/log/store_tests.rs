@@ -233,6 +233,18 @@ async fn a_vote_that_fell_back_is_recognised() {
 }
 
 #[tokio::test]
+async fn what_was_only_begun_when_the_power_was_cut_is_not_in_the_way() {
+    let (_dir, path) = written().await;
+    let half = path.join("snap.FFFFFFFFFFFFFFF0.generating");
+    for content in [&b""[..], b"half of it"] {
+        fs::write(&half, content).unwrap();
+        let (mut log, _guard) = open(&path, false).unwrap();
+        assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 10);
+        assert!(!half.exists());
+    }
+}
+
+#[tokio::test]
 async fn a_lost_mark_is_recognised() {
     let (_dir, path) = written().await;
     let mark = path.join("mark");
