@@ -190,9 +190,11 @@ impl LogBackend for SledBackend {
     }
 }
 
-/// Removes what sled had only begun to write of its table of pages when the agent was killed or the power cut. sled 0.34 takes it for the
-/// newest one, since it looks for another name than it gives, and does not open. Until one is whole and renamed, the one before counts.
-fn remove_half_written(dir: &Path) -> Result<(), LogError> {
+/// Removes what sled had only begun to write of its table of pages when the agent was killed or the power cut, and says whether there was
+/// any. sled 0.34 takes it for the newest one, since it looks for another name than it gives, and does not open. Until one is whole and
+/// renamed, the one before counts. sled had the lock when it said that it cannot read what is there: nobody is writing it.
+fn remove_half_written(dir: &Path) -> Result<bool, LogError> {
+    let mut any = false;
     for entry in fs::read_dir(dir).map_err(|e| LogError::io("opened", e))? {
         let entry = entry.map_err(|e| LogError::io("opened", e))?;
         let name = entry.file_name();
@@ -200,20 +202,16 @@ fn remove_half_written(dir: &Path) -> Result<(), LogError> {
             .to_str()
             .is_some_and(|name| name.starts_with("snap.") && name.ends_with(".generating"));
         if is_half {
-            match fs::remove_file(entry.path()) {
-                // Whoever has it open yet has just renamed it.
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-                removed => removed.map_err(|e| LogError::io("opened", e))?,
-            }
+            fs::remove_file(entry.path()).map_err(|e| LogError::io("opened", e))?;
+            any = true;
         }
     }
-    Ok(())
+    Ok(any)
 }
 
 fn open_patiently(dir: &Path) -> Result<sled::Db, LogError> {
     let deadline = Instant::now() + LOCK_PATIENCE;
     loop {
-        remove_half_written(dir)?;
         let config = sled::Config::new()
             .path(dir)
             .cache_capacity(CACHE)
@@ -225,6 +223,7 @@ fn open_patiently(dir: &Path) -> Result<sled::Db, LogError> {
         })?;
         match opened {
             Ok(db) => return Ok(db),
+            Err(sled::Error::Corruption { .. }) if remove_half_written(dir)? => {}
             // sled has no kind for it.
             Err(e) if e.to_string().contains("could not acquire lock") => {
                 if Instant::now() >= deadline {
