@@ -165,6 +165,24 @@ impl Agent {
             .with_context(|| format!("{}: fpagent {}", self.name, args.join(" ")))
     }
 
+    /// What it measured, as another program than ours reads it with a folder's certificate, which believes the folder's authority.
+    pub fn metrics(&self, certs: &Path) -> anyhow::Result<String> {
+        let output = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "10", "--http2"])
+            .arg("--cacert")
+            .arg(certs.join("ca.pem"))
+            .arg("--cert")
+            .arg(certs.join("cert.pem"))
+            .arg("--key")
+            .arg(certs.join("key.pem"))
+            .arg("--connect-to")
+            .arg(format!("agent.forkypig:443:{}", self.listen))
+            .arg("https://agent.forkypig/metrics")
+            .output()?;
+        anyhow::ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut child) = self.child.take() {

@@ -3,6 +3,7 @@
 use std::{
     path::PathBuf,
     process::{Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::Context as _;
@@ -99,4 +100,19 @@ pub fn run_on(
         out: String::from_utf8_lossy(&output.stdout).into_owned(),
         err: String::from_utf8_lossy(&output.stderr).into_owned(),
     })
+}
+
+/// Changes and reads, one after the other, through whichever node answers, until it is told to end: how often. None may fail.
+pub fn work(addresses: &str, goes_on: &AtomicBool) -> anyhow::Result<u32> {
+    let mut rounds = 0;
+    while goes_on.load(Ordering::Relaxed) {
+        rounds += 1;
+        let label = format!("round={rounds}");
+        run(Some(addresses), &["node", "label", "node1", &label])?.success()?;
+        let node = run(Some(addresses), &["node", "show", "node1", "-o", "json"])?;
+        let label = node.json()?["labels"]["round"].clone();
+        let is_new = label.as_str() == Some(rounds.to_string().as_str());
+        anyhow::ensure!(is_new, "round {rounds}: {label}");
+    }
+    Ok(rounds)
 }

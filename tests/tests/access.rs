@@ -6,7 +6,6 @@ use std::{
     net::TcpStream,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::Context as _;
@@ -72,24 +71,6 @@ impl World {
             .collect();
         anyhow::ensure!(schedulable.len() == 3, "{nodes}");
         Ok(json!([schedulable, list("cert")?, list("token")?]))
-    }
-
-    /// What a node measured, as somebody reads it.
-    fn metrics(&self, node: usize, certs: &Path) -> anyhow::Result<String> {
-        let listen = &self.cluster.node(node).listen;
-        let output = Command::new("curl")
-            .args(["--silent", "--show-error", "--max-time", "10", "--http2"])
-            .arg("--cacert")
-            .arg(certs.join("ca.pem"))
-            .arg("--cert")
-            .arg(certs.join("cert.pem"))
-            .arg("--key")
-            .arg(certs.join("key.pem"))
-            .args(["--connect-to", &format!("agent.forkypig:443:{listen}")])
-            .arg("https://agent.forkypig/metrics")
-            .output()?;
-        anyhow::ensure!(output.status.success(), "{output:?}");
-        Ok(String::from_utf8(output.stdout)?)
     }
 
     /// The lines of a node's audit log in which all of these fields are so.
@@ -181,7 +162,7 @@ fn each_may_do_what_its_certificate_says_until_that_is_revoked_or_ends() -> anyh
     assert_eq!(names(&listed), ["admin", "vic", "olga", "ada"], "{listed}");
 
     // Measurements are for viewers, by what reads those; a node's certificate is no viewer's.
-    let measured = world.metrics(2, &vic)?;
+    let measured = world.cluster.node(2).metrics(&vic)?;
     for line in [
         "fpagent_calls_total{call=\"forkypig.v1.VmService/Fork\",outcome=\"not-found\"} 2",
         "fpagent_call_seconds_bucket{call=\"forkypig.v1.VmService/ListVms\",le=",
@@ -203,7 +184,7 @@ fn each_may_do_what_its_certificate_says_until_that_is_revoked_or_ends() -> anyh
     ] {
         fs::copy(certs.join(from), nodes.join(to))?;
     }
-    let refused = world.metrics(2, &nodes)?;
+    let refused = world.cluster.node(2).metrics(&nodes)?;
     assert!(
         refused.contains("for what nodes ask of each other"),
         "{refused}"

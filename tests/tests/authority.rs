@@ -4,7 +4,6 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    process::Command,
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
@@ -67,24 +66,6 @@ fn run_as(cluster: &Cluster, to: usize, certs: &Path, args: &[&str]) -> anyhow::
     fpagent::run(None, &[args, &options[..]].concat())
 }
 
-/// What another program than ours is answered, which believes the node by the folder's authority.
-fn measured(cluster: &Cluster, node: usize, certs: &Path) -> anyhow::Result<String> {
-    let listen = &cluster.node(node).listen;
-    let output = Command::new("curl")
-        .args(["--silent", "--show-error", "--max-time", "10", "--http2"])
-        .arg("--cacert")
-        .arg(certs.join("ca.pem"))
-        .arg("--cert")
-        .arg(certs.join("cert.pem"))
-        .arg("--key")
-        .arg(certs.join("key.pem"))
-        .args(["--connect-to", &format!("agent.forkypig:443:{listen}")])
-        .arg("https://agent.forkypig/metrics")
-        .output()?;
-    ensure!(output.status.success(), "{output:?}");
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 /// Makes somebody's certificate in a folder.
 fn create(cluster: &Cluster, through: usize, folder: &Path, more: &[&str]) -> anyhow::Result<()> {
     let out = folder.display().to_string();
@@ -93,19 +74,6 @@ fn create(cluster: &Cluster, through: usize, folder: &Path, more: &[&str]) -> an
         .node(through)
         .fp(&[&create[..], more].concat())?
         .success()
-}
-
-/// Changes and reads, through whichever node answers, until it is told to end: how often. None may fail.
-fn work(addresses: &str, goes_on: &AtomicBool) -> anyhow::Result<u32> {
-    let mut rounds = 0;
-    while goes_on.load(Ordering::Relaxed) {
-        rounds += 1;
-        let label = format!("round={rounds}");
-        fpagent::run(Some(addresses), &["node", "label", "node1", &label])?.success()?;
-        let node = fpagent::run(Some(addresses), &["node", "show", "node1", "-o", "json"])?;
-        assert_eq!(node.json()?["labels"]["round"], rounds.to_string());
-    }
-    Ok(rounds)
 }
 
 fn restart(cluster: &mut Cluster, number: usize) -> anyhow::Result<()> {
@@ -136,7 +104,7 @@ fn replace(cluster: &mut Cluster, folder: &Path) -> anyhow::Result<()> {
     // Both are trusted: people's certificates, an old token, and a new one; a node is killed, and comes back.
     run_as(cluster, 2, &ann, &["vm", "ls"])?.success()?;
     run_as(cluster, 3, &ann, &["vm", "ls"])?.success()?;
-    let shown = measured(cluster, 2, &ann)?;
+    let shown = cluster.node(2).metrics(&ann)?;
     ensure!(shown.contains("# TYPE"), "{shown}");
     let newcomer = cluster.newcomer("node4")?;
     Cluster::join(&newcomer, &before)?.success()?;
@@ -179,9 +147,9 @@ fn replace(cluster: &mut Cluster, folder: &Path) -> anyhow::Result<()> {
         run_as(cluster, to, &admin, &["vm", "ls"])?
             .refused(&["authority that was replaced", "cert create admin"])?;
         run_as(cluster, to, &new_ann, &["vm", "ls"])?.success()?;
-        let told = measured(cluster, to, &admin)?;
+        let told = cluster.node(to).metrics(&admin)?;
         ensure!(told.contains("authority that was replaced"), "{told}");
-        let shown = measured(cluster, to, &new_ann)?;
+        let shown = cluster.node(to).metrics(&new_ann)?;
         ensure!(shown.contains("# TYPE"), "{shown}");
     }
     let certificates = cluster.node(1).json(&["cert", "ls"])?;
@@ -206,7 +174,7 @@ fn the_authority_is_replaced_while_the_cluster_works_and_a_guest_runs() -> anyho
     let addresses = addresses.join(",");
     let goes_on = AtomicBool::new(true);
     let rounds = thread::scope(|scope| -> anyhow::Result<u32> {
-        let worker = scope.spawn(|| work(&addresses, &goes_on));
+        let worker = scope.spawn(|| fpagent::work(&addresses, &goes_on));
         let replaced = replace(&mut cluster, folder.path());
         goes_on.store(false, Ordering::Relaxed);
         let rounds = worker

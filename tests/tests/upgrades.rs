@@ -24,19 +24,6 @@ fn versions(cluster: &Cluster) -> anyhow::Result<Vec<(u64, String)>> {
     nodes.map(look).collect()
 }
 
-/// Changes and reads, one after the other, through whichever node answers, until it is told to end: how often. None may fail.
-fn work(addresses: &str, goes_on: &AtomicBool) -> anyhow::Result<u32> {
-    let mut rounds = 0;
-    while goes_on.load(Ordering::Relaxed) {
-        rounds += 1;
-        let label = format!("round={rounds}");
-        fpagent::run(Some(addresses), &["node", "label", "node1", &label])?.success()?;
-        let node = fpagent::run(Some(addresses), &["node", "show", "node1", "-o", "json"])?;
-        assert_eq!(node.json()?["labels"]["round"], rounds.to_string());
-    }
-    Ok(rounds)
-}
-
 /// Has a node be the newer agent.
 fn upgrade(cluster: &mut Cluster, number: usize) -> anyhow::Result<()> {
     let agent = cluster.node_mut(number);
@@ -66,7 +53,7 @@ fn nodes_are_upgraded_one_after_another_while_the_cluster_works() -> anyhow::Res
     let addresses = addresses.join(",");
     let goes_on = AtomicBool::new(true);
     let rounds = thread::scope(|scope| -> anyhow::Result<u32> {
-        let worker = scope.spawn(|| work(&addresses, &goes_on));
+        let worker = scope.spawn(|| fpagent::work(&addresses, &goes_on));
         let upgraded = (|| {
             for number in [2, 1] {
                 upgrade(&mut cluster, number)?;

@@ -9,11 +9,10 @@ use rustls::{
         Resumption, WantsClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{CryptoProvider, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-use super::{ALPN_HTTP2, own::OwnCertificate, provider, trusted::TrustedServers};
+use super::{ALPN_HTTP2, own::OwnCertificate, provider, signatures, trusted::TrustedServers};
 use crate::trust::{
     TrustError,
     authority::{Credentials, fingerprint, load_certificates},
@@ -42,13 +41,11 @@ pub fn for_user(folder: &Path) -> Result<Arc<ClientConfig>, TrustError> {
 
 /// How a newcomer calls a member: shows the token's key, trusts the authority whose fingerprint is in the token.
 pub fn for_joiner(token: &JoinToken) -> Result<Arc<ClientConfig>, TrustError> {
-    let provider = provider();
     let verifier = PinnedAuthority {
         fingerprint: token.authority,
-        provider: provider.clone(),
     };
     let credentials = token.credentials()?;
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))
@@ -79,7 +76,6 @@ fn finish(mut config: ClientConfig) -> Arc<ClientConfig> {
 #[derive(Debug)]
 struct PinnedAuthority {
     fingerprint: [u8; 32],
-    provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for PinnedAuthority {
@@ -97,7 +93,7 @@ impl ServerCertVerifier for PinnedAuthority {
             .ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
-        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
             .map_err(|error| Error::General(error.to_string()))?
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
@@ -109,7 +105,7 @@ impl ServerCertVerifier for PinnedAuthority {
         _cert: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+        signatures::tls12()
     }
 
     fn verify_tls13_signature(
@@ -118,17 +114,10 @@ impl ServerCertVerifier for PinnedAuthority {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(
-            message,
-            cert,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        signatures::tls13(message, cert, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
+        signatures::schemes()
     }
 }

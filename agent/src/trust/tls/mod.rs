@@ -8,6 +8,7 @@ pub mod client;
 pub mod connect;
 pub mod own;
 pub mod server;
+mod signatures;
 pub mod trusted;
 
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 use super::{
     ALPN_HTTP2, node_of_server_name,
     own::OwnCertificate,
-    provider,
+    provider, signatures,
     trusted::{Trusted, key_hash},
 };
 use crate::trust::{
@@ -69,7 +69,7 @@ impl ServerTls {
             node.identity.cluster,
             Arc::clone(&own.trusted),
             tokens,
-        )?);
+        ));
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier.clone())
@@ -89,7 +89,6 @@ impl ServerTls {
 pub(super) struct PeerVerifier {
     cluster: String,
     trusted: Arc<Trusted>,
-    signatures: Arc<dyn ClientCertVerifier>,
     tokens: Arc<dyn TokenLookup>,
 }
 
@@ -102,23 +101,12 @@ impl fmt::Debug for PeerVerifier {
 }
 
 impl PeerVerifier {
-    fn new(
-        cluster: Ulid,
-        trusted: Arc<Trusted>,
-        tokens: Arc<dyn TokenLookup>,
-    ) -> Result<Self, TrustError> {
-        let signatures = trusted
-            .any_client_verifier()
-            .ok_or_else(|| TrustError::Malformed {
-                what: "the authority",
-                problem: "there is none".to_owned(),
-            })?;
-        Ok(Self {
+    fn new(cluster: Ulid, trusted: Arc<Trusted>, tokens: Arc<dyn TokenLookup>) -> Self {
+        Self {
             cluster: cluster.to_string(),
             trusted,
-            signatures,
             tokens,
-        })
+        }
     }
 
     /// Who shows this certificate, and by which authority it is believed; a token by none. That it owns the key is checked by the
@@ -183,7 +171,7 @@ impl ClientCertVerifier for PeerVerifier {
         _cert: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+        signatures::tls12()
     }
 
     fn verify_tls13_signature(
@@ -192,12 +180,11 @@ impl ClientCertVerifier for PeerVerifier {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signatures
-            .verify_tls13_signature(message, cert, signature)
+        signatures::tls13(message, cert, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.signatures.supported_verify_schemes()
+        signatures::schemes()
     }
 }
 

@@ -12,14 +12,13 @@ use rustls::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
-    crypto::verify_tls13_signature,
     pki_types::{CertificateDer, ServerName, UnixTime},
     server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 use sha2::{Digest as _, Sha256};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
-use super::{node_of_server_name, provider};
+use super::{node_of_server_name, provider, signatures};
 use crate::trust::{
     TrustError,
     authority::fingerprint,
@@ -137,11 +136,6 @@ impl Trusted {
         let key = key_hash(leaf).ok_or_else(refused)?;
         Ok(Shown { authority, key })
     }
-
-    /// Signatures do not depend on who is trusted.
-    pub(super) fn any_client_verifier(&self) -> Option<Arc<dyn ClientCertVerifier>> {
-        self.now().all.first().map(|one| Arc::clone(&one.clients))
-    }
 }
 
 /// The first that believes; else what the most telling of them said.
@@ -213,7 +207,7 @@ impl ServerCertVerifier for TrustedServers {
         _cert: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::General("TLS 1.2 is not spoken".to_owned()))
+        signatures::tls12()
     }
 
     fn verify_tls13_signature(
@@ -222,13 +216,10 @@ impl ServerCertVerifier for TrustedServers {
         cert: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = provider().signature_verification_algorithms;
-        verify_tls13_signature(message, cert, signature, &algorithms)
+        signatures::tls13(message, cert, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
+        signatures::schemes()
     }
 }
