@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read as _},
-    os::unix::fs::{PermissionsExt, chown},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
@@ -21,6 +21,9 @@ use crate::{
     record::LayerName,
     spec::DiskNode,
 };
+
+/// Who may do what with a layer that nobody writes any more.
+const FROZEN: u32 = 0o440;
 
 /// A disk could not be made or is not one.
 #[derive(Debug, thiserror::Error)]
@@ -265,11 +268,15 @@ impl Overlays {
         fs::set_permissions(self.layout.layer(name), fs::Permissions::from_mode(0o640))
     }
 
-    /// Takes a layer out of the hands of the process that wrote it: nobody writes it any more.
+    /// Takes a layer out of the hands of the process that wrote it: nobody writes it any more. Doing it again does nothing.
     pub fn freeze(&self, name: &LayerName) -> io::Result<()> {
         let path = self.layout.layer(name);
-        chown(&path, Some(rustix::process::geteuid().as_raw()), None)?;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o440))
+        let (ours, now) = (rustix::process::geteuid().as_raw(), fs::metadata(&path)?);
+        if now.uid() == ours && now.mode() & 0o7777 == FROZEN {
+            return Ok(());
+        }
+        chown(&path, Some(ours), None)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(FROZEN))
     }
 }
 

@@ -191,7 +191,7 @@ fn a_full_disk_in_a_capture_fails_that_alone() -> anyhow::Result<()> {
     for at in [
         "capture.overlay-made",
         "capture.stream-written",
-        "capture.layer-frozen",
+        "capture.layers-frozen",
     ] {
         let acknowledged = Acknowledged::now(&cluster)?;
         full(at)?;

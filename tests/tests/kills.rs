@@ -272,6 +272,29 @@ fn killed_at_every_step_of_a_capture() -> anyhow::Result<()> {
 }
 
 #[test]
+fn killed_again_when_it_begins_again_with_a_capture() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    let names = on(&[Way::Capture])?.into_iter();
+    for name in names.filter(|name| name.starts_with("capture.")) {
+        let acknowledged = Acknowledged::now(&node.cluster)?;
+        node.cluster.node(1).arm(&name, KILL)?;
+        let create = ["snapshot", "create", "parent", "made"];
+        let request = ask(&node.cluster, &create);
+        die(&mut node.cluster, &name)?;
+        // The disk has moved on again, and nobody but its own process may read what it left behind.
+        node.cluster.node(1).arm("capture.stream-written", KILL)?;
+        node.cluster.node_mut(1).start()?;
+        die(&mut node.cluster, "capture.stream-written")?;
+        come_back(&mut node.cluster)?;
+        answer(request)?
+            .success()
+            .and_then(|()| node.check(&acknowledged))
+            .with_context(|| format!("killed at {name}, and again"))?;
+    }
+    Ok(())
+}
+
+#[test]
 fn killed_at_every_step_of_a_fork() -> anyhow::Result<()> {
     let mut node = Node::start(&[])?;
     for name in on(&[Way::ForkVm])? {

@@ -504,7 +504,8 @@ impl Machine {
         let guest = self.memory_ref()?;
         let (layout, hardware) = (self.engine.layout.clone(), self.record.hardware.clone());
         let (stream_name, base_name) = (stream.clone(), base.clone());
-        let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.first().cloned());
+        // All of them: a capture that came no further left a layer behind that only its own process may read.
+        let (overlays, frozen) = (self.engine.overlays.clone(), moment.layers.clone());
         let layer_moved = moment.layer_moved;
         let lineage = self.record.lineage();
         let owner = self.record.user.map(|(uid, _)| uid);
@@ -533,14 +534,14 @@ impl Machine {
             failpoint::write("capture.stream-written").map_err(write("stream"))?;
             share(&path, lineage).map_err(write("stream"))?;
             failpoint::reached("capture.stream-shared");
-            let layer_bytes = match (layer_moved, &frozen) {
-                (true, Some(layer)) => {
-                    overlays.freeze(layer).map_err(write("disk layer"))?;
-                    failpoint::write("capture.layer-frozen").map_err(write("disk layer"))?;
-                    allocated_bytes(
-                        &fs::metadata(layout.layer(layer)).map_err(write("disk layer"))?,
-                    )
-                }
+            for layer in &frozen {
+                overlays.freeze(layer).map_err(write("disk layer"))?;
+            }
+            failpoint::write("capture.layers-frozen").map_err(write("disk layer"))?;
+            let layer_bytes = match (layer_moved, frozen.first()) {
+                (true, Some(layer)) => allocated_bytes(
+                    &fs::metadata(layout.layer(layer)).map_err(write("disk layer"))?,
+                ),
                 _ => 0,
             };
             let base_bytes =

@@ -35,10 +35,14 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure
     } else {
         context.data(&fork)?;
     }
-    match fork.failed() {
-        0 => Ok(()),
-        failed => {
-            let message = format!("{failed} of {} forks failed", fork.children.len());
+    match fork.why_failed() {
+        None => Ok(()),
+        Some(why) => {
+            let message = format!(
+                "{} of {} forks failed: {why}",
+                fork.failed(),
+                fork.children.len()
+            );
             Err(Failure::refused(
                 message,
                 &format!("`fpagent op show {}` has the details", fork.operation),

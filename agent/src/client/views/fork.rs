@@ -76,6 +76,12 @@ impl ForkView {
             .count()
     }
 
+    /// Why a child failed: of several, the first.
+    pub fn why_failed(&self) -> Option<&str> {
+        let mut errors = self.children.iter().map(|child| child.error.as_str());
+        errors.find(|error| !error.is_empty())
+    }
+
     /// One line about all of it.
     pub fn summary(&self) -> String {
         let running = self.children.len() - self.failed();
