@@ -8,7 +8,10 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # Where deps.sh puts the toolchain, ahead of Debian's older one, and where Debian puts mke2fs.
 PATH="${HOME:-/root}/.cargo/bin:$PATH:/usr/sbin:/sbin"
 
-say() { printf '==> %s\n' "$*" >&2; }
+# With the time since the first script of this run began.
+FP_BEGUN=${FP_BEGUN:-$EPOCHSECONDS}
+export FP_BEGUN
+say() { printf '==> %d:%02d %s\n' $(((EPOCHSECONDS - FP_BEGUN) / 60)) $(((EPOCHSECONDS - FP_BEGUN) % 60)) "$*" >&2; }
 die() { printf '%s: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
 
 target_dir() { printf '%s\n' "${CARGO_TARGET_DIR:-$repo/target}"; }

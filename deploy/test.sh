@@ -58,11 +58,12 @@ say "format"
 cargo fmt --all --check
 say "lints"
 cargo clippy --quiet --workspace --all-targets -- -D warnings
-# The build with debug assertions, which the tests need anyway.
+# Everything that the tests need, once: the agent alone would be built with other features, and a second time.
+say "building, with debug assertions"
+cargo build --quiet --workspace --all-targets
 if [ -n "${FPAGENT:-}" ]; then
     find_fpagent
 else
-    cargo build --quiet --package fp-agent --bin fpagent
     fpagent=$(target_dir)/debug/fpagent
 fi
 image=$repo/.local/image/tiny
@@ -117,7 +118,7 @@ run() { # SAY NEXTEST_ARGUMENT...
     say "$1"
     # Of a long output the end is shown: what failed, and not where the test runner was.
     RUST_BACKTRACE=0 FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
-        cargo nextest run --workspace --profile "$profile" "${@:2}"
+        cargo nextest run --workspace --profile "$profile" --test-threads "$((($(nproc) * 3 + 1) / 2))" "${@:2}"
 }
 failed=0
 if [ -n "$full" ]; then
