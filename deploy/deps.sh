@@ -12,7 +12,7 @@ static busybox, cpio, e2fsprogs, a C compiler and a Rust toolchain (by the Rust 
 installer, when there is none). Where everything is there, it does nothing and needs no root.
 
   --test   also what only the tests need (cargo-nextest, debootstrap for their Debian image, ssh-keyscan, ip for
-           their network, strace for what is written to disk)
+           their network, strace for what is written to disk, libfaketime for clocks that jump)
   --bench  also what writes are measured beside: Debian's etcd-server, unpacked into .local/etcd and not
            installed, since it would run as a service
 USAGE
@@ -109,7 +109,7 @@ if ! rust_is_new_enough; then
     rust_is_new_enough || die "Rust is still older than $wanted"
 fi
 
-if [ "$with_tests" = 1 ]; then install_missing debootstrap iproute2 openssh-client strace; fi
+if [ "$with_tests" = 1 ]; then install_missing debootstrap iproute2 libfaketime openssh-client strace; fi
 if [ "$with_tests" = 1 ] && ! command -v cargo-nextest >/dev/null; then
     say "installing cargo-nextest"
     cargo install --locked --quiet cargo-nextest

@@ -152,27 +152,21 @@ fn disk(node: &Node) -> HostCheck {
 
 /// Tokens and certificates end at times that all nodes must agree on.
 fn clock(node: &Node) -> HostCheck {
-    let ahead = node
-        .state()
-        .nodes
-        .values()
-        .map(|one| one.created_at)
-        .max()
-        .unwrap_or_default();
-    let now = crate::node::now();
-    if now + 5_000 >= ahead {
-        result(
-            "clock",
-            HostCheckResult::Ok,
-            "not behind what other nodes wrote",
-            "",
-        )
-    } else {
-        result(
+    match node.clock.problem() {
+        Some(problem) => result(
             "clock",
             HostCheckResult::Warning,
-            "this host's clock is behind the others'",
-            "synchronise it (NTP)",
-        )
+            problem,
+            "synchronise it (NTP); the cluster goes by most of its voters' clocks, and this node signs nothing meanwhile",
+        ),
+        None if node.clock.is_known() => {
+            result("clock", HostCheckResult::Ok, "as the cluster's", "")
+        }
+        None => result(
+            "clock",
+            HostCheckResult::Ok,
+            "not compared: the cluster's time is not known without a leader",
+            "",
+        ),
     }
 }

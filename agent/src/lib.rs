@@ -6,6 +6,7 @@ pub mod audit;
 pub mod backup;
 pub mod blobs;
 pub mod client;
+pub mod clock;
 pub mod convert;
 pub mod daemon;
 pub mod density;

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use raft::state::{Command, State};
+use raft::state::{Command, Millis, State};
 use tokio::time::Instant;
 
-use crate::node::{Node, now};
+use crate::node::Node;
 
 /// How often is looked for such.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -20,7 +20,7 @@ pub async fn forget_late(node: Arc<Node>) {
             () = tokio::time::sleep(PAUSE) => {}
         }
         let leads = node.raft.status().leader == Some(node.id());
-        if leads && is_one_late(&node.state()) {
+        if leads && is_one_late(&node.state(), node.now()) {
             let deadline = Instant::now() + PATIENCE;
             match node.propose(None, Command::ForgetNewcomers, deadline).await {
                 Ok(_) => tracing::info!("newcomers that have not started in time were forgotten"),
@@ -30,8 +30,7 @@ pub async fn forget_late(node: Arc<Node>) {
     }
 }
 
-fn is_one_late(state: &State) -> bool {
-    let now = now();
+fn is_one_late(state: &State, now: Millis) -> bool {
     let mut nodes = state.nodes.values();
     nodes.any(|node| node.start_by.is_some_and(|end| end <= now))
 }

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -20,13 +20,14 @@ use raft::{
 };
 use tokio::{
     sync::Notify,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admission::Reserves,
     audit::Audit,
+    clock::{self, Clock},
     density::Density,
     guest::{Introduction, identity, ports::Ports},
     leases::Leases,
@@ -42,6 +43,8 @@ use crate::{
 const REPORT_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two such tries.
 const REPORT_PAUSE: Duration = Duration::from_millis(200);
+/// How long a node that has just started waits for the cluster's time before nobody is taken to lead.
+const TIME_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A node.
 #[derive(Debug)]
@@ -84,6 +87,8 @@ pub struct Node {
     pub peers: Arc<Peers>,
     /// Who is there.
     pub leases: Leases,
+    /// The cluster's time.
+    pub clock: Arc<Clock>,
     /// `qemu-img`.
     pub qemu_img: PathBuf,
     /// User and group of programs that look at what users bring.
@@ -131,6 +136,20 @@ impl Node {
         ClusterId(self.identity.cluster.0)
     }
 
+    /// The cluster's time, as commands carry it.
+    pub fn now(&self) -> Millis {
+        self.clock.now()
+    }
+
+    /// Notes, if this node leads, what its own clock says.
+    pub fn hear_own_clock(&self) {
+        let status = self.raft.status();
+        if status.leader == Some(self.id()) {
+            let says = clock::of_host();
+            self.clock.hear(self.id(), says, &status.voters);
+        }
+    }
+
     /// The authority that it signs with now.
     pub fn authority(&self) -> Arc<Authority> {
         // It is changed whole.
@@ -172,10 +191,18 @@ impl Node {
         command: Command,
         deadline: Instant,
     ) -> Result<Outcome, ProposeError> {
+        // A leader that has heard a majority tells it. Who founds a cluster is its only voter, and before all others.
+        if !matches!(command, Command::Found { .. }) {
+            self.hear_own_clock();
+            let until = deadline.min(Instant::now() + TIME_PATIENCE);
+            if timeout_at(until, self.clock.known()).await.is_err() {
+                return Err(ProposeError::no_leader());
+            }
+        }
         let proposal = Proposal {
             request,
             by: by.clone(),
-            now: now(),
+            now: self.now(),
             command,
         };
         let begun = Instant::now();
@@ -231,10 +258,7 @@ impl Node {
                 }
             }
         };
-        tokio::time::timeout_at(deadline, search)
-            .await
-            .ok()
-            .flatten()
+        timeout_at(deadline, search).await.ok().flatten()
     }
 
     /// Has a VM's guest be told who it is in this boot of it, if it is here.
@@ -318,13 +342,4 @@ impl Node {
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
-}
-
-/// Now, as commands carry it.
-pub fn now() -> Millis {
-    // A clock before 1970 counts as 1970.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_millis() as Millis
 }

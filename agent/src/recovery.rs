@@ -19,7 +19,7 @@ use ulid::Ulid;
 use crate::{
     audit::{Audit, Entry},
     backup::Backup,
-    node::now,
+    clock,
     trust::{
         TrustError,
         authority::{self, Authority, Credentials, fingerprint},
@@ -159,7 +159,7 @@ impl StoppedNode {
     pub fn go_on_alone(&mut self, held: &Held) -> Result<Ulid, RecoveryError> {
         self.may_go_on_alone(held)?;
         let mut state = State::clone(&held.app);
-        state.put_back(now(), Users::Keep);
+        state.put_back(clock::of_host(), Users::Keep);
         let after = Position {
             term: held.term.max(held.last.term),
             index: held.last.index,
@@ -194,7 +194,7 @@ impl StoppedNode {
         let known = Known::newest(local.replacement, Known::of(&backup.state));
         check_authority(&local.authority, backup, known.as_ref())?;
         let mut state = backup.state.clone();
-        let now = now();
+        let now = clock::of_host();
         state.put_back(now, users);
         state.put_replacement(now, known.map(|known| known.replacement));
         let (me, name) = (self.identity.node, &self.identity.name);
@@ -282,7 +282,7 @@ pub fn restore_new(
 ) -> Result<Identity, RecoveryError> {
     let known = Known::newest(known, Known::of(&backup.state));
     check_authority(&authority, backup, known.as_ref())?;
-    let now = now();
+    let now = clock::of_host();
     let mut state = backup.state.clone();
     state.put_back(now, users);
     let replacement = known.as_ref().map(|known| Arc::clone(&known.replacement));

@@ -39,6 +39,9 @@ enum StepError {
     /// It cannot be written, or signed.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The others would not believe what is signed.
+    #[error("the node's certificate is not renewed: {0}; synchronise it (NTP)")]
+    WrongClock(String),
     /// No other node gives the new authority's key.
     #[error(
         "no node that can be reached gives the new authority's key: if that stays so, begin anew (fpagent authority replace)"
@@ -184,8 +187,13 @@ impl Keeper {
     fn renew(&mut self) -> Result<(), StepError> {
         let authority = self.node.authority();
         let identity = &self.node.identity;
-        if !renewal::is_due(&authority, &self.own, SystemTime::now())? {
+        let clock = &self.node.clock;
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(clock.now());
+        if !renewal::is_due(&authority, &self.own, now)? {
             return Ok(());
+        }
+        if let Some(problem) = clock.problem() {
+            return Err(StepError::WrongClock(problem));
         }
         let renewed = renewal::renew(&self.data, identity, &authority, &self.own)?;
         failpoint::reached("authority.renewed");

@@ -82,6 +82,12 @@ pub enum ProposeError {
 }
 
 impl ProposeError {
+    /// Nobody leads whom the proposer has heard of; it was not sent.
+    pub fn no_leader() -> Self {
+        let maybe_applied = false;
+        Self::Consensus(consensus::ProposeError::NoLeader { maybe_applied })
+    }
+
     /// Whether the time was up, rather than that nobody leads.
     pub fn is_deadline(&self) -> bool {
         matches!(

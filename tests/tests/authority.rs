@@ -452,6 +452,7 @@ fn ask_as_node(
         let request = RenewLeaseRequest {
             node: 2,
             address: cluster.node(2).listen.clone(),
+            now_ms: 0,
         };
         let asked = peers.renew_lease(request).await;
         Ok(match asked {

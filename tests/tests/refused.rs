@@ -531,6 +531,7 @@ async fn a_nodes_certificate_speaks_for_no_other_node() -> anyhow::Result<()> {
     let renew = |node| RenewLeaseRequest {
         node,
         address: thief.listen.clone(),
+        now_ms: 0,
     };
     peers.renew_lease(renew(thiefs)).await?;
 

@@ -11,7 +11,7 @@ use std::{
 use futures::future::BoxFuture;
 use raft::{
     node::Caller,
-    state::{Forgotten, NodeId, Role, State},
+    state::{Forgotten, Millis, NodeId, Role, State},
 };
 use tonic::{
     Code, Status,
@@ -25,7 +25,7 @@ use crate::{
     audit::{self, Entry},
     errors::ApiError,
     metrics,
-    node::{Node, now},
+    node::Node,
     peers::INCARNATION,
     trust::{
         authority::{User, unit_of},
@@ -199,11 +199,12 @@ fn needs(call: &str) -> Option<Needs> {
     found.map(|(_, needs)| *needs)
 }
 
-/// Whether somebody may do what needs this; if not, why. `takes_part` tells whether a node takes part in the consensus.
+/// Whether somebody may do what needs this now; if not, why. `takes_part` tells whether a node takes part in the consensus.
 fn check(
     who: &PeerRole,
     needs: Needs,
     state: &State,
+    now: Millis,
     takes_part: impl FnOnce(NodeId) -> bool,
 ) -> Result<(), ApiError> {
     let refused = match (who, needs) {
@@ -220,7 +221,7 @@ fn check(
                 (false, _) => return Err(ApiError::NodeRemoved(*id)),
             }
         }
-        (PeerRole::User(user), Needs::Role(least)) => match is_valid(user, state) {
+        (PeerRole::User(user), Needs::Role(least)) => match is_valid(user, state, now) {
             Ok(()) if user.role >= least => return Ok(()),
             Ok(()) => {
                 let (least, own) = (unit_of(least), unit_of(user.role));
@@ -293,11 +294,11 @@ fn check_incarnation(
 
 /// Whether somebody's certificate is still good: its connection may be older than what became of it. The state forgets one that has
 /// ended, revoked or not, so that its end is told by itself; and it may not know yet of one that another node has just signed.
-fn is_valid(user: &User, state: &State) -> Result<(), String> {
+fn is_valid(user: &User, state: &State, now: Millis) -> Result<(), String> {
     let noted = state.certificates.get(&user.certificate);
     // It may have been revoked, which nobody remembers.
     let is_older = |forgotten: &Forgotten| forgotten.is_older(user.certificate.0);
-    let problem = if user.expires_at <= now() {
+    let problem = if user.expires_at <= now {
         "has expired"
     } else if noted.is_some_and(|noted| noted.revoked_at.is_some()) {
         "was revoked"
@@ -378,10 +379,10 @@ where
                 .map_err(ApiError::NotAllowed)
                 .and_then(|()| {
                     let takes_part = |id| self.node.raft.status().takes_part(id);
-                    let state = self.node.state();
+                    let (state, now) = (self.node.state(), self.node.now());
                     let known = authority::known(&self.node, &state);
                     check_standing(peer, known.as_ref(), || {
-                        check(&peer.role, needs, &state, takes_part)
+                        check(&peer.role, needs, &state, now, takes_part)
                     })
                 }),
             // Such as one of a newer client.

@@ -40,6 +40,7 @@ impl Api {
         request: Request<ReplaceAuthorityRequest>,
     ) -> Result<Response<Message>, Status> {
         let (by, deadline) = asked(&request)?;
+        self.can_sign()?;
         let request = request.into_inner();
         let is_compromised = request.compromised;
         let key = request_key(&request, |request| &mut request.request_id);
@@ -158,7 +159,7 @@ pub fn problems(node: &Node, state: &State) -> Vec<String> {
     let is_open = known.is_some_and(raft::state::Replacement::is_open);
     problems.extend(
         ends.filter(|_| !is_open)
-            .and_then(|ends| end_nears(ends, crate::node::now())),
+            .and_then(|ends| end_nears(ends, node.now())),
     );
     if let Some(one) = known.filter(|one| one.is_open()) {
         problems.push(under_way(one, state));

@@ -32,7 +32,6 @@ use crate::{
     blobs::hex,
     convert,
     errors::ApiError,
-    node::now,
     trust::{
         authority::UserCertificate, names, replacement::Known, tls::server::PeerRole,
         token::JoinToken,
@@ -136,7 +135,7 @@ impl ClusterService for Api {
         let authority = self.node.authority().fingerprint();
         let token = JoinToken::generate(id, authority, &addresses).map_err(internal)?;
         let key_hash = token.key_hash().map_err(internal)?;
-        let expires_at = now() + ttl.as_millis() as u64;
+        let expires_at = self.node.now() + ttl.as_millis() as u64;
         let key = request_key(&request, |request| &mut request.request_id);
         let command = Command::CreateToken {
             id: TokenId(id.0),
@@ -167,7 +166,7 @@ impl ClusterService for Api {
         request: Request<ListTokensRequest>,
     ) -> Result<Response<ListTokensResponse>, Status> {
         let state = self.read(deadline(&request)).await?;
-        let now = now();
+        let now = self.node.now();
         let tokens = state
             .tokens
             .iter()
@@ -197,7 +196,7 @@ impl ClusterService for Api {
         request: Request<ListCertificatesRequest>,
     ) -> Result<Response<ListCertificatesResponse>, Status> {
         let state = self.read(deadline(&request)).await?;
-        let now = now();
+        let now = self.node.now();
         let certificates = state.certificates.iter();
         let valid = certificates.filter(|(_, certificate)| certificate.expires_at > now);
         Ok(Response::new(ListCertificatesResponse {
@@ -266,7 +265,7 @@ impl ClusterService for Api {
                 cluster: identity.cluster.0,
                 incarnation: identity.incarnation.0,
                 node: identity.name.clone(),
-                taken_at: now(),
+                taken_at: self.node.now(),
                 term: self.node.raft.status().term,
                 index: published.index,
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -304,6 +303,7 @@ impl JoinService for Api {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let deadline = deadline(&request);
         let key_hash = token_of(&request)?;
+        self.can_sign()?;
         let request = request.into_inner();
         names::check_advertised(&request.address).map_err(|error| ApiError::InvalidField {
             field: "address",
@@ -326,7 +326,7 @@ impl JoinService for Api {
         let key = request_key(&body, |request| &mut request.request_id);
         let patience = self.node.newcomer_patience.as_millis() as u64;
         let command = Command::Join {
-            start_by: now() + patience,
+            start_by: self.node.now() + patience,
             key_hash,
             name: request.name.clone(),
             address: request.address,
@@ -369,6 +369,7 @@ impl JoinService for Api {
     ) -> Result<Response<WithdrawJoinResponse>, Status> {
         let deadline = deadline(&request);
         let key_hash = token_of(&request)?;
+        self.can_sign()?;
         let command = Command::WithdrawJoin { key_hash };
         // Harmless when it is sent again.
         let outcome = self.node.propose(None, command, deadline).await;
@@ -388,6 +389,17 @@ fn token_of<T>(request: &Request<T>) -> Result<[u8; 32], ApiError> {
 }
 
 impl Api {
+    /// Whether what is signed here now would be valid when it says. The others would refuse what begins in their future.
+    pub(super) fn can_sign(&self) -> Result<(), ApiError> {
+        match self.node.clock.problem() {
+            Some(problem) => Err(ApiError::HostUnfit {
+                problem: format!("{problem}: it signs no certificates"),
+                hint: "synchronise it (NTP), or ask another node",
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// Signs a certificate, once it is in the state.
     async fn issue(
         &self,
@@ -411,7 +423,8 @@ impl Api {
             }
             ttl => ttl,
         };
-        let expires_at = now() + ttl.as_millis() as u64;
+        self.can_sign()?;
+        let expires_at = self.node.now() + ttl.as_millis() as u64;
         let owner = match &request.owner {
             own if own.is_empty() => request.name.clone(),
             owner => owner.clone(),

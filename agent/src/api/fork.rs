@@ -7,8 +7,8 @@ use proto::{
     v1::{ForkRequest, ForkResponse, ForkedVm},
 };
 use raft::state::{
-    Actor, CaptureMode, Command, ForkSource, Kind, NodeId, Operation, OperationId, OperationState,
-    Rejection, Response, State, names,
+    Actor, CaptureMode, Command, ForkSource, Kind, Millis, NodeId, Operation, OperationId,
+    OperationState, Rejection, Response, State, names,
 };
 use tokio::{
     sync::oneshot,
@@ -21,13 +21,12 @@ use crate::{
     admission::{NO_DISK, NO_MEMORY},
     audit, convert,
     errors::ApiError,
-    node::now,
     secrets,
     vms::fork::Source,
 };
 
 /// How long an operation may wait for its node: one that was away longer gives it up.
-pub const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
+const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Reads `VM`, `VM@SNAPSHOT` or `@SNAPSHOT`.
 fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
@@ -80,6 +79,11 @@ pub(super) fn located(
 }
 
 impl Api {
+    /// When an operation that begins now is given up.
+    pub(super) fn expiry(&self) -> Millis {
+        self.node.now() + OPERATION_PATIENCE.as_millis() as Millis
+    }
+
     /// Carries a fork out and waits for its end. `by_guest`: whether a guest asks for its own VM, as far as that may.
     pub(super) async fn fork_as_asked(
         &self,
@@ -119,7 +123,7 @@ impl Api {
             settings: request.settings,
             by_guest,
             has_secrets: given.is_some(),
-            expires_at: now() + OPERATION_PATIENCE.as_millis() as u64,
+            expires_at: self.expiry(),
         };
         let id = match self.change(by, key, command, deadline).await? {
             Response::Operation(id) => id,

@@ -31,7 +31,7 @@ use super::{
     role,
 };
 use crate::{
-    convert, density,
+    clock, convert, density,
     errors::ApiError,
     guest::{self, Contact, wait::Waited},
     node::Node,
@@ -63,7 +63,13 @@ impl PeerService for Api {
                 "this node does not lead the cluster",
             ));
         }
-        let RenewLeaseRequest { node, address } = request.into_inner();
+        let RenewLeaseRequest {
+            node,
+            address,
+            now_ms,
+        } = request.into_inner();
+        let voters = self.node.raft.status().voters;
+        let now_ms = self.node.clock.hear(node, now_ms, &voters);
         self.note_address(node, address).await;
         let ages = self.node.leases.renew(node);
         let ages = ages.into_iter().map(|(node, age)| NodeAge {
@@ -72,6 +78,7 @@ impl PeerService for Api {
         });
         Ok(Response::new(RenewLeaseResponse {
             ages: ages.collect(),
+            now_ms,
         }))
     }
 
@@ -377,6 +384,8 @@ impl Api {
 
 /// How long the leader may take to answer a renewal.
 const RENEW_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a lease is renewed until the cluster's time is known: proposals wait for it.
+const RENEWAL_AT_FIRST: Duration = Duration::from_millis(50);
 
 /// Renews this node's lease with the leader until the node ends.
 pub async fn renew_leases(node: std::sync::Arc<Node>) {
@@ -384,6 +393,7 @@ pub async fn renew_leases(node: std::sync::Arc<Node>) {
         match node.raft.status().leader {
             Some(leader) if leader == node.id() => {
                 node.leases.learn(node.leases.renew(node.id()));
+                node.hear_own_clock();
             }
             Some(leader) => renew_with(&node, leader).await,
             // The leader may not find this node where it is now, and this node may have been removed: somebody will say so.
@@ -392,9 +402,13 @@ pub async fn renew_leases(node: std::sync::Arc<Node>) {
                 join_all(others.into_iter().map(|other| renew_with(&node, other))).await;
             }
         }
+        let pause = match node.clock.is_known() {
+            true => crate::leases::RENEWAL,
+            false => RENEWAL_AT_FIRST,
+        };
         tokio::select! {
             () = node.cancel.cancelled() => return,
-            () = tokio::time::sleep(crate::leases::RENEWAL) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
@@ -406,11 +420,18 @@ async fn renew_with(node: &Node, other: NodeId) {
     let request = RenewLeaseRequest {
         node: node.id(),
         address: node.identity.advertise.clone(),
+        now_ms: clock::of_host(),
     };
+    let asked = Instant::now();
     match tokio::time::timeout(RENEW_PATIENCE, client.renew_lease(request)).await {
         Ok(Ok(answer)) => {
-            let ages = answer.into_inner().ages.into_iter();
-            let ages = ages.filter_map(|one| Some((one.node, Duration::from_millis(one.age_ms?))));
+            let RenewLeaseResponse { ages, now_ms } = answer.into_inner();
+            if let Some(now) = now_ms {
+                node.clock.learn(now, asked.elapsed());
+            }
+            let ages = ages
+                .into_iter()
+                .filter_map(|one| Some((one.node, Duration::from_millis(one.age_ms?))));
             node.leases.learn(ages.collect());
         }
         Ok(Err(status)) => {

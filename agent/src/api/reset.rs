@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use ulid::Ulid;
 
 use super::{Api, snapshot::vm_and_name, unexpected};
-use crate::{audit, convert, errors::ApiError, node::now, vms::fork::Source};
+use crate::{audit, convert, errors::ApiError, vms::fork::Source};
 
 impl Api {
     pub(super) async fn reset(
@@ -31,7 +31,7 @@ impl Api {
             vm: request.vm.clone(),
             to,
             paused: request.paused,
-            expires_at: expiry(),
+            expires_at: self.expiry(),
         };
         let source = names::snapshot_of(&self.node.state(), by, name, of)
             .ok()
@@ -62,7 +62,7 @@ impl Api {
             vm: vm.to_owned(),
             to: None,
             paused: false,
-            expires_at: expiry(),
+            expires_at: self.expiry(),
         };
         let source = Some(Source::Snapshot(moment));
         self.go_back(by, key, vm, source, change, deadline)
@@ -129,7 +129,7 @@ impl Api {
             operation,
             vm: request.vm,
             mode: CaptureMode::Auto,
-            expires_at: expiry(),
+            expires_at: self.expiry(),
         };
         let ended = self.carried_out(by, key, change, deadline).await?;
         let id = ended.vm.unwrap_or_else(|| ended.id.child(0));
@@ -156,8 +156,4 @@ impl Api {
             _ => Ok(ended),
         }
     }
-}
-
-fn expiry() -> u64 {
-    now() + super::fork::OPERATION_PATIENCE.as_millis() as u64
 }

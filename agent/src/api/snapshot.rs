@@ -16,7 +16,7 @@ use super::{
     asker::{asked, for_owner},
     request_key, unexpected,
 };
-use crate::{audit, convert, errors::ApiError, node::now, vms::fork::Source};
+use crate::{audit, convert, errors::ApiError, vms::fork::Source};
 
 #[tonic::async_trait]
 impl SnapshotService for Api {
@@ -38,7 +38,7 @@ impl SnapshotService for Api {
             self.prepare(vm.node, operation, Source::Vm(vm.id), 0, mode);
         }
         let name = Some(request.name).filter(|name| !name.is_empty());
-        let expires_at = now() + super::fork::OPERATION_PATIENCE.as_millis() as u64;
+        let expires_at = self.expiry();
         let command = Command::CreateSnapshot {
             operation,
             vm: request.vm,

@@ -42,11 +42,12 @@ use crate::{
     api::{self, access::Access},
     audit::Audit,
     client::failure::Failure,
+    clock::Clock,
     density::{self, Density},
     guest::{self, ports::Ports},
     leases::Leases,
     metrics, newcomers,
-    node::{Node, now},
+    node::Node,
     peers::Peers,
     reconcile, removal, replacing, secrets,
     store::Store,
@@ -160,11 +161,11 @@ struct Agent {
 
 /// Looks tokens up in the replicated state.
 #[derive(Debug)]
-struct Tokens(watch::Receiver<Published>);
+struct Tokens(watch::Receiver<Published>, Arc<Clock>);
 
 impl TokenLookup for Tokens {
     fn is_valid(&self, key_hash: &[u8; 32]) -> bool {
-        let now = now();
+        let now = self.1.now();
         let state = &self.0.borrow().view;
         state
             .tokens
@@ -189,8 +190,9 @@ impl Agent {
             .context("the node's certificate cannot be renewed")?;
         let shown = OwnCertificate::new(&local)?;
         let own = local.credentials.clone();
+        let clock = Arc::<Clock>::default();
         let peers = Arc::new(Peers::new(
-            client::for_node(Arc::clone(&shown))?,
+            client::for_node(Arc::clone(&shown), Arc::clone(&clock) as _)?,
             &local.identity,
         ));
         // A log that was there once must be there: without it the node has lost what it voted for.
@@ -213,10 +215,14 @@ impl Agent {
         .context("the replicated state cannot be opened")?;
         std::fs::write(&marker, b"").context("the data directory cannot be written")?;
         peers.follow(raft.published());
+        // Whatever the host's clock says: the members were there before.
+        let state = Arc::clone(&raft.published().borrow().view);
+        clock.is_past(state.nodes.values().map(|node| node.created_at).max());
         let tls = ServerTls::new(
             &local,
             Arc::clone(&shown),
-            Arc::new(Tokens(raft.published())),
+            Arc::new(Tokens(raft.published(), Arc::clone(&clock))),
+            Arc::clone(&clock) as _,
         )?;
 
         let audit = Audit::open(data.root()).context("the audit log cannot be opened")?;
@@ -267,6 +273,7 @@ impl Agent {
             write_tracking,
             peers,
             leases: Leases::default(),
+            clock,
             qemu_img: options.qemu_img.clone(),
             helper_user: Some(helper),
             fetching: Mutex::new(BTreeSet::new()),

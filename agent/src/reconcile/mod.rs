@@ -16,9 +16,10 @@ use raft::state::{Command as Change, State};
 
 use self::plan::Is;
 use crate::{
+    clock,
     guest::{Contact, identity},
     metrics,
-    node::{Node, now},
+    node::Node,
 };
 
 /// How often it looks without being woken.
@@ -90,8 +91,12 @@ pub async fn run(node: Arc<Node>) {
     loop {
         let state = Arc::clone(&published.borrow_and_update().view);
         let begun = Instant::now();
+        let now = plan::Now {
+            cluster: node.now(),
+            host: clock::of_host(),
+        };
         let observed = observe::observe(&node, &state);
-        let actions = plan::plan(&state, node.id(), now(), &observed);
+        let actions = plan::plan(&state, node.id(), now, &observed);
         metrics::planned(begun.elapsed());
         for action in actions {
             execute::execute(&node, &state, action);

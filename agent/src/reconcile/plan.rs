@@ -169,8 +169,17 @@ pub enum Action {
     Collect(Vec<ObjectId>),
 }
 
+/// What time it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Now {
+    /// In the cluster: by it operations are given up.
+    pub cluster: Millis,
+    /// By the host's clock: by it VMs have started and ended.
+    pub host: Millis,
+}
+
 /// Plans for one node.
-pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Vec<Action> {
+pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<Action> {
     let mut actions = Vec::new();
     let mut reports = Vec::new();
     let mut wanted_images = BTreeSet::new();
@@ -180,7 +189,7 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     let left_to_us = |vm: &&std::sync::Arc<Vm>| !taken.contains(&vm.id);
     for vm in state.vms.of(node).filter(left_to_us) {
         let image_here = observed.images.contains(&vm.spec.image);
-        let step = plan_vm(state, vm, observed.vms.get(&vm.id), now);
+        let step = plan_vm(state, vm, observed.vms.get(&vm.id), now.host);
         reports.extend(step.report);
         match step.action {
             Some(Action::Boot { .. } | Action::Restore { .. }) if !image_here => {
@@ -202,7 +211,7 @@ pub fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Ve
     for image in wanted_images.difference(&observed.fetching) {
         actions.push(Action::FetchImage(*image));
     }
-    actions.extend(plan_operations(state, node, now, observed));
+    actions.extend(plan_operations(state, node, now.cluster, observed));
     wanted_snapshots.extend(
         state
             .operations

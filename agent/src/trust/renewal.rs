@@ -51,7 +51,7 @@ pub fn renew(
 /// # Errors
 /// See [`renew`].
 pub fn renew_before_start(data: &DataDir, node: &mut LocalNode) -> Result<(), TrustError> {
-    // What is signed by a clock that is wrong begins no later than what was there.
+    // Before the cluster's time is known. What is signed by a clock that is wrong begins no later than what was there.
     if is_due(&node.authority, &node.credentials, SystemTime::now())? {
         node.credentials = renew(data, &node.identity, &node.authority, &node.credentials)?;
     }

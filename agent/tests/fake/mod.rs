@@ -147,6 +147,7 @@ impl Fake {
             &shared.node,
             OwnCertificate::new(&shared.node).unwrap(),
             shared.tokens.clone(),
+            Arc::new(rustls::time_provider::DefaultTimeProvider),
         )
         .unwrap();
         let incoming = stream::select(

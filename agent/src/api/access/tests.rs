@@ -72,7 +72,7 @@ fn each_may_call_what_the_table_says_and_nothing_else() {
                 Needs::Token => [false, false, false, false, false, true],
             };
             for (who, may) in everybody().iter().zip(may) {
-                let checked = check(who, needs, &state, |_| false);
+                let checked = check(who, needs, &state, 2, |_| false);
                 assert_eq!(
                     checked.is_ok(),
                     may,
@@ -102,7 +102,7 @@ fn a_certificate_that_was_revoked_or_has_ended_allows_nothing() {
         certificate: SERIAL,
         expires_at: u64::MAX,
     };
-    assert_eq!(is_valid(&ann, &state), Ok(()), "it is not known yet");
+    assert_eq!(is_valid(&ann, &state, 2), Ok(()), "it is not known yet");
     let mut noted = Certificate {
         name: "ann".to_owned(),
         owner: "ann".to_owned(),
@@ -113,27 +113,27 @@ fn a_certificate_that_was_revoked_or_has_ended_allows_nothing() {
         authority: [1; 32],
     };
     state.certificates.insert(SERIAL, noted.clone());
-    assert_eq!(is_valid(&ann, &state), Ok(()));
+    assert_eq!(is_valid(&ann, &state, 2), Ok(()));
     noted.revoked_at = Some(2);
     state.certificates.insert(SERIAL, noted);
-    assert!(is_valid(&ann, &state).unwrap_err().contains("revoked"));
+    assert!(is_valid(&ann, &state, 2).unwrap_err().contains("revoked"));
     // One that a state does not know which was put back since: whether it was revoked nobody remembers.
     state.certificates.clear();
     state.forgotten = Some(Forgotten { from: 5, to: 7 });
-    assert!(is_valid(&ann, &state).unwrap_err().contains("put back"));
+    assert!(is_valid(&ann, &state, 2).unwrap_err().contains("put back"));
     ann.certificate = CertificateId(8 << 80);
-    assert_eq!(is_valid(&ann, &state), Ok(()), "it was made after that");
+    assert_eq!(is_valid(&ann, &state, 2), Ok(()), "it was made after that");
     // However long its connection stands, and though nobody remembers any more that it was revoked.
     ann.expires_at = 2;
     state.certificates.clear();
-    assert!(is_valid(&ann, &state).unwrap_err().contains("expired"));
+    assert!(is_valid(&ann, &state, 2).unwrap_err().contains("expired"));
 }
 
 #[test]
 fn a_node_that_was_removed_may_only_help_to_let_it_go() {
     let mut state = State::new();
     let node = PeerRole::Node(2);
-    let may = |state: &State, needs, takes_part| check(&node, needs, state, |_| takes_part);
+    let may = |state: &State, needs, takes_part| check(&node, needs, state, 2, |_| takes_part);
     assert!(may(&state, ByNode, false).is_ok(), "it is not known yet");
     state.next_node = 3;
     assert!(may(&state, Consensus, true).is_ok());

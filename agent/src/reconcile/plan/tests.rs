@@ -16,6 +16,14 @@ const IMAGE: ImageId = ImageId(7);
 /// When nothing waits any more.
 const LATER: Millis = 1 << 40;
 
+fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Vec<Action> {
+    let now = Now {
+        cluster: now,
+        host: now,
+    };
+    super::plan(state, node, now, observed)
+}
+
 fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: Source) -> Vm {
     let spec = VmSpec {
         image: IMAGE,

@@ -18,7 +18,7 @@ use futures::{
     future::{AbortHandle, BoxFuture, abortable},
     stream::{self, FuturesUnordered},
 };
-use rustls::pki_types::UnixTime;
+use rustls::Error;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -197,9 +197,9 @@ async fn identify(
     stream.set_nodelay(true)?;
     let stream = TlsAcceptor::from(tls.config.clone()).accept(stream).await?;
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let who = tls
-        .verifier
-        .role(chain, UnixTime::now())
+    let now = tls.time.current_time().ok_or(Error::FailedToGetCurrentTime);
+    let who = now
+        .and_then(|now| tls.verifier.role(chain, now))
         .map_err(io::Error::other)?;
     Ok((Io::Tls(Box::new(stream)), who))
 }

@@ -10,6 +10,7 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     pki_types::{CertificateDer, ServerName, UnixTime},
+    time_provider::TimeProvider,
 };
 
 use super::{ALPN_HTTP2, own::OwnCertificate, provider, signatures, trusted::TrustedServers};
@@ -20,9 +21,12 @@ use crate::trust::{
 };
 
 /// How a node calls other nodes: shows its own certificate, trusts whom it trusts at that moment.
-pub fn for_node(own: Arc<OwnCertificate>) -> Result<Arc<ClientConfig>, TrustError> {
+pub fn for_node(
+    own: Arc<OwnCertificate>,
+    time: Arc<dyn TimeProvider>,
+) -> Result<Arc<ClientConfig>, TrustError> {
     let verifier = TrustedServers(Arc::clone(&own.trusted));
-    let config = ClientConfig::builder_with_provider(provider())
+    let config = ClientConfig::builder_with_details(provider(), time)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier))

@@ -11,6 +11,7 @@ use rustls::{
         NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    time_provider::TimeProvider,
 };
 use ulid::Ulid;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
@@ -56,6 +57,7 @@ pub enum PeerRole {
 pub struct ServerTls {
     pub(super) config: Arc<ServerConfig>,
     pub(super) verifier: Arc<PeerVerifier>,
+    pub(super) time: Arc<dyn TimeProvider>,
 }
 
 impl ServerTls {
@@ -64,13 +66,14 @@ impl ServerTls {
         node: &LocalNode,
         own: Arc<OwnCertificate>,
         tokens: Arc<dyn TokenLookup>,
+        time: Arc<dyn TimeProvider>,
     ) -> Result<Self, TrustError> {
         let verifier = Arc::new(PeerVerifier::new(
             node.identity.cluster,
             Arc::clone(&own.trusted),
             tokens,
         ));
-        let mut config = ServerConfig::builder_with_provider(provider())
+        let mut config = ServerConfig::builder_with_details(provider(), Arc::clone(&time))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier.clone())
             .with_cert_resolver(own);
@@ -81,6 +84,7 @@ impl ServerTls {
         Ok(Self {
             config: Arc::new(config),
             verifier,
+            time,
         })
     }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use futures::StreamExt as _;
 use raft::state::{ReplacementPhase, Role};
-use rustls::ClientConfig;
+use rustls::{
+    ClientConfig,
+    time_provider::{DefaultTimeProvider, TimeProvider},
+};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener, sync::mpsc, task::JoinHandle};
 use tonic::transport::server::Connected as _;
 use ulid::Ulid;
@@ -73,6 +76,10 @@ impl Drop for Server {
     }
 }
 
+fn time() -> Arc<dyn TimeProvider> {
+    Arc::new(DefaultTimeProvider)
+}
+
 impl Server {
     async fn start() -> Self {
         Self::start_of(Authority::create(Ulid::from_parts(1, 1)).unwrap()).await
@@ -82,7 +89,7 @@ impl Server {
         let node = node(authority.cluster(), authority, 1);
         let tokens = Arc::new(Tokens::default());
         let own = OwnCertificate::new(&node).unwrap();
-        let tls = ServerTls::new(&node, own.clone(), tokens.clone()).unwrap();
+        let tls = ServerTls::new(&node, own.clone(), tokens.clone(), time()).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (seen, peers) = mpsc::channel(16);
@@ -170,7 +177,7 @@ async fn a_node_is_let_in_and_dials_exactly_the_one_it_means() {
         &server.node.authority.key_der(),
     );
     let peer = node(server.node.identity.cluster, own.unwrap(), 2);
-    let config = client::for_node(OwnCertificate::new(&peer).unwrap()).unwrap();
+    let config = client::for_node(OwnCertificate::new(&peer).unwrap(), time()).unwrap();
     server
         .probe(&node_server_name(1), config.clone())
         .await
@@ -194,7 +201,7 @@ async fn a_certificate_that_was_renewed_is_shown_from_then_on_by_server_and_clie
     );
     let peer = node(server.node.identity.cluster, own.unwrap(), 2);
     let shown = OwnCertificate::new(&peer).unwrap();
-    let config = client::for_node(shown.clone()).unwrap();
+    let config = client::for_node(shown.clone(), time()).unwrap();
     let name = node_server_name(1);
     let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
     let ended = |id, own: &Credentials| Credentials {
@@ -422,7 +429,7 @@ async fn while_the_authority_is_replaced_both_are_trusted_and_who_knows_only_the
     server.tokens.0.lock().unwrap().insert(key_hash);
     let joiner = client::for_joiner(&token).unwrap();
     let away = node(old.cluster(), old, 2);
-    let away = client::for_node(OwnCertificate::new(&away).unwrap()).unwrap();
+    let away = client::for_node(OwnCertificate::new(&away).unwrap(), time()).unwrap();
 
     let old = &server.node.authority;
     let of_old = old.fingerprint();
@@ -493,7 +500,7 @@ async fn with_a_leaked_key_nobody_passes_for_a_node_that_is_called() {
         let (known, new) = replaced(old, ReplacementPhase::Renewing, true, keys);
         let mut caller = node(old.cluster(), new, 2);
         caller.replacement = Some(known);
-        client::for_node(OwnCertificate::new(&caller).unwrap()).unwrap()
+        client::for_node(OwnCertificate::new(&caller).unwrap(), time()).unwrap()
     };
     // What it shows is of the leaked key; but its own is known.
     let name = node_server_name(1);

@@ -9,7 +9,7 @@ use qemu::{
 use tokio::sync::oneshot;
 
 use super::{Next, VmTask, answer};
-use crate::{errors::chain, node::now, reconcile::plan::Is, vms::ending};
+use crate::{clock, errors::chain, reconcile::plan::Is, vms::ending};
 
 impl VmTask {
     pub(super) async fn ended(&mut self, ending: Result<Ending, MachineError>) {
@@ -38,7 +38,7 @@ impl VmTask {
             let end = End {
                 cause,
                 detail,
-                at: now(),
+                at: clock::of_host(),
                 exit_code: None,
             };
             return self.publish(Is::Ended { boot, end });
@@ -80,7 +80,7 @@ impl VmTask {
             End {
                 cause: Cause::Exited,
                 detail: format!("its guest ended it with the code {code}"),
-                at: now(),
+                at: clock::of_host(),
                 exit_code: Some(code),
             },
         );
@@ -157,7 +157,7 @@ impl VmTask {
         let end = End {
             cause,
             detail,
-            at: now(),
+            at: clock::of_host(),
             exit_code: None,
         };
         self.has_ended_with(boot, end);

@@ -23,9 +23,9 @@ use ulid::Ulid;
 use self::start::Boot;
 use super::{command::Command, launch};
 use crate::{
+    clock,
     errors::chain,
     guest::Guest,
-    node::now,
     reconcile::plan::{Is, Seen},
 };
 
@@ -368,7 +368,7 @@ impl VmTask {
             seen.has_run |= has_run;
             if has_run {
                 // In its record its machine notes the same.
-                seen.past.running_since.get_or_insert_with(now);
+                seen.past.running_since.get_or_insert_with(clock::of_host);
             }
         });
     }

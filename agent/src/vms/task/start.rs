@@ -11,7 +11,7 @@ use qemu::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{ASK_AGAIN, Next, VmTask};
-use crate::{errors::chain, node::now, reconcile::plan::Is};
+use crate::{clock, errors::chain, reconcile::plan::Is};
 
 /// How often a boot is tried: under emulation on a busy host a guest hangs early in its kernel now and then.
 const BOOT_ATTEMPTS: u32 = 2;
@@ -194,7 +194,7 @@ impl VmTask {
             let end = record.past.last.unwrap_or_else(|| End {
                 cause: Cause::Unseen,
                 detail: "it ended".to_owned(),
-                at: now(),
+                at: clock::of_host(),
                 exit_code: None,
             });
             // A boot that could not be started has no process that the record could be of.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use agent::{
+    clock,
     leases::{Leases, RENEWAL},
     peers::Peers,
     trust::{
@@ -73,7 +74,10 @@ impl FakeHost {
         let local = data.load()?;
         let own = OwnCertificate::new(&local)?;
         let peers = Arc::new(Peers::new(
-            client::for_node(Arc::clone(&own))?,
+            client::for_node(
+                Arc::clone(&own),
+                Arc::new(rustls::time_provider::DefaultTimeProvider),
+            )?,
             &local.identity,
         ));
         let id = local.identity.node;
@@ -90,7 +94,12 @@ impl FakeHost {
             raft: raft.clone(),
             leases: Arc::default(),
         };
-        let tls = ServerTls::new(&local, own, Arc::new(NoTokens))?;
+        let tls = ServerTls::new(
+            &local,
+            own,
+            Arc::new(NoTokens),
+            Arc::new(rustls::time_provider::DefaultTimeProvider),
+        )?;
         let listener = TcpListener::bind(&local.identity.listen).await?;
         let stop = CancellationToken::new();
         let server = Server::builder()
@@ -361,16 +370,17 @@ impl Calls {
 
 /// As an agent does: the cluster takes it for one that is there.
 async fn renew_leases(calls: Calls, peers: Arc<Peers>, stop: CancellationToken) {
-    let request = RenewLeaseRequest {
-        node: calls.id,
-        address: calls.address.clone(),
-    };
     loop {
+        let request = RenewLeaseRequest {
+            node: calls.id,
+            address: calls.address.clone(),
+            now_ms: clock::of_host(),
+        };
         if let Some(leader) = calls.raft.status().leader {
             if calls.leads() {
                 calls.leases.renew(calls.id);
             } else if let Ok(mut client) = peers.client(leader).await
-                && let Err(status) = client.renew_lease(request.clone()).await
+                && let Err(status) = client.renew_lease(request).await
             {
                 eprintln!("the fake host's lease was not renewed: {status}");
             }
@@ -404,6 +414,7 @@ impl PeerService for Calls {
         });
         Ok(Response::new(RenewLeaseResponse {
             ages: ages.collect(),
+            now_ms: Some(clock::of_host()),
         }))
     }
 
