@@ -1,8 +1,9 @@
 //! The program `fpagent`: the daemon and its client in one. Here, and not in `main.rs`, so that tests can build it with failpoints.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser as _;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     client::{
@@ -38,12 +39,14 @@ pub fn main() -> ExitCode {
 }
 
 fn serve(options: daemon::options::RunOptions) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build();
-    let served = runtime
+    let served = threads("machines", None)
+        // What answers calls and keeps the state hands each call on several times: on one thread that wakes nobody. What works for
+        // machines blocks now and then, and must not hold those up.
+        .and_then(|machines| Ok((machines, threads("calls", Some(1))?)))
         .map_err(anyhow::Error::from)
-        .and_then(|runtime| runtime.block_on(daemon::run(options)));
+        .and_then(|(machines, calls)| {
+            machines.block_on(daemon::run(options, calls.handle().clone()))
+        });
     match served {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -53,11 +56,17 @@ fn serve(options: daemon::options::RunOptions) -> ExitCode {
     }
 }
 
+/// Threads that tasks run on: as many as there are processors, or so many.
+fn threads(name: &str, count: Option<usize>) -> io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Some(count) = count {
+        builder.worker_threads(count);
+    }
+    builder.thread_name(name).enable_all().build()
+}
+
 fn ask(global: client::args::Global, command: Command) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("fpagent: cannot start: {error}");

@@ -28,6 +28,7 @@ use raft::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::TcpListener,
+    runtime::Handle,
     signal::unix::{SignalKind, signal},
     sync::{Notify, mpsc, watch},
     time::timeout,
@@ -79,7 +80,7 @@ const NICE: i32 = -20;
 const FAREWELL: Duration = Duration::from_secs(15);
 
 /// Runs a node until SIGTERM or SIGINT. Its VMs run on.
-pub async fn run(options: RunOptions) -> anyhow::Result<()> {
+pub async fn run(options: RunOptions, calls: Handle) -> anyhow::Result<()> {
     start_logging(options.log_format);
     anyhow::ensure!(
         rustix::process::geteuid().is_root(),
@@ -98,7 +99,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
-    let agent = Agent::start(&options, &data, local).await?;
+    let agent = Agent::start(&options, &data, local, &calls).await?;
     let fatal = agent.node.raft.failed();
     let outcome = tokio::select! {
         _ = terminate.recv() => Ok(()),
@@ -179,6 +180,7 @@ impl Agent {
         options: &RunOptions,
         data: &DataDir,
         mut local: LocalNode,
+        calls: &Handle,
     ) -> anyhow::Result<Self> {
         let Host {
             fitness,
@@ -204,15 +206,15 @@ impl Agent {
             log,
             create,
         );
-        let raft = raft::node::start(
-            raft::node::Config {
-                away: options.voter_away,
-                ..config
-            },
-            Arc::clone(&peers) as Arc<dyn raft::node::Dialer>,
-        )
-        .await
-        .context("the replicated state cannot be opened")?;
+        let config = raft::node::Config {
+            away: options.voter_away,
+            ..config
+        };
+        let dialer = Arc::clone(&peers) as Arc<dyn raft::node::Dialer>;
+        let raft = calls
+            .spawn(raft::node::start(config, dialer))
+            .await?
+            .context("the replicated state cannot be opened")?;
         std::fs::write(&marker, b"").context("the data directory cannot be written")?;
         peers.follow(raft.published());
         // Whatever the host's clock says: the members were there before.
@@ -310,16 +312,17 @@ impl Agent {
                 }),
                 listeners.clone().cancelled_owned(),
             );
-        spawn_server(&servers, &failed, "network", server);
+        spawn_server(&servers, calls, &failed, "network", server);
         let unix = bind_unix(&options.socket)
             .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
         let server = new_server()
             .layer(Access::new(&node))
             .add_routes(routes)
             .serve_with_incoming_shutdown(unix_incoming(unix), listeners.clone().cancelled_owned());
-        spawn_server(&servers, &failed, "local", server);
+        spawn_server(&servers, calls, &failed, "local", server);
 
-        node.tasks.spawn(api::renew_leases(Arc::clone(&node)));
+        node.tasks
+            .spawn_on(api::renew_leases(Arc::clone(&node)), calls);
         node.tasks.spawn(newcomers::forget_late(Arc::clone(&node)));
         let upkeep = Arc::clone(&node);
         node.tasks
@@ -332,7 +335,7 @@ impl Agent {
         node.tasks.spawn(reconcile::run(Arc::clone(&node)));
         node.tasks
             .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
-        node.tasks.spawn(fork::follow(Arc::clone(&node)));
+        node.tasks.spawn_on(fork::follow(Arc::clone(&node)), calls);
         node.tasks.spawn(pool::run(Arc::clone(&node)));
         node.tasks.spawn(secrets::forget_in_time(Arc::clone(&node)));
         node.tasks.spawn(density::run(Arc::clone(&node)));
@@ -404,16 +407,18 @@ fn new_server() -> Server {
 
 fn spawn_server(
     servers: &TaskTracker,
+    calls: &Handle,
     failed: &watch::Sender<Option<String>>,
     name: &'static str,
     server: impl Future<Output = Result<(), tonic::transport::Error>> + Send + 'static,
 ) {
     let failed = failed.clone();
-    servers.spawn(async move {
+    let serve = async move {
         if let Err(error) = server.await {
             failed.send_replace(Some(format!("the {name} server: {error}")));
         }
-    });
+    };
+    servers.spawn_on(serve, calls);
 }
 
 /// What is known of a host.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use raft::state::{Command as Change, State};
+use tokio::time::sleep;
 
 use self::plan::Is;
 use crate::{
@@ -22,6 +23,8 @@ use crate::{
     node::Node,
 };
 
+/// How long after a look the next begins at the earliest.
+const PACE: Duration = Duration::from_millis(10);
 /// How often it looks without being woken.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -34,7 +37,7 @@ pub async fn sweep_now_and_then(node: Arc<Node>) {
         tokio::select! {
             () = node.cancel.cancelled() => return,
             () = node.left_over.notified() => {}
-            () = tokio::time::sleep(SWEEP) => {}
+            () = sleep(SWEEP) => {}
         }
         if node.begin_collection() {
             if let Err(error) = execute::sweep(&node).await {
@@ -107,11 +110,13 @@ pub async fn run(node: Arc<Node>) {
             node.ports.compare(&state, &node.vms);
         }
         node.forks.forget_stale(&node, &state).await;
+        // What comes meanwhile is looked at together: under many writes every look would be at one of them.
+        sleep(PACE).await;
         tokio::select! {
             () = node.cancel.cancelled() => return,
             changed = published.changed() => if changed.is_err() { return },
             () = node.wake.notified() => {}
-            () = tokio::time::sleep(TICK) => {}
+            () = sleep(TICK) => {}
         }
     }
 }

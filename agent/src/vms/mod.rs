@@ -21,7 +21,10 @@ use qemu::{
     record::{BaseName, VmName, VmRecord},
 };
 use raft::state::VmId;
-use tokio::sync::{Notify, broadcast, mpsc, oneshot, watch};
+use tokio::{
+    runtime::Handle,
+    sync::{Notify, broadcast, mpsc, oneshot, watch},
+};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -137,6 +140,8 @@ pub struct Vms {
     /// The first of the user numbers that processes get; `None` when users are not changed.
     first_user: Option<u32>,
     tasks: TaskTracker,
+    /// Where they run, whoever asks for something first.
+    threads: Handle,
     /// Rung when something about a VM changed.
     changed: Arc<Notify>,
     /// Where what guests ask for goes.
@@ -146,7 +151,7 @@ pub struct Vms {
 
 impl Vms {
     /// For a node whose processes get users from the one after `first_user` on, and lineages groups. What guests ask for goes to
-    /// `asked`.
+    /// `asked`. Called on the threads that are to work for machines.
     pub fn new(
         engine: Arc<Engine>,
         first_user: Option<u32>,
@@ -158,10 +163,16 @@ impl Vms {
             handles: Mutex::default(),
             first_user,
             tasks: TaskTracker::new(),
+            threads: Handle::current(),
             changed,
             asked,
             becoming: Becoming::default(),
         }
+    }
+
+    /// The threads that work for machines, which may block now and then.
+    pub fn threads(&self) -> &Handle {
+        &self.threads
     }
 
     /// The engine.
@@ -334,7 +345,8 @@ impl Vms {
         };
         handles.insert(vm, handle.clone());
         let own = handle.commands.downgrade();
-        let speaking = self.tasks.spawn(guest::run(ends, self.asked.clone()));
+        let speaking = guest::run(ends, self.asked.clone());
+        let speaking = self.tasks.spawn_on(speaking, &self.threads);
         let engine = Arc::clone(&self.engine);
         let mut task = VmTask::new(engine, vm_name(vm), seen, pid, console, guest);
         let (adopted, done) = oneshot::channel();
@@ -342,7 +354,7 @@ impl Vms {
         let mut watcher = handle.seen.subscribe();
         let mut contact = handle.guest.watch();
         let changed = Arc::clone(&self.changed);
-        self.tasks.spawn(async move {
+        let life = async move {
             let work = async {
                 let next = if adopt {
                     task.adopt().await
@@ -375,7 +387,8 @@ impl Vms {
                     .retain(|_, other| !other.commands.same_channel(&own));
             }
             vms.changed.notify_one();
-        });
+        };
+        self.tasks.spawn_on(life, &self.threads);
         (handle, done)
     }
 

@@ -175,7 +175,7 @@ impl Forks {
             return;
         }
         let context = Arc::clone(node);
-        let work = node.tasks.spawn(async move {
+        let work = async move {
             let _way = context.store.give_way();
             if context.density.is_short() {
                 return Prepared::default();
@@ -189,7 +189,9 @@ impl Forks {
                     Prepared::default()
                 }
             }
-        });
+        };
+        // Asked for by whoever answers calls.
+        let work = node.tasks.spawn_on(work, node.vms.threads());
         ahead.insert(
             operation,
             Ahead {
@@ -276,7 +278,7 @@ impl Forks {
         }
         let context = Arc::clone(node);
         let ahead = self.ahead().remove(&operation);
-        node.tasks.spawn(async move {
+        let work = async move {
             let way = context.store.give_way();
             context.forks.catch_up(&context).await;
             let begun = ahead
@@ -320,7 +322,8 @@ impl Forks {
             context.forks.running().remove(&operation);
             context.pool.look_again();
             context.wake.notify_one();
-        });
+        };
+        node.tasks.spawn_on(work, node.vms.threads());
     }
 
     /// Has an operation that is under way end as soon as it can.
@@ -340,7 +343,8 @@ async fn release(node: &Node, (vm, stream): (VmId, StreamName)) {
 }
 
 /// Begins with operations as soon as their intent is applied, until the node ends. The reconciler begins with every operation,
-/// but after a look at all VMs and files of the node; those that were prepared for need not wait for it.
+/// but after a look at all VMs and files of the node; those that were prepared for need not wait for it. It waits for the
+/// state alone, where that is kept.
 pub async fn follow(node: Arc<Node>) {
     let mut published = node.raft.published();
     loop {

@@ -20,7 +20,7 @@ use raft::state::{SnapshotId, State, VmId};
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 use ulid::Ulid;
 
@@ -38,6 +38,8 @@ use crate::{errors::chain, node::Node};
 const RECENT: Duration = Duration::from_secs(120);
 /// How often is looked again at what should be ready, without being woken: memory may have become short.
 const TICK: Duration = Duration::from_secs(1);
+/// How long after a look the next begins at the earliest.
+const PACE: Duration = Duration::from_millis(20);
 /// How long no other fork of a snapshot is made ready after one that could not be, or that ended by itself.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
@@ -295,11 +297,13 @@ pub async fn run(node: Arc<Node>) {
         if step(&node, &state).await {
             continue;
         }
+        // Nobody waits for it: what comes meanwhile is looked at together.
+        sleep(PACE).await;
         tokio::select! {
             () = node.cancel.cancelled() => return,
             changed = published.changed() => if changed.is_err() { return },
             () = node.pool.changed.notified() => {}
-            () = tokio::time::sleep(TICK) => {}
+            () = sleep(TICK) => {}
         }
     }
 }
