@@ -83,10 +83,20 @@ pub struct Mover<Out, In> {
     pub heard: mpsc::Sender<Result<In, Broken>>,
 }
 
-/// The ends of a conversation.
-pub fn ends<Out, In>() -> (Ends<Out, In>, Mover<Out, In>) {
+/// The ends of a sender's conversation. It offers [`AHEAD`] files before it hears of the first: all that is said of them has room, or both
+/// sides would wait for each other.
+pub fn sender() -> (Ends<Said, Reply>, Mover<Said, Reply>) {
+    ends(AHEAD + 1)
+}
+
+/// The ends of a receiver's conversation.
+pub fn receiver() -> (Ends<Reply, Said>, Mover<Reply, Said>) {
+    ends(QUEUE)
+}
+
+fn ends<Out, In>(unheard: usize) -> (Ends<Out, In>, Mover<Out, In>) {
     let (to, said) = mpsc::channel(QUEUE);
-    let (heard, from) = mpsc::channel(QUEUE);
+    let (heard, from) = mpsc::channel(unheard);
     (Ends { to, from }, Mover { said, heard })
 }
 

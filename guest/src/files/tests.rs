@@ -20,8 +20,8 @@ struct Outcome {
 
 /// Moves what is said between two threads; breaks off after so many bytes of content.
 fn copy_until(from: From, to: To, limits: Limits, most: u64, broken: Broken) -> Outcome {
-    let (mut sender, Mover { mut said, heard }) = ends::<Said, Reply>();
-    let (mut receiver, back) = ends::<Reply, Said>();
+    let (mut sender, Mover { mut said, heard }) = sender();
+    let (mut receiver, back) = receiver();
     let meter = Arc::new(Meter::default());
     let counted = Arc::clone(&meter);
     let Mover {
@@ -185,6 +185,19 @@ proptest! {
 }
 
 #[test]
+fn more_files_go_over_than_may_be_ahead() {
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    fs::create_dir(&from).unwrap();
+    for number in 0..3 * AHEAD {
+        fs::write(from.join(number.to_string()), number.to_string()).unwrap();
+    }
+    let outcome = copy(&from, folder.path(), "to", Limits::OF_HOSTS);
+    outcome.sent.and(outcome.received).unwrap();
+    assert_eq!(listed(&to), listed(&from));
+}
+
+#[test]
 fn it_goes_where_cp_would_put_it() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -301,7 +314,7 @@ fn what_became_shorter_is_told_and_what_became_longer_is_cut() {
     let from = folder.path().join("f");
     for (length, fails) in [(CHUNK / 2, true), (9 * CHUNK, false)] {
         fs::write(&from, vec![1; 8 * CHUNK]).unwrap();
-        let (mut sender, Mover { mut said, heard }) = ends::<Said, Reply>();
+        let (mut sender, Mover { mut said, heard }) = sender();
         let source = From::Path(from.clone());
         let sending = thread::spawn(move || send(source, &mut sender, &Meter::default()));
         let Some(Said::Piece(piece)) = said.blocking_recv() else {
@@ -431,7 +444,7 @@ impl Victim {
             path: folder.path().join("tree"),
             name: Vec::new(),
         };
-        let (mut ends, Mover { said, heard }) = ends::<Reply, Said>();
+        let (mut ends, Mover { said, heard }) = receiver();
         let work = thread::spawn(move || receive(to, limits, &mut ends, &Meter::default()));
         Self {
             folder,
@@ -655,7 +668,7 @@ fn a_sender_has_only_so_much_ahead() {
     for number in 0..1000 {
         fs::write(folder.path().join(format!("f{number:04}")), "x").unwrap();
     }
-    let (mut sender, Mover { mut said, heard }) = ends::<Said, Reply>();
+    let (mut sender, Mover { mut said, heard }) = sender();
     let source = From::Path(folder.path().to_owned());
     let sending = thread::spawn(move || send(source, &mut sender, &Meter::default()));
     let mut offered = 0;

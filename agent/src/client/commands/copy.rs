@@ -13,7 +13,7 @@ use std::{
 
 use guest::{
     channel::mux::Broken,
-    files::{self, CopyError, From as Source, Limits, Meter, Mover, Reply, Said, To},
+    files::{self, CopyError, From as Source, Limits, Meter, Mover, To},
 };
 use proto::v1::{
     CopyInRequest, CopyInResponse, CopyInStart, CopyOutRequest, CopyOutResponse, CopyOutStart,
@@ -157,7 +157,7 @@ async fn copy_in(
         Ok(answer.map(|answers| (sender, answers)))
     });
     let (requests, answers) = opened.await?;
-    let (mut ends, mover) = files::ends::<Said, Reply>();
+    let (mut ends, mover) = files::sender();
     let work = Work::start(move |meter| files::send(source, &mut ends, meter));
     let call = Call {
         requests,
@@ -197,7 +197,7 @@ async fn copy_out(
         Ok(answer.map(|answers| (sender, answers)))
     });
     let (requests, answers) = opened.await?;
-    let (mut ends, mover) = files::ends::<Reply, Said>();
+    let (mut ends, mover) = files::receiver();
     let work = Work::start(move |meter| files::receive(to, Limits::OF_GUESTS, &mut ends, meter));
     let call = Call {
         requests,

@@ -14,7 +14,7 @@ use fp_guest::{
         message::{Receive, Send},
         mux::Broken,
     },
-    files::{self, CopyError, From, Limits, Meter, Mover, Reply, Said, To, wire},
+    files::{self, CopyError, From, Limits, Meter, Mover, To, wire},
 };
 use tokio::task::{JoinError, spawn_blocking};
 
@@ -26,7 +26,7 @@ pub async fn send(stream: Stream, request: Send) {
         Ok(path) => path,
         Err(problem) => return stream.fail(problem),
     };
-    let (mut ends, Mover { mut said, heard }) = files::ends::<Said, Reply>();
+    let (mut ends, Mover { mut said, heard }) = files::sender();
     let work = spawn_blocking(move || files::send(From::Path(path), &mut ends, &Meter::default()));
     let inward = tokio::spawn({
         let stream = stream.clone();
@@ -60,7 +60,7 @@ pub async fn receive(stream: Stream, request: Receive) {
         },
         Err(problem) => return stream.fail(problem),
     };
-    let (mut ends, Mover { mut said, heard }) = files::ends::<Reply, Said>();
+    let (mut ends, Mover { mut said, heard }) = files::receiver();
     let work =
         spawn_blocking(move || files::receive(to, Limits::OF_HOSTS, &mut ends, &Meter::default()));
     let inward = tokio::spawn({
