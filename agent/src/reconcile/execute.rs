@@ -8,7 +8,11 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use qemu::{failpoint, record::VmRecord};
+use qemu::{
+    failpoint,
+    machine::Engine,
+    record::{VmName, VmRecord},
+};
 use raft::state::{Command as Change, Forgotten, ObjectId, SnapshotId, State, VmId};
 use tokio::time::Instant;
 
@@ -289,41 +293,41 @@ pub enum SweepError {
 }
 
 /// Removes what the state, read after a barrier, and the VMs of this node do not refer to.
+///
+/// The order keeps what is made, or referred to by another, meanwhile. Files are looked at before the operations that are under way: one
+/// that begins after that has none among them, one that ends after that has its files in the state. What a VM refers to is looked at
+/// before the state and after it: a capture gives it from a VM to a snapshot, a fork from a snapshot to a VM.
 pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
-    // What is in flight is looked at first: an operation that ends after this has its files in the state.
-    let in_flight = node.forks.in_flight();
-    // So are images: one whose import is over by then is in the state that is read below.
-    let mut images = names(&node.vms.engine().layout.images(), "")?;
-    images.retain(|name| !name.ends_with(".part"));
-    if node.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
-        images.clear();
-    }
-    node.raft
-        .read_barrier(Instant::now() + Duration::from_secs(5))
-        .await?;
-    let state = node.state();
     let engine = Arc::clone(node.vms.engine());
-    let layout = engine.layout.clone();
-    let id = node.id();
-    let sweep = move || {
+    let (looking, layout) = (Arc::clone(&engine), engine.layout.clone());
+    let look = move || {
+        let mut images = names(&layout.images(), "")?;
+        images.retain(|name| !name.ends_with(".part"));
         let there = Files {
             bases: names(&layout.bases(), "")?,
             streams: names(&layout.streams(), "")?,
             layers: names(&layout.layers(), ".qcow2")?,
             images,
         };
-        let mut records = BTreeMap::new();
-        {
-            // A folder that got another name between the two would be overlooked.
-            let _names_stay = engine.naming.read().unwrap_or_else(PoisonError::into_inner);
-            for name in names(&layout.vms(), "")? {
-                let record = VmRecord::load(&layout.vm(&qemu::record::VmName(name.clone())))?;
-                records.extend(record.map(|record| (name, record)));
-            }
-        }
+        Ok::<_, SweepError>((there, records(&looking)?))
+    };
+    let (mut there, before) = blocking(look).await?;
+    if node.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
+        there.images.clear();
+    }
+    let in_flight = node.forks.in_flight();
+    node.raft
+        .read_barrier(Instant::now() + Duration::from_secs(5))
+        .await?;
+    let (state, id) = (node.state(), node.id());
+    let sweep = move || {
+        let layout = &engine.layout;
         let forgotten = state.forgotten.as_ref();
-        let referenced = referenced(&state, id, &records);
-        let mut free = unreferenced(&there, &referenced, &in_flight, forgotten);
+        let mut free = there;
+        for records in [before, records(&engine)?] {
+            let referenced = referenced(&state, id, &records);
+            free = unreferenced(&free, &referenced, &in_flight, forgotten);
+        }
         if let Some(forgotten) = forgotten {
             free.images
                 .retain(|image| !is_of(forgotten, &layout.images().join(image)));
@@ -331,24 +335,44 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
         let all = [
             (layout.bases(), free.bases, ""),
             (layout.streams(), free.streams, ""),
-        ]
-        .into_iter()
-        .chain([
             (layout.layers(), free.layers, ".qcow2"),
             (layout.images(), free.images, ""),
-        ]);
+        ];
         for (folder, names, ending) in all {
             for name in names {
                 tracing::debug!(folder = %folder.display(), name, "removing a file that nothing refers to");
-                fs::remove_file(folder.join(format!("{name}{ending}")))?;
+                match fs::remove_file(folder.join(format!("{name}{ending}"))) {
+                    // Whoever gave it up has removed it meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    removed => removed?,
+                }
                 failpoint::reached("remove.file-removed");
             }
         }
         Ok(())
     };
-    tokio::task::spawn_blocking(sweep)
+    blocking(sweep).await
+}
+
+/// Looks at files, away from the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SweepError> + Send + 'static,
+) -> Result<T, SweepError> {
+    tokio::task::spawn_blocking(work)
         .await
         .map_err(io::Error::other)?
+}
+
+/// The records of the VMs that are here.
+fn records(engine: &Engine) -> Result<BTreeMap<String, VmRecord>, SweepError> {
+    // A folder that got another name between the two would be overlooked.
+    let _names_stay = engine.naming.read().unwrap_or_else(PoisonError::into_inner);
+    let mut records = BTreeMap::new();
+    for name in names(&engine.layout.vms(), "")? {
+        let record = VmRecord::load(&engine.layout.vm(&VmName(name.clone())))?;
+        records.extend(record.map(|record| (name, record)));
+    }
+    Ok(records)
 }
 
 /// Whether a file was last written in a time that the state has forgotten.

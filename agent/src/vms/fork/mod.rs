@@ -155,9 +155,9 @@ impl Forks {
 
     /// Operations whose files must be left alone: those that are under way, and those that may come.
     pub fn in_flight(&self) -> BTreeSet<OperationId> {
-        // One lock after the other: [`Forks::prepare`] holds both, in the other order.
-        let mut all = self.observe();
-        all.extend(self.ahead().keys());
+        // In this order: one that begins meanwhile is under way before it is no longer ahead.
+        let mut all: BTreeSet<_> = self.ahead().keys().copied().collect();
+        all.extend(self.observe());
         all
     }
 
