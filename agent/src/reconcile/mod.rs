@@ -92,13 +92,13 @@ fn report_steps(node: &Arc<Node>, state: &State, observed: &plan::Observed) {
 pub async fn run(node: Arc<Node>) {
     let mut published = node.raft.published();
     loop {
-        let state = Arc::clone(&published.borrow_and_update().view);
         let begun = Instant::now();
+        let (state, observed) =
+            observe::observe(&node, || Arc::clone(&published.borrow_and_update().view));
         let now = plan::Now {
             cluster: node.now(),
             host: clock::of_host(),
         };
-        let observed = observe::observe(&node, &state);
         let actions = plan::plan(&state, node.id(), now, &observed);
         metrics::planned(begun.elapsed());
         for action in actions {

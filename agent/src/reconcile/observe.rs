@@ -1,6 +1,9 @@
 //! What is: the VMs' tasks, the operations under way, the files that are here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use raft::state::{SnapshotId, State};
 
@@ -11,21 +14,26 @@ use crate::{
     vms::launch::{base_name, layer_name, stream_name},
 };
 
-/// Looks at everything that planning needs.
-pub fn observe(node: &Node, state: &State) -> Observed {
+/// Looks at everything that planning needs, and gives the state that it is to be planned with. That is taken last: of what an earlier one
+/// does not know yet, what others have begun already would look like what nobody asked for.
+pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>, Observed) {
+    let (vms, operations, held) = (node.vms.observe(), node.forks.observe(), node.pool.held());
+    let (fetching, storing) = (node.fetching(), node.store.is_busy());
+    let state = latest();
     let wanted: BTreeSet<_> = state.vms.of(node.id()).map(|vm| vm.spec.image).collect();
-    Observed {
-        vms: node.vms.observe(),
-        operations: node.forks.observe(),
+    let observed = Observed {
+        vms,
+        operations,
         images: wanted
             .into_iter()
-            .filter(|image| node.has_image(state, *image))
+            .filter(|image| node.has_image(&state, *image))
             .collect(),
-        fetching: node.fetching(),
-        held: node.pool.held(),
-        snapshots: snapshots(node, state),
-        storing: node.store.is_busy(),
-    }
+        fetching,
+        held,
+        snapshots: snapshots(node, &state),
+        storing,
+    };
+    (state, observed)
 }
 
 /// How the files of this node's snapshots are.
