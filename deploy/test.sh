@@ -118,7 +118,7 @@ run() { # SAY NEXTEST_ARGUMENT...
     say "$1"
     # Of a long output the end is shown: what failed, and not where the test runner was.
     RUST_BACKTRACE=0 FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
-        cargo nextest run --workspace --profile "$profile" --test-threads "$((($(nproc) * 3 + 1) / 2))" "${@:2}"
+        cargo nextest run --workspace --profile "$profile" "${@:2}"
 }
 failed=0
 if [ -n "$full" ]; then

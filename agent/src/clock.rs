@@ -245,10 +245,7 @@ mod tests {
                 Some(10..=11)
             ));
             // Nor where the third is away, or there are two.
-            assert_eq!(
-                median(&[10, wrong], 3, Some(11)).map(|is| is.clamp(10, 11)),
-                Some(11)
-            );
+            assert!(matches!(median(&[10, wrong], 3, Some(11)), Some(10..=11)));
             assert_eq!(median(&[11, 11 + wrong], 2, Some(11)), Some(11));
         }
         // A majority is believed, as is the only one.
@@ -310,7 +307,7 @@ mod tests {
         );
         // What may be due to how long the answer took changes nothing.
         let before = *follower.base.borrow();
-        follower.learn(follower.now() + 4, Duration::from_millis(10));
+        follower.learn(follower.now() - 1, Duration::from_millis(10));
         assert_eq!(*follower.base.borrow(), before);
         follower.learn(follower.now() + 100, Duration::from_millis(10));
         assert_ne!(*follower.base.borrow(), before);

@@ -150,7 +150,8 @@ async fn a_fork() {
         (1, &Value::from("no memory"))
     );
     assert!(
-        ran.err.starts_with("fpagent: 2 of 2 forks failed; "),
+        ran.err
+            .starts_with("fpagent: 2 of 2 forks failed: no memory; "),
         "{}",
         ran.err
     );
