@@ -165,7 +165,10 @@ impl Clock {
                 if let Some(before) = *base
                     && before.abs_diff(to) > TOLERANCE.as_millis() as u64
                 {
-                    tracing::warn!(ahead_ms = to - before, "the cluster's time was changed");
+                    tracing::warn!(
+                        ahead_ms = to.saturating_sub(before),
+                        "the cluster's time was changed"
+                    );
                 }
                 *base = Some(to);
             }

@@ -369,7 +369,6 @@ impl JoinService for Api {
     ) -> Result<Response<WithdrawJoinResponse>, Status> {
         let deadline = deadline(&request);
         let key_hash = token_of(&request)?;
-        self.can_sign()?;
         let command = Command::WithdrawJoin { key_hash };
         // Harmless when it is sent again.
         let outcome = self.node.propose(None, command, deadline).await;

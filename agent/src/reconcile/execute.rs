@@ -299,8 +299,9 @@ pub enum SweepError {
 /// before the state and after it: a capture gives it from a VM to a snapshot, a fork from a snapshot to a VM.
 pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     let engine = Arc::clone(node.vms.engine());
-    let (looking, layout) = (Arc::clone(&engine), engine.layout.clone());
+    let looking = Arc::clone(&engine);
     let look = move || {
+        let layout = &looking.layout;
         let mut images = names(&layout.images(), "")?;
         images.retain(|name| !name.ends_with(".part"));
         let there = Files {

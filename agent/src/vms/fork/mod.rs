@@ -343,8 +343,8 @@ async fn release(node: &Node, (vm, stream): (VmId, StreamName)) {
 }
 
 /// Begins with operations as soon as their intent is applied, until the node ends. The reconciler begins with every operation,
-/// but after a look at all VMs and files of the node; those that were prepared for need not wait for it. It waits for the
-/// state alone, where that is kept.
+/// but after a look at all VMs and files of the node; those that were prepared for need not wait for it. It runs
+/// beside what keeps the state, which then wakes no other thread; operations run on those that work for machines.
 pub async fn follow(node: Arc<Node>) {
     let mut published = node.raft.published();
     loop {
