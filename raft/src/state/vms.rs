@@ -8,18 +8,28 @@ use std::{
 };
 
 use super::{
-    ids::{NodeId, VmId},
-    model::Vm,
+    ids::{NodeId, SnapshotId, VmId},
+    model::{Source, Vm},
     quotas::Usage,
     shared_map::{Iter, SharedMap},
 };
+
+/// A name or the beginning of some, and the owner.
+type Key = (Arc<str>, Arc<str>);
+
+/// Of a thousand forks' names: looked through without a look at each.
+type Numbers = SharedMap<u32, ()>;
 
 /// All VMs. A copy costs little: see [`SharedMap`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Vms {
     all: SharedMap<VmId, Arc<Vm>>,
     /// By name and owner. Follows from `all`.
-    names: SharedMap<(Arc<str>, Arc<str>), VmId>,
+    names: SharedMap<Key, VmId>,
+    /// The numbers with which names end, by what is before them and by owner. Follows from `names`.
+    numbers: SharedMap<Key, Arc<Numbers>>,
+    /// By the snapshot that they were made from. Follows from `all`.
+    sources: SharedMap<(SnapshotId, VmId), ()>,
     /// What each owner has of them. Follows from `all`; only owners that have some.
     used: BTreeMap<String, Usage>,
     /// Follows from `all`. Only nodes that have some.
@@ -61,16 +71,18 @@ impl Vms {
             .filter_map(|(_, id)| self.all.get(id))
     }
 
-    /// All names of an owner's VMs that begin so, in their order.
-    pub fn names_from<'a>(
-        &'a self,
-        owner: &'a str,
-        prefix: &'a str,
-    ) -> impl Iterator<Item = &'a str> {
-        let from = self.names.range((prefix.into(), "".into())..);
-        from.take_while(move |((name, _), _)| name.starts_with(prefix))
-            .filter(move |((_, one), _)| **one == *owner)
-            .map(|((name, _), _)| &**name)
+    /// The numbers of an owner's VMs that are called `PREFIX-NUMBER`, ascending.
+    pub fn numbers_of(&self, owner: &str, prefix: &str) -> impl Iterator<Item = u32> {
+        let all = self.numbers.get(&(prefix.into(), owner.into()));
+        all.into_iter().flat_map(|all| all.keys().copied())
+    }
+
+    /// All that were made from a snapshot, by their ids.
+    pub fn made_from(&self, snapshot: SnapshotId) -> impl Iterator<Item = &Arc<Vm>> {
+        let all = (snapshot, VmId(0))..=(snapshot, VmId(u128::MAX));
+        self.sources
+            .range(all)
+            .filter_map(|((_, id), ())| self.all.get(id))
     }
 
     /// All, by their names, then by their owners.
@@ -122,9 +134,17 @@ impl Vms {
     /// Changes one. Its name, its owner and its node must stay: a VM that gets others is inserted anew. `None` when it is not there.
     pub fn change<R>(&mut self, id: &VmId, change: impl FnOnce(&mut Vm) -> R) -> Option<R> {
         let vm = Arc::make_mut(self.all.get_mut(id)?);
-        let before = Usage::of_vm(vm);
+        let (before, source) = (Usage::of_vm(vm), vm.source);
         let changed = change(vm);
         let (after, owner) = (Usage::of_vm(vm), &vm.ownership.owner);
+        if source != vm.source {
+            if let Source::Snapshot(snapshot) = source {
+                self.sources.remove(&(snapshot, *id));
+            }
+            if let Source::Snapshot(snapshot) = vm.source {
+                self.sources.insert((snapshot, *id), ());
+            }
+        }
         if before != after
             && let Some(used) = self.used.get_mut(owner)
         {
@@ -136,7 +156,20 @@ impl Vms {
     /// Adds one, in the place of another with its id.
     pub fn insert(&mut self, id: VmId, vm: Arc<Vm>) {
         self.remove(&id);
-        self.names.insert(key(&vm), id);
+        let key = key(&vm);
+        if let Some((series, number)) = numbered(&key) {
+            match self.numbers.get_mut(&series) {
+                Some(known) => drop(Arc::make_mut(known).insert(number, ())),
+                None => {
+                    let first = Numbers::from_iter([(number, ())]);
+                    self.numbers.insert(series, Arc::new(first));
+                }
+            }
+        }
+        self.names.insert(key, id);
+        if let Source::Snapshot(snapshot) = vm.source {
+            self.sources.insert((snapshot, id), ());
+        }
         let used = self.used.entry(vm.ownership.owner.clone()).or_default();
         *used = used.plus(Usage::of_vm(&vm));
         self.nodes.entry(vm.node).or_default().insert(id, ());
@@ -149,6 +182,17 @@ impl Vms {
         let key = key(&vm);
         if self.names.get(&key) == Some(id) {
             self.names.remove(&key);
+            if let Some((series, number)) = numbered(&key)
+                && let Some(known) = self.numbers.get_mut(&series)
+            {
+                Arc::make_mut(known).remove(&number);
+                if known.is_empty() {
+                    self.numbers.remove(&series);
+                }
+            }
+        }
+        if let Source::Snapshot(snapshot) = vm.source {
+            self.sources.remove(&(snapshot, *id));
         }
         let owner = &vm.ownership.owner;
         if let Some(used) = self.used.get_mut(owner) {
@@ -176,8 +220,15 @@ impl Vms {
     }
 }
 
-fn key(vm: &Vm) -> (Arc<str>, Arc<str>) {
+fn key(vm: &Vm) -> Key {
     (vm.name.as_str().into(), vm.ownership.owner.as_str().into())
+}
+
+/// What is before the number with which a name ends, with the owner, and the number. `01` is another name than `1`, and no number.
+fn numbered((name, owner): &Key) -> Option<(Key, u32)> {
+    let (prefix, number) = name.rsplit_once('-')?;
+    let number = number.parse().ok().filter(|_| !number.starts_with('0'))?;
+    Some(((prefix.into(), Arc::clone(owner)), number))
 }
 
 impl FromIterator<(VmId, Arc<Vm>)> for Vms {

@@ -344,9 +344,9 @@ fn child_names(
             names
         }
         None => {
-            let taken = taken_numbers(state, owner, parent);
+            let mut taken = state.vms.numbers_of(owner, parent).peekable();
             (1u32..)
-                .filter(|number| !taken.contains(number))
+                .filter(|number| taken.next_if_eq(number).is_none())
                 .map(|number| format!("{parent}-{number}"))
                 .take(count as usize)
                 .collect()
@@ -360,21 +360,6 @@ fn child_names(
         return Err(invalid("name", problem));
     }
     Ok(names)
-}
-
-/// The numbers with which the names of an owner's VMs end that begin with this one's.
-fn taken_numbers(state: &State, owner: &str, parent: &str) -> BTreeSet<u32> {
-    let prefix = format!("{parent}-");
-    let number = |name: &str| {
-        let rest = name.strip_prefix(&prefix)?;
-        // `01` is another name than `1`.
-        rest.parse().ok().filter(|_| !rest.starts_with('0'))
-    };
-    state
-        .vms
-        .names_from(owner, &prefix)
-        .filter_map(number)
-        .collect()
 }
 
 /// Notes the snapshot that an operation makes.

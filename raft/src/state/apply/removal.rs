@@ -7,8 +7,7 @@ use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 use crate::state::{
     ids::{ImageId, NodeId, SnapshotId},
     model::{
-        Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, Source, State,
-        Tombstone,
+        Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, State, Tombstone,
     },
     names,
     owners::{Actor, Owned},
@@ -21,8 +20,7 @@ const LISTED: usize = 20;
 /// What depends on a snapshot: the VMs that were started from it, the snapshots of those, and operations that go back to it. Each
 /// with its kind.
 pub fn dependents_of_snapshot(state: &State, by: &Actor, id: SnapshotId) -> Vec<String> {
-    let vms = state.vms.values();
-    let vms = vms.filter(|vm| vm.source == Source::Snapshot(id));
+    let vms = state.vms.made_from(id);
     let snapshots = state.snapshots.values();
     let snapshots = snapshots.filter(|snapshot| snapshot.parent == Some(id));
     let resets = resets_to(state, id).map(|operation| {
@@ -124,10 +122,7 @@ pub(super) fn bury(
 }
 
 fn has_dependents(state: &State, id: SnapshotId) -> bool {
-    state
-        .vms
-        .values()
-        .any(|vm| vm.source == Source::Snapshot(id))
+    state.vms.made_from(id).next().is_some()
         || state
             .snapshots
             .values()
