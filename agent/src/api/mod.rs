@@ -9,6 +9,7 @@ mod console;
 mod fork;
 mod guest;
 mod image;
+mod lists;
 mod node;
 mod operation;
 mod owner;

@@ -7,26 +7,30 @@ use proto::v1::{
 use raft::state::{Command, Response as Outcome, names};
 use tonic::{Request, Response, Status};
 
-use super::{Api, asker::asked, request_key, unexpected};
+use super::{Api, asker::asked, carry::Answers, lists::in_parts, request_key, unexpected};
 use crate::{audit, convert, errors::ApiError};
 
 #[tonic::async_trait]
 impl OperationService for Api {
+    type ListOperationsStream = Answers<ListOperationsResponse>;
+
     async fn list_operations(
         &self,
         request: Request<ListOperationsRequest>,
-    ) -> Result<Response<ListOperationsResponse>, Status> {
+    ) -> Result<Response<Self::ListOperationsStream>, Status> {
         let (by, deadline) = asked(&request)?;
         let state = self.read(deadline).await?;
-        let mut operations: Vec<_> = state
-            .operations
-            .values()
-            .filter(|one| one.is_seen_by(&by))
-            .map(|one| convert::operation(&state, &by, one))
-            .collect();
+        let seen = state.operations.values();
+        let mut seen: Vec<_> = seen.filter(|one| one.is_seen_by(&by)).cloned().collect();
         // Their ids are in the order of their times.
-        operations.reverse();
-        Ok(Response::new(ListOperationsResponse { operations }))
+        seen.reverse();
+        let parts = in_parts(seen, move |part| {
+            let shown = part.iter().map(|one| convert::operation(&state, &by, one));
+            ListOperationsResponse {
+                operations: shown.collect(),
+            }
+        });
+        Ok(Response::new(parts))
     }
 
     async fn get_operation(

@@ -1,5 +1,7 @@
 //! Snapshots.
 
+use std::sync::Arc;
+
 use proto::v1::{
     CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
     ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotState, TagSnapshotRequest,
@@ -14,6 +16,8 @@ use ulid::Ulid;
 use super::{
     Api,
     asker::{asked, for_owner},
+    carry::Answers,
+    lists::in_parts,
     request_key, unexpected,
 };
 use crate::{audit, convert, errors::ApiError, vms::fork::Source};
@@ -56,20 +60,24 @@ impl SnapshotService for Api {
             .map_err(Status::from)
     }
 
+    type ListSnapshotsStream = Answers<ListSnapshotsResponse>;
+
     async fn list_snapshots(
         &self,
         request: Request<ListSnapshotsRequest>,
-    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+    ) -> Result<Response<Self::ListSnapshotsStream>, Status> {
         let (by, deadline) = asked(&request)?;
         let state = self.read(deadline).await?;
-        let snapshots = state
-            .snapshots
-            .values()
-            .filter(|snapshot| snapshot.ownership.is_seen_by(&by))
-            .map(|snapshot| convert::snapshot(&state, &by, snapshot))
-            .filter(|snapshot| snapshot.state() != SnapshotState::Capturing)
-            .collect();
-        Ok(Response::new(ListSnapshotsResponse { snapshots }))
+        let seen = state.snapshots.values();
+        let seen = seen.filter(|snapshot| snapshot.ownership.is_seen_by(&by));
+        let parts = in_parts(seen.cloned().collect(), move |part: Vec<Arc<_>>| {
+            let shown = part.iter().map(|one| convert::snapshot(&state, &by, one));
+            let snapshots = shown.filter(|one| one.state() != SnapshotState::Capturing);
+            ListSnapshotsResponse {
+                snapshots: snapshots.collect(),
+            }
+        });
+        Ok(Response::new(parts))
     }
 
     async fn get_snapshot(

@@ -28,6 +28,7 @@ use super::{
     Api,
     asker::{asked, for_owner},
     carry::{Answers, carry, first},
+    lists::in_parts,
     request_key, unexpected,
 };
 use crate::{
@@ -92,19 +93,25 @@ impl VmService for Api {
             .map_err(Status::from)
     }
 
+    type ListVmsStream = Answers<ListVmsResponse>;
+
     async fn list_vms(
         &self,
         request: Request<ListVmsRequest>,
-    ) -> Result<Response<ListVmsResponse>, Status> {
+    ) -> Result<Response<Self::ListVmsStream>, Status> {
         let (by, deadline) = asked(&request)?;
         let state = self.read(deadline).await?;
         let fresh = self.observe(&state, None).await;
         let online = self.node.leases.online();
-        let shown = |vm: &Arc<model::Vm>| message(&state, &by, vm, &fresh, online.as_ref());
         let seen = state.vms.by_name();
         let seen = seen.filter(|vm| vm.ownership.is_seen_by(&by));
-        let vms = seen.map(shown).collect();
-        Ok(Response::new(ListVmsResponse { vms }))
+        let parts = in_parts(seen.cloned().collect(), move |part: Vec<Arc<model::Vm>>| {
+            let shown = |vm| message(&state, &by, vm, &fresh, online.as_ref());
+            ListVmsResponse {
+                vms: part.iter().map(|vm| shown(vm)).collect(),
+            }
+        });
+        Ok(Response::new(parts))
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<Vm>, Status> {

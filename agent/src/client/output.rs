@@ -1,6 +1,10 @@
 //! Prints results: aligned columns, JSON or YAML.
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+    iter,
+};
 
 use serde::Serialize;
 use serde_norway::Value;
@@ -90,45 +94,43 @@ pub fn data<T: Serialize>(to: &mut impl Write, format: Format, object: &T) -> io
 
 /// Prints rows in aligned columns, two spaces apart.
 pub fn table(to: &mut impl Write, header: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
-    let header: Vec<String> = header.iter().map(|&title| title.to_owned()).collect();
-    let rows: Vec<Vec<String>> = std::iter::once(header)
-        .chain(rows)
-        .map(|row| row.iter().map(|cell| cell_text(cell)).collect())
-        .collect();
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width_of = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width_of).collect();
+    let header = header.iter().map(|&title| title.to_owned()).collect();
+    let rows: Vec<Vec<String>> = iter::once(header).chain(rows).collect();
+    let mut widths = Vec::new();
+    for row in &rows {
+        widths.resize(widths.len().max(row.len()), 0);
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell_text(cell).chars().count().max(*width);
+        }
+    }
     let mut text = String::new();
     for row in &rows {
-        let mut line = String::new();
-        for (cell, &width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:width$}  "));
+        let mut spaces = 0;
+        for (cell, width) in row.iter().zip(&widths) {
+            let cell = cell_text(cell);
+            text.extend(iter::repeat_n(' ', spaces));
+            text.push_str(&cell);
+            spaces = width + 2 - cell.chars().count();
         }
-        text.push_str(line.trim_end());
         text.push('\n');
     }
     to.write_all(text.as_bytes())
 }
 
-fn cell_text(cell: &str) -> String {
-    if cell.is_empty() {
-        "-".to_owned()
-    } else {
-        printable(cell)
+fn cell_text(cell: &str) -> Cow<'_, str> {
+    match cell.trim_end() {
+        "" => "-".into(),
+        cell => printable(cell),
     }
 }
 
 /// What comes from elsewhere must not command the terminal.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect()
+fn printable(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(char::is_control) {
+        return text.into();
+    }
+    let instead = |c: char| if c.is_control() { ' ' } else { c };
+    text.chars().map(instead).collect()
 }
 
 fn describe(name: &str, value: &Value, lines: &mut Vec<(String, String)>) {

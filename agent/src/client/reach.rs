@@ -9,6 +9,7 @@ use std::{
 };
 
 use proto::v1::{
+    ListOperationsRequest, ListSnapshotsRequest, ListVmsRequest, Operation, Snapshot, Vm,
     cluster_service_client::ClusterServiceClient, guest_service_client::GuestServiceClient,
     image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
     node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
@@ -17,7 +18,7 @@ use proto::v1::{
 };
 use rustls::ClientConfig;
 use tokio::time::{self, Instant};
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status, Streaming, transport::Channel};
 
 use super::{
     failure::{Failure, FailureKind},
@@ -32,7 +33,7 @@ use crate::trust::{
     token::JoinToken,
 };
 
-/// Lists of 1,000 VMs and more come in one message.
+/// What is said of 1,000 forks comes in one message.
 const MAX_ANSWER: usize = 64 << 20;
 
 /// Where an agent is, as the user writes it.
@@ -123,6 +124,50 @@ impl Attempt {
         /// Owners.
         owners: OwnerServiceClient,
     }
+}
+
+impl Attempt {
+    /// All VMs.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub async fn list_vms<T: From<Vm>>(&self) -> Result<Response<Vec<T>>, Status> {
+        let request = self.request(ListVmsRequest {});
+        whole(self.vms().list_vms(request).await?, |part| part.vms).await
+    }
+
+    /// All snapshots.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub async fn list_snapshots<T: From<Snapshot>>(&self) -> Result<Response<Vec<T>>, Status> {
+        let request = self.request(ListSnapshotsRequest {});
+        let parts = self.snapshots().list_snapshots(request).await?;
+        whole(parts, |part| part.snapshots).await
+    }
+
+    /// All operations.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub async fn list_operations<T: From<Operation>>(&self) -> Result<Response<Vec<T>>, Status> {
+        let request = self.request(ListOperationsRequest {});
+        let parts = self.operations().list_operations(request).await?;
+        whole(parts, |part| part.operations).await
+    }
+}
+
+/// A list that comes in parts, each made into what is wanted while the next is on its way.
+async fn whole<P, M, T: From<M>>(
+    parts: Response<Streaming<P>>,
+    items: impl Fn(P) -> Vec<M>,
+) -> Result<Response<Vec<T>>, Status> {
+    let mut parts = parts.into_inner();
+    let mut all = Vec::new();
+    while let Some(part) = parts.message().await? {
+        all.extend(items(part).into_iter().map(T::from));
+    }
+    Ok(Response::new(all))
 }
 
 impl Reach {

@@ -24,6 +24,13 @@ fn vm(name: &str) -> Vm {
     }
 }
 
+/// What comes in parts.
+type Parts<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn parts<T: Send + 'static, const N: usize>(parts: [T; N]) -> Response<Parts<T>> {
+    Response::new(Box::pin(stream::iter(parts.map(Ok))))
+}
+
 fn unused<T>() -> Answer<T> {
     Err(Status::unimplemented("no test needs it"))
 }
@@ -42,16 +49,18 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
-    async fn list_vms(&self, _request: Request<ListVmsRequest>) -> Answer<ListVmsResponse> {
+    type ListVmsStream = Parts<ListVmsResponse>;
+
+    async fn list_vms(&self, _request: Request<ListVmsRequest>) -> Answer<Self::ListVmsStream> {
         self.obey("").await?;
         let child = Vm {
             parent: vm("demo").id,
             snapshot: "ID-SNAPSHOT".to_owned(),
             ..vm("demo-1")
         };
-        Ok(Response::new(ListVmsResponse {
-            vms: vec![vm("demo"), child],
-        }))
+        Ok(parts(
+            [vm("demo"), child].map(|vm| ListVmsResponse { vms: vec![vm] }),
+        ))
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Answer<Vm> {
@@ -148,7 +157,7 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
-    type ConsoleStream = Pin<Box<dyn Stream<Item = Result<ConsoleResponse, Status>> + Send>>;
+    type ConsoleStream = Parts<ConsoleResponse>;
 
     async fn console(
         &self,
@@ -157,7 +166,7 @@ impl vm_service_server::VmService for Shared {
         unused()
     }
 
-    type ReadLogsStream = Pin<Box<dyn Stream<Item = Result<ReadLogsResponse, Status>> + Send>>;
+    type ReadLogsStream = Parts<ReadLogsResponse>;
 
     async fn read_logs(&self, request: Request<ReadLogsRequest>) -> Answer<Self::ReadLogsStream> {
         let chunk = |text: &'static str| Ok(ReadLogsResponse { chunk: text.into() });
@@ -222,10 +231,12 @@ impl snapshot_service_server::SnapshotService for Shared {
         unused()
     }
 
+    type ListSnapshotsStream = Parts<ListSnapshotsResponse>;
+
     async fn list_snapshots(
         &self,
         _request: Request<ListSnapshotsRequest>,
-    ) -> Answer<ListSnapshotsResponse> {
+    ) -> Answer<Self::ListSnapshotsStream> {
         let snapshot = Snapshot {
             id: "ID-SNAPSHOT".to_owned(),
             name: "golden".to_owned(),
@@ -234,9 +245,9 @@ impl snapshot_service_server::SnapshotService for Shared {
             state: SnapshotState::Ready.into(),
             ..Default::default()
         };
-        Ok(Response::new(ListSnapshotsResponse {
+        Ok(parts([ListSnapshotsResponse {
             snapshots: vec![snapshot],
-        }))
+        }]))
     }
 
     async fn get_snapshot(&self, _request: Request<GetSnapshotRequest>) -> Answer<Snapshot> {

@@ -9,8 +9,7 @@ use agent::client::{
 };
 use proto::v1::{
     CreateVmRequest, DeleteVmRequest, ForkRequest, GetNodeRequest, GetSnapshotRequest,
-    GetVmRequest, LabelNodeRequest, ListNodesRequest, ListVmsRequest, Node, Reason,
-    TagSnapshotRequest, Vm,
+    GetVmRequest, LabelNodeRequest, ListNodesRequest, Node, Reason, TagSnapshotRequest, Vm,
 };
 use tonic::{Response, Status};
 
@@ -349,13 +348,10 @@ impl Client {
             Some(node) => &self.nodes[node],
             None => self.reader(),
         };
-        let answer = call(reach, async |attempt| {
-            let request = attempt.request(ListVmsRequest {});
-            attempt.vms().list_vms(request).await
-        });
-        if let Some(list) = given(answer.await?)? {
+        let answer = call(reach, async |attempt| attempt.list_vms::<Vm>().await);
+        if let Some(vms) = given(answer.await?)? {
             for key in keys {
-                let vm = list.vms.iter().find(|vm| vm.name == key.name);
+                let vm = vms.iter().find(|vm| vm.name == key.name);
                 let value = value_of(vm.and_then(|vm| vm.labels.get(MADE_BY)))?;
                 self.note(&key.object(), begun, Action::Read, Outcome::Value(value));
             }

@@ -9,7 +9,10 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     client::{
-        Context, args::cluster::CertCommand, failure::Failure, views::cluster::CertificateView,
+        Context,
+        args::cluster::CertCommand,
+        failure::Failure,
+        views::{cluster::CertificateView, time_text},
     },
     trust::{
         TrustError,
@@ -82,7 +85,7 @@ pub(crate) async fn run(context: &Context, command: CertCommand) -> Result<(), F
                 "{} is {} until {}.",
                 view.name,
                 view.role,
-                view.expires_at.unwrap_or_default()
+                time_text(view.expires_at)
             ))?;
             context.say(format_args!(
                 "  use it              fpagent --addr https://HOST:PORT --certs {shown} …"

@@ -1,6 +1,6 @@
 //! `fpagent op`.
 
-use proto::v1::{CancelOperationRequest, GetOperationRequest, ListOperationsRequest};
+use proto::v1::{CancelOperationRequest, GetOperationRequest};
 
 use crate::client::{
     Context, args::objects::OperationCommand, failure::Failure, views::operation::OperationView,
@@ -10,19 +10,9 @@ pub(crate) async fn run(context: &Context, command: OperationCommand) -> Result<
     let reach = context.reach()?;
     match command {
         OperationCommand::Ls => {
-            let listed = reach.call(async |attempt| {
-                attempt
-                    .operations()
-                    .list_operations(attempt.request(ListOperationsRequest {}))
-                    .await
-            });
-            let operations: Vec<_> = listed
-                .await?
-                .operations
-                .into_iter()
-                .map(OperationView::from)
-                .collect();
-            context.list(&operations)
+            let listed =
+                reach.call(async |attempt| attempt.list_operations::<OperationView>().await);
+            context.list(&listed.await?)
         }
         OperationCommand::Show { operation } => {
             let request = GetOperationRequest { operation };

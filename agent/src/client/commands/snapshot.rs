@@ -2,7 +2,7 @@
 
 use proto::v1::{
     CaptureMode, CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest,
-    ListSnapshotsRequest, TagSnapshotRequest, WarmSnapshotRequest,
+    TagSnapshotRequest, WarmSnapshotRequest,
 };
 
 use crate::client::{
@@ -38,19 +38,8 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
             context.one(SnapshotView::from(created.await?))
         }
         SnapshotCommand::Ls => {
-            let listed = reach.call(async |attempt| {
-                attempt
-                    .snapshots()
-                    .list_snapshots(attempt.request(ListSnapshotsRequest {}))
-                    .await
-            });
-            let snapshots: Vec<_> = listed
-                .await?
-                .snapshots
-                .into_iter()
-                .map(SnapshotView::from)
-                .collect();
-            context.list(&snapshots)
+            let listed = reach.call(async |attempt| attempt.list_snapshots::<SnapshotView>().await);
+            context.list(&listed.await?)
         }
         SnapshotCommand::Show { snapshot } => {
             let request = GetSnapshotRequest { snapshot };

@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 
-use proto::v1::{GetQuotaRequest, ListSnapshotsRequest, ListVmsRequest};
+use proto::v1::GetQuotaRequest;
 use serde_json::json;
 
 use crate::client::{
@@ -16,25 +16,10 @@ use crate::client::{
 
 pub(crate) async fn run(context: &Context, args: TreeArgs) -> Result<(), Failure> {
     let reach = context.reach()?;
-    let vms = reach.call(async |attempt| {
-        attempt
-            .vms()
-            .list_vms(attempt.request(ListVmsRequest {}))
-            .await
-    });
-    let vms: Vec<_> = vms.await?.vms.into_iter().map(VmView::from).collect();
-    let snapshots = reach.call(async |attempt| {
-        attempt
-            .snapshots()
-            .list_snapshots(attempt.request(ListSnapshotsRequest {}))
-            .await
-    });
-    let snapshots: Vec<_> = snapshots
-        .await?
-        .snapshots
-        .into_iter()
-        .map(SnapshotView::from)
-        .collect();
+    let vms = reach.call(async |attempt| attempt.list_vms::<VmView>().await);
+    let vms = vms.await?;
+    let snapshots = reach.call(async |attempt| attempt.list_snapshots::<SnapshotView>().await);
+    let snapshots = snapshots.await?;
     let forest = Forest::new(&vms, &snapshots);
     let (trees, one) = match &args.root {
         Some(root) => {

@@ -2,8 +2,8 @@
 
 use futures::{StreamExt as _, stream};
 use proto::v1::{
-    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, ListVmsRequest, Machine,
-    PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest, Unready,
+    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, Machine, PowerAction,
+    ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest, Unready,
 };
 use serde::Serialize;
 
@@ -27,14 +27,8 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Fai
         VmCommand::Create(args) => create(context, *args).await,
         VmCommand::Ls => {
             let reach = context.reach()?;
-            let listed = reach.call(async |attempt| {
-                attempt
-                    .vms()
-                    .list_vms(attempt.request(ListVmsRequest {}))
-                    .await
-            });
-            let vms: Vec<_> = listed.await?.vms.into_iter().map(VmView::from).collect();
-            context.list(&vms)
+            let listed = reach.call(async |attempt| attempt.list_vms::<VmView>().await);
+            context.list(&listed.await?)
         }
         VmCommand::Show { vm } => {
             let request = GetVmRequest { vm };

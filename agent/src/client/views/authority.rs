@@ -4,7 +4,7 @@ use proto::v1;
 use rustls::pki_types::CertificateDer;
 use serde::Serialize;
 
-use super::time;
+use super::{Moment, time, time_text};
 use crate::trust::authority::certificate_pem;
 
 /// The authority and its replacement as they are printed.
@@ -16,8 +16,8 @@ pub struct AuthorityView {
     pub phase: &'static str,
     pub other: Option<AuthorityCertificateView>,
     pub compromised: bool,
-    pub began_at: Option<String>,
-    pub finished_at: Option<String>,
+    pub began_at: Option<Moment>,
+    pub finished_at: Option<Moment>,
     pub nodes: Vec<NodeAuthorityView>,
 }
 
@@ -27,7 +27,7 @@ pub struct AuthorityView {
 #[allow(missing_docs, reason = "the fields are those of the proto message")]
 pub struct AuthorityCertificateView {
     pub fingerprint: String,
-    pub expires_at: Option<String>,
+    pub expires_at: Option<Moment>,
     pub pem: String,
 }
 
@@ -103,7 +103,7 @@ impl AuthorityView {
     /// For people: a line for each thing that matters.
     pub fn lines(&self) -> Vec<(&'static str, String)> {
         let certificate = |one: &AuthorityCertificateView| {
-            let ends = one.expires_at.as_deref().unwrap_or_default();
+            let ends = time_text(one.expires_at);
             format!("{} until {ends}", one.fingerprint)
         };
         let mut lines = Vec::new();

@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, memory::HostMemoryView, node::NodeView, time};
+use super::{Moment, age, memory::HostMemoryView, node::NodeView, time, time_text};
 use crate::client::output::Row;
 
 /// The cluster and the answering node as they are printed.
@@ -23,7 +23,7 @@ pub struct StatusView {
     pub snapshots: u32,
     pub images: u32,
     pub problems: Vec<String>,
-    pub started_at: Option<String>,
+    pub started_at: Option<Moment>,
     pub state_digest: String,
     pub memory: Option<HostMemoryView>,
     pub version: u32,
@@ -80,7 +80,7 @@ impl StatusView {
         let mut lines = vec![
             ("cluster", self.cluster_id.clone()),
             ("node", node),
-            ("up", age(self.started_at.as_deref())),
+            ("up", age(self.started_at)),
             (
                 "leader",
                 format!(
@@ -163,8 +163,8 @@ impl Row for CheckView {
 #[allow(missing_docs, reason = "the fields are those of the proto message")]
 pub struct TokenView {
     pub id: String,
-    pub created_at: Option<String>,
-    pub expires_at: Option<String>,
+    pub created_at: Option<Moment>,
+    pub expires_at: Option<Moment>,
     pub authority: String,
 }
 
@@ -187,8 +187,8 @@ impl Row for TokenView {
     fn cells(&self, _wide: bool) -> Vec<String> {
         vec![
             self.id.clone(),
-            age(self.created_at.as_deref()),
-            self.expires_at.clone().unwrap_or_default(),
+            age(self.created_at),
+            time_text(self.expires_at),
         ]
     }
 }
@@ -202,9 +202,9 @@ pub struct CertificateView {
     pub name: String,
     pub owner: String,
     pub role: &'static str,
-    pub created_at: Option<String>,
-    pub expires_at: Option<String>,
-    pub revoked_at: Option<String>,
+    pub created_at: Option<Moment>,
+    pub expires_at: Option<Moment>,
+    pub revoked_at: Option<Moment>,
     pub authority: String,
 }
 
@@ -244,15 +244,14 @@ impl Row for CertificateView {
     }
 
     fn cells(&self, _wide: bool) -> Vec<String> {
-        let or_none = |time: &Option<String>| time.clone().unwrap_or_else(|| "-".to_owned());
         vec![
             self.id.clone(),
             self.name.clone(),
             self.owner.clone(),
             self.role.to_owned(),
-            age(self.created_at.as_deref()),
-            or_none(&self.expires_at),
-            or_none(&self.revoked_at),
+            age(self.created_at),
+            time_text(self.expires_at),
+            time_text(self.revoked_at),
             // As much of it as `authority show` has at the beginning.
             self.authority.chars().take(16).collect(),
         ]
@@ -266,7 +265,7 @@ impl Row for CertificateView {
 pub struct NewTokenView {
     pub token: String,
     pub id: String,
-    pub expires_at: Option<String>,
+    pub expires_at: Option<Moment>,
 }
 
 impl From<v1::CreateTokenResponse> for NewTokenView {

@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, owner::SharingView, time};
+use super::{Moment, age, owner::SharingView, time};
 use crate::client::{output::Row, units};
 
 /// An image as it is printed.
@@ -22,7 +22,7 @@ pub struct ImageView {
     pub ready_line: String,
     pub boot_timeout_ms: u64,
     pub nodes: Vec<String>,
-    pub created_at: Option<String>,
+    pub created_at: Option<Moment>,
     pub guest_agent: &'static str,
 }
 
@@ -96,7 +96,7 @@ impl Row for ImageView {
                 units::show_size(disk)
             },
             self.nodes.join(","),
-            age(self.created_at.as_deref()),
+            age(self.created_at),
         ];
         if wide {
             cells.extend([

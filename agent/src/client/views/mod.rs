@@ -14,27 +14,48 @@ pub mod recovery;
 pub mod snapshot;
 pub mod vm;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::{
+    fmt,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use prost_types::Timestamp;
+use serde::{Serialize, Serializer};
 
 use super::units;
 
-/// A point in time as RFC 3339.
-fn time(timestamp: Option<Timestamp>) -> Option<String> {
-    timestamp.map(|timestamp| timestamp.to_string())
+/// A point in time, printed as RFC 3339.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moment(Timestamp);
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
-/// How long ago a time in RFC 3339 was, for a table.
-fn age(time: Option<&str>) -> String {
-    let then = time
-        .and_then(|time| time.parse::<Timestamp>().ok())
-        .map(|timestamp| timestamp.seconds);
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn time(timestamp: Option<Timestamp>) -> Option<Moment> {
+    timestamp.map(Moment)
+}
+
+/// A time as text; nothing where there is none.
+pub fn time_text(time: Option<Moment>) -> String {
+    time.map_or_else(String::new, |time| time.to_string())
+}
+
+/// How long ago a time was, for a table.
+fn age(time: Option<Moment>) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |now| now.as_secs());
-    then.map_or_else(String::new, |then| {
-        units::show_seconds(now.saturating_sub(u64::try_from(then).unwrap_or(0)))
+    time.map_or_else(String::new, |Moment(then)| {
+        units::show_seconds(now.saturating_sub(u64::try_from(then.seconds).unwrap_or(0)))
     })
 }
 

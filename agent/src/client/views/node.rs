@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, labels_text, time};
+use super::{Moment, age, labels_text, time};
 use crate::client::{output::Row, units};
 
 /// A node as it is printed.
@@ -21,7 +21,7 @@ pub struct NodeView {
     pub role: &'static str,
     pub leader: bool,
     pub labels: BTreeMap<String, String>,
-    pub created_at: Option<String>,
+    pub created_at: Option<Moment>,
     pub vms: u32,
     pub capacity: Option<CapacityView>,
 }
@@ -152,7 +152,7 @@ impl Row for NodeView {
             yes(self.schedulable),
             self.vms.to_string(),
             self.address.clone(),
-            age(self.created_at.as_deref()),
+            age(self.created_at),
         ];
         if wide {
             cells.push(self.id.to_string());

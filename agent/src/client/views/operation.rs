@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, time};
+use super::{Moment, age, time};
 use crate::client::output::Row;
 
 /// An operation as it is printed.
@@ -19,8 +19,8 @@ pub struct OperationView {
     pub snapshot: String,
     pub vms: Vec<String>,
     pub node: String,
-    pub created_at: Option<String>,
-    pub ended_at: Option<String>,
+    pub created_at: Option<Moment>,
+    pub ended_at: Option<Moment>,
     pub error: String,
     pub cancel_requested: bool,
     pub done: u32,
@@ -69,7 +69,7 @@ impl Row for OperationView {
             self.state.to_owned(),
             format!("{}/{}", self.done, self.total),
             self.node.clone(),
-            age(self.created_at.as_deref()),
+            age(self.created_at),
             self.error.clone(),
         ];
         if wide {

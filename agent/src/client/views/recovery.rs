@@ -1,6 +1,5 @@
 //! What a node that does not run has, and what a backup has.
 
-use prost_types::Timestamp;
 use raft::{
     node::Held,
     state::{Millis, State},
@@ -8,6 +7,7 @@ use raft::{
 use serde::Serialize;
 use ulid::Ulid;
 
+use super::{Moment, time, time_text};
 use crate::{backup::Backup, convert, trust::identity::Identity};
 
 /// What a node that does not run has of its cluster.
@@ -29,7 +29,7 @@ pub struct HeldView {
     /// Up to which index it knows that entries are committed.
     pub committed: u64,
     /// The newest moment that its state tells of.
-    pub newest: Option<String>,
+    pub newest: Option<Moment>,
     /// The nodes that it knows of.
     pub nodes: Vec<MemberView>,
     /// How many VMs, snapshots and images its state has.
@@ -56,8 +56,8 @@ pub struct MemberView {
     pub vms: usize,
 }
 
-fn when(millis: Millis) -> Option<String> {
-    (millis > 0).then(|| Timestamp::to_string(&convert::timestamp(millis)))
+fn when(millis: Millis) -> Option<Moment> {
+    time((millis > 0).then(|| convert::timestamp(millis)))
 }
 
 fn members(state: &State, role: impl Fn(u64) -> &'static str) -> Vec<MemberView> {
@@ -111,7 +111,7 @@ impl HeldView {
                     self.term, self.index, self.committed
                 ),
             ),
-            ("newest", self.newest.clone().unwrap_or_default()),
+            ("newest", time_text(self.newest)),
             (
                 "holds",
                 format!(
@@ -146,7 +146,7 @@ pub struct BackupView {
     /// The node that wrote it.
     pub node: String,
     /// When.
-    pub taken_at: Option<String>,
+    pub taken_at: Option<Moment>,
     /// The log's term then.
     pub term: u64,
     /// The last log entry that is in it.
@@ -203,7 +203,7 @@ impl BackupView {
                 "taken",
                 format!(
                     "{} by {} (term {}, index {}, fpagent {})",
-                    self.taken_at.as_deref().unwrap_or_default(),
+                    time_text(self.taken_at),
                     self.node,
                     self.term,
                     self.index,

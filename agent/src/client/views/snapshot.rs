@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{age, milliseconds, owner::SharingView, time};
+use super::{Moment, age, milliseconds, owner::SharingView, time};
 use crate::client::{output::Row, units};
 
 /// A snapshot as it is printed.
@@ -25,7 +25,7 @@ pub struct SnapshotView {
     pub state: &'static str,
     pub reason: String,
     pub safety: &'static str,
-    pub created_at: Option<String>,
+    pub created_at: Option<Moment>,
     pub base_bytes: u64,
     pub stream_bytes: u64,
     pub layer_bytes: u64,
@@ -149,7 +149,7 @@ impl Row for SnapshotView {
             self.safety.to_owned(),
             self.nodes.join(","),
             self.dependents.len().to_string(),
-            age(self.created_at.as_deref()),
+            age(self.created_at),
         ];
         if wide {
             let pause = self.capture.as_ref().and_then(|capture| capture.pause_ms);

@@ -6,7 +6,7 @@ use proto::v1;
 use serde::Serialize;
 
 use super::{
-    age,
+    Moment, age,
     guest::{GuestView, NetworkView, PortView, network_text},
     labels_text,
     owner::SharingView,
@@ -41,7 +41,7 @@ pub struct VmView {
     pub cpu_model: String,
     pub machine: String,
     pub labels: BTreeMap<String, String>,
-    pub created_at: Option<String>,
+    pub created_at: Option<Moment>,
     pub generation: u64,
     pub power: &'static str,
     pub warnings: Vec<String>,
@@ -50,7 +50,7 @@ pub struct VmView {
     pub restart: &'static str,
     pub ending: Option<EndingView>,
     pub restarts: u32,
-    pub next_start_at: Option<String>,
+    pub next_start_at: Option<Moment>,
     pub network: NetworkView,
     pub publish: Vec<u32>,
     pub self_fork: u32,
@@ -72,7 +72,7 @@ pub struct VmView {
 pub struct EndingView {
     pub cause: &'static str,
     pub detail: String,
-    pub at: Option<String>,
+    pub at: Option<Moment>,
     pub exit_code: Option<i32>,
 }
 
@@ -208,7 +208,7 @@ impl Row for VmView {
             self.cpus.to_string(),
             units::show_size(self.memory_bytes),
             self.parent_name.clone(),
-            age(self.created_at.as_deref()),
+            age(self.created_at),
         ];
         if wide {
             let or_nothing =

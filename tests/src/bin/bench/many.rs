@@ -11,9 +11,9 @@ use std::{
 
 use agent::trust::tls::connect::{Target, channel};
 use anyhow::Context as _;
-use futures::future::try_join_all;
+use futures::{TryStreamExt as _, future::try_join_all};
 use harness::wait_for;
-use proto::v1::{ConsoleRequest, ListVmsRequest, VmState, vm_service_client::VmServiceClient};
+use proto::v1::{ConsoleRequest, ListVmsRequest, Vm, VmState, vm_service_client::VmServiceClient};
 use qemu::{ksm::Ksm, layout::Layout, record::VmName};
 use serde_json::json;
 use tokio_stream::wrappers::ReceiverStream;
@@ -92,7 +92,7 @@ impl Bench {
         let mut listed = Vec::new();
         for _ in 0..10 {
             let begun = Instant::now();
-            runtime.block_on(service.clone().list_vms(ListVmsRequest::default()))?;
+            runtime.block_on(all_vms(&service))?;
             listed.push(begun.elapsed().as_secs_f64() * 1e3);
         }
         eprintln!(
@@ -273,16 +273,22 @@ impl Traces {
     }
 }
 
+/// All VMs, by the call alone.
+pub async fn all_vms(service: &VmServiceClient<Channel>) -> anyhow::Result<Vec<Vm>> {
+    let parts = service.clone().list_vms(ListVmsRequest {}).await?;
+    let parts: Vec<_> = parts.into_inner().try_collect().await?;
+    Ok(parts.into_iter().flat_map(|part| part.vms).collect())
+}
+
 /// Those that QEMU does not say are running.
 async fn not_running(
     service: &VmServiceClient<Channel>,
     names: &[String],
 ) -> anyhow::Result<Vec<String>> {
     let names: BTreeSet<&String> = names.iter().collect();
-    let listed = service.clone().list_vms(ListVmsRequest::default()).await?;
-    let listed = listed.into_inner().vms.into_iter();
     let mut missing: BTreeSet<String> = names.iter().map(|name| (*name).clone()).collect();
-    for vm in listed.filter(|vm| names.contains(&vm.name)) {
+    let listed = all_vms(service).await?;
+    for vm in listed.iter().filter(|vm| names.contains(&vm.name)) {
         if vm.state() == VmState::Running {
             missing.remove(&vm.name);
         }
