@@ -25,7 +25,7 @@ of it, some hours, and the guests' tests are run once more in Debian. Each can b
   FP_KILLS                         30     300  kills of an agent at random moments
   FP_AGENT_KILLS                   20    1000  kills of an agent while guests run
   FP_CUTS                          12    2000  moments at which the power is cut
-  FP_FAULT_SECONDS                 60    1800  seconds that clusters of three and of five are cut and killed, each
+  FP_FAULT_SECONDS                 90    1800  seconds that clusters of three and of five are cut and killed, each
   FP_FORKS                         12     100  forks whose every trait is compared
   FP_SELF_FORKS                     2       3  children of each machine that forks itself, three levels deep
   FP_EXEC_MIB                      32    1024  MiB through a program in a guest, and back
