@@ -1,7 +1,7 @@
 //! Backups of the replicated state: one file, written whole by a node that was asked for it, and read by `fpagent backup check` and
 //! `fpagent restore`. It holds neither disks nor memory of VMs, and the authority's private key only where that was asked for.
 //!
-//! A file is: [`MAGIC`], a version byte, three parts (what it is of, the state, the private key, which may be empty), each after its
+//! A file is: `MAGIC`, a version byte, three parts (what it is of, the state, the private key, which may be empty), each after its
 //! length, and a SHA-256 of all before.
 
 use raft::{

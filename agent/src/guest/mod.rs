@@ -1,4 +1,4 @@
-//! The guests' agents, as this node speaks to them: one task for each VM ([`session`]), which greets the guest with who it is
+//! The guests' agents, as this node speaks to them: one task for each VM (`session`), which greets the guest with who it is
 //! ([`identity`]) and knows whether it answers. All that comes from a guest is taken for hostile.
 
 pub mod becoming;

@@ -1,4 +1,4 @@
-//! Which files of a node nothing refers to any more. Pure; [`super::execute`] removes them.
+//! Which files of a node nothing refers to any more. Pure; `super::execute` removes them.
 #![deny(clippy::disallowed_types, clippy::disallowed_methods)]
 
 use std::collections::{BTreeMap, BTreeSet};

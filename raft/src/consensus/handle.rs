@@ -224,7 +224,7 @@ impl<A: App> Handle<A> {
         self.core.fatal.clone()
     }
 
-    /// See [`super::peers::Peers::redial`].
+    /// Has all connections to other members made anew when they are next needed: what this node shows of itself has changed.
     pub fn redial(&self) {
         self.core.peers.redial();
     }

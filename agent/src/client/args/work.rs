@@ -140,7 +140,7 @@ pub fn name_at(path: &[u8]) -> Vec<u8> {
 pub struct ForwardArgs {
     /// The VM's name or id.
     pub vm: String,
-    /// [ADDRESS:]LOCAL:GUEST, TCP ports; several can be given.
+    /// TCP ports, LOCAL:GUEST or ADDRESS:LOCAL:GUEST; several can be given.
     #[arg(required = true, value_name = "LOCAL:GUEST", value_parser = port_pair)]
     pub ports: Vec<PortPair>,
 }
@@ -155,7 +155,7 @@ pub struct PortPair {
 }
 
 fn port_pair(text: &str) -> Result<PortPair, String> {
-    let wrong = || format!("{text:?} is not [ADDRESS:]LOCAL:GUEST");
+    let wrong = || format!("{text:?} is neither LOCAL:GUEST nor ADDRESS:LOCAL:GUEST");
     let (local, guest) = text.rsplit_once(':').ok_or_else(wrong)?;
     let guest: u16 = guest.parse().map_err(|_| wrong())?;
     if guest == 0 {

@@ -1,0 +1,148 @@
+//! Captured moments.
+
+use std::collections::BTreeSet;
+
+use super::{Accelerator, Millis, VmSpec};
+use crate::state::{
+    ids::{NodeId, OperationId, SnapshotId, VmId},
+    owners::{Captured, Ownership},
+};
+
+/// A captured moment of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Unique among its owner's snapshots; `None` for one that a fork made for itself and that goes with its last child.
+    pub name: Option<String>,
+    /// Whose it is: who had it taken.
+    pub ownership: Ownership,
+    /// The VM it was captured from.
+    pub vm: Captured,
+    /// The snapshot that VM came from.
+    pub parent: Option<SnapshotId>,
+    /// The nodes that hold its files.
+    pub nodes: BTreeSet<NodeId>,
+    /// What the VM was made of.
+    pub spec: VmSpec,
+    /// The VM's family: forks of the snapshot are of it, also when the VM is gone.
+    pub family: Option<VmId>,
+    /// The operation that makes it.
+    pub operation: OperationId,
+    /// What is in it; `None` while it is being captured.
+    pub content: Option<Content>,
+    /// Why a node that held it does not hold it any more; empty while none has lost it.
+    pub lost: String,
+    /// How many of its forks are to be kept ready on each node that holds it.
+    pub warm: u32,
+    /// When it was asked for.
+    pub created_at: Millis,
+}
+
+/// The content of a snapshot that is ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Its base.
+    pub base: FileId,
+    /// Its stream.
+    pub stream: FileId,
+    /// Disk layers, the newest first; empty for a VM without a disk. The image's disk lies below.
+    pub layers: Vec<FileId>,
+    /// The accelerator that ran the guest.
+    pub accelerator: Accelerator,
+    /// The CPU model that the guest saw.
+    pub cpu_model: String,
+    /// QEMU's exact version.
+    pub qemu_version: String,
+    /// The machine type as QEMU spells it.
+    pub machine: String,
+    /// The devices in their order, as `qemu::spec` names them.
+    pub devices: Vec<String>,
+    /// Whether the guest's agent was answering when it was captured.
+    pub agent: bool,
+    /// Bytes that the base takes.
+    pub base_bytes: u64,
+    /// Bytes of the stream.
+    pub stream_bytes: u64,
+    /// The stream's checksum, compared before every load.
+    pub stream_checksum: Checksum,
+    /// Bytes of the newest layer.
+    pub layer_bytes: u64,
+    /// What it would survive.
+    pub safety: Safety,
+    /// How the capture went.
+    pub report: CaptureReport,
+}
+
+/// A file's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for. Never used
+/// twice, not even when an operation is begun again: what was told of the first time may be on its way into the state.
+pub type FileId = u128;
+
+/// A file's checksum, as the engine takes it.
+pub type Checksum = u32;
+
+/// What a snapshot would survive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Safety {
+    /// The agent's end.
+    Memory,
+    /// A reboot of the host: its files are on disk, and are compared with their checksums before they are used after one.
+    Disk(Checksums),
+}
+
+/// Checksums of what a snapshot shares with others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checksums {
+    /// Of its base.
+    pub base: Checksum,
+    /// Of its layers, in their order.
+    pub layers: Vec<Checksum>,
+}
+
+/// How a running VM is captured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CaptureMode {
+    /// Live where the host can, else paused.
+    Auto,
+    /// Stop first.
+    Paused,
+    /// Copy ahead, or fail.
+    Live,
+}
+
+/// How a capture went. Times in microseconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CaptureReport {
+    /// From QEMU's STOP event to its RESUME event.
+    pub pause_us: u64,
+    /// From sending `stop` to `cont` having returned.
+    pub agent_pause_us: u64,
+    /// Before the stop.
+    pub ahead_us: u64,
+    /// Parts of the pause.
+    pub stop_us: u64,
+    /// See `stop_us`.
+    pub disk_us: u64,
+    /// See `stop_us`.
+    pub devices_us: u64,
+    /// See `stop_us`.
+    pub scan_us: u64,
+    /// See `stop_us`.
+    pub copy_us: u64,
+    /// See `stop_us`.
+    pub cont_us: u64,
+    /// After the pause: writing the stream.
+    pub write_us: u64,
+    /// Rounds of copying while the guest ran.
+    pub rounds: u32,
+    /// Bytes copied while it ran.
+    pub ahead_bytes: u64,
+    /// Bytes copied while it stood still.
+    pub paused_bytes: u64,
+    /// Whether a new base was made.
+    pub new_base: bool,
+    /// Whether it was copied ahead.
+    pub live: bool,
+    /// Why the pause was longer than it should be.
+    pub note: String,
+}
