@@ -1,31 +1,23 @@
 //! The daemon: what `fpagent run` starts, and in what order it ends.
 
 pub mod config;
+mod host;
+mod introduce;
 pub mod options;
+
+pub use host::group_name;
 
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, RwLock},
     time::{Duration, SystemTime},
 };
 
 use anyhow::Context as _;
-use qemu::{
-    disk::Overlays,
-    groups::Groups,
-    host,
-    layout::{self, Layout},
-    machine::Engine,
-    record::host_boot,
-    sys::spawn,
-};
-use raft::{
-    node::Published,
-    state::{Accelerator, Capacity, ClusterId, Command},
-};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use qemu::layout;
+use raft::{node::Published, state::ClusterId};
 use tokio::{
     net::TcpListener,
     runtime::Handle,
@@ -37,7 +29,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::Server;
 use tracing_subscriber::{EnvFilter, fmt, prelude::*};
 
-use self::options::{LogFormat, MergeMemory, RunOptions, Switch, WriteTracking};
+use self::{
+    host::{Host, come_first, end_strays, look_at_host},
+    introduce::introduce,
+    options::{LogFormat, RunOptions},
+};
 use crate::{
     admission::Reserves,
     api::{self, access::Access},
@@ -54,8 +50,8 @@ use crate::{
     store::Store,
     trust::{
         TrustError,
-        authority::{self, load_certificate},
-        identity::{DataDir, DataLock, LocalNode},
+        authority::Credentials,
+        identity::{DataDir, DataLock, Identity, LocalNode},
         renewal,
         tls::{
             accept::{bind_unix, tls_incoming, unix_incoming},
@@ -68,13 +64,9 @@ use crate::{
     vms::{
         Vms,
         fork::{self, Forks},
-        launch::Fitness,
         pool::{self, Pool},
     },
 };
-
-/// How much others give way to the agent (nice(2)).
-const NICE: i32 = -20;
 
 /// How long what is under way may take when the agent is asked to end.
 const FAREWELL: Duration = Duration::from_secs(15);
@@ -197,25 +189,7 @@ impl Agent {
             client::for_node(Arc::clone(&shown), Arc::clone(&clock) as _)?,
             &local.identity,
         ));
-        // A log that was there once must be there: without it the node has lost what it voted for.
-        let (marker, log) = (data.started(&local.identity), data.raft(&local.identity));
-        let create = !marker.exists() && !log.exists();
-        let config = raft::node::config(
-            local.identity.node,
-            ClusterId(local.identity.incarnation.0),
-            log,
-            create,
-        );
-        let config = raft::node::Config {
-            away: options.voter_away,
-            ..config
-        };
-        let dialer = Arc::clone(&peers) as Arc<dyn raft::node::Dialer>;
-        let raft = calls
-            .spawn(raft::node::start(config, dialer))
-            .await?
-            .context("the replicated state cannot be opened")?;
-        std::fs::write(&marker, b"").context("the data directory cannot be written")?;
+        let raft = open_state(options, data, &local.identity, &peers, calls).await?;
         peers.follow(raft.published());
         // Whatever the host's clock says: the members were there before.
         let state = Arc::clone(&raft.published().borrow().view);
@@ -321,26 +295,7 @@ impl Agent {
             .serve_with_incoming_shutdown(unix_incoming(unix), listeners.clone().cancelled_owned());
         spawn_server(&servers, calls, &failed, "local", server);
 
-        node.tasks
-            .spawn_on(api::renew_leases(Arc::clone(&node)), calls);
-        node.tasks.spawn(newcomers::forget_late(Arc::clone(&node)));
-        let upkeep = Arc::clone(&node);
-        node.tasks
-            .spawn(async move { metrics::keep(&upkeep).await });
-        let keep = replacing::run(data.clone(), Arc::clone(&node), own);
-        node.tasks.spawn(keep);
-        node.tasks
-            .spawn(introduce(Arc::clone(&node), data.admin_certs()));
-        node.tasks.spawn(upgrade::run(Arc::clone(&node)));
-        node.tasks.spawn(reconcile::run(Arc::clone(&node)));
-        node.tasks
-            .spawn(reconcile::sweep_now_and_then(Arc::clone(&node)));
-        node.tasks.spawn_on(fork::follow(Arc::clone(&node)), calls);
-        node.tasks.spawn(pool::run(Arc::clone(&node)));
-        node.tasks.spawn(secrets::forget_in_time(Arc::clone(&node)));
-        node.tasks.spawn(density::run(Arc::clone(&node)));
-        node.tasks
-            .spawn(api::answer_guests(Arc::clone(&node), requests));
+        work(&node, calls, data, own, requests);
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");
         Ok(Self {
             node,
@@ -392,6 +347,61 @@ impl Agent {
     }
 }
 
+/// Opens the replicated state, and has the node take part in the consensus.
+async fn open_state(
+    options: &RunOptions,
+    data: &DataDir,
+    identity: &Identity,
+    peers: &Arc<Peers>,
+    calls: &Handle,
+) -> anyhow::Result<raft::node::Handle> {
+    // A log that was there once must be there: without it the node has lost what it voted for.
+    let (marker, log) = (data.started(identity), data.raft(identity));
+    let create = !marker.exists() && !log.exists();
+    let cluster = ClusterId(identity.incarnation.0);
+    let config = raft::node::Config {
+        away: options.voter_away,
+        ..raft::node::config(identity.node, cluster, log, create)
+    };
+    let dialer = Arc::clone(peers) as Arc<dyn raft::node::Dialer>;
+    let raft = calls
+        .spawn(raft::node::start(config, dialer))
+        .await?
+        .context("the replicated state cannot be opened")?;
+    std::fs::write(&marker, b"").context("the data directory cannot be written")?;
+    Ok(raft)
+}
+
+/// Begins everything that a node does by itself.
+fn work(
+    node: &Arc<Node>,
+    calls: &Handle,
+    data: &DataDir,
+    own: Credentials,
+    requests: mpsc::Receiver<guest::Asked>,
+) {
+    node.tasks
+        .spawn_on(api::renew_leases(Arc::clone(node)), calls);
+    node.tasks.spawn(newcomers::forget_late(Arc::clone(node)));
+    let upkeep = Arc::clone(node);
+    node.tasks
+        .spawn(async move { metrics::keep(&upkeep).await });
+    let keep = replacing::run(data.clone(), Arc::clone(node), own);
+    node.tasks.spawn(keep);
+    node.tasks
+        .spawn(introduce(Arc::clone(node), data.admin_certs()));
+    node.tasks.spawn(upgrade::run(Arc::clone(node)));
+    node.tasks.spawn(reconcile::run(Arc::clone(node)));
+    node.tasks
+        .spawn(reconcile::sweep_now_and_then(Arc::clone(node)));
+    node.tasks.spawn_on(fork::follow(Arc::clone(node)), calls);
+    node.tasks.spawn(pool::run(Arc::clone(node)));
+    node.tasks.spawn(secrets::forget_in_time(Arc::clone(node)));
+    node.tasks.spawn(density::run(Arc::clone(node)));
+    node.tasks
+        .spawn(api::answer_guests(Arc::clone(node), requests));
+}
+
 /// The address that a node listens on: its published ports are there, too. One that is a name's is not known here; then they are on all.
 fn listen_address(listen: &str) -> IpAddr {
     let address = listen.parse::<SocketAddr>();
@@ -419,221 +429,4 @@ fn spawn_server(
         }
     };
     servers.spawn_on(serve, calls);
-}
-
-/// What is known of a host.
-struct Host {
-    fitness: Fitness,
-    write_tracking: Result<(), String>,
-    can_merge: Result<(), String>,
-    engine: Engine,
-}
-
-/// What this host can do, and where its VMs are kept.
-async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
-    let layout = Layout::create(&options.data_dir, Some(options.vm_uid_base))
-        .context("the data directory's folders cannot be made")?;
-    layout
-        .install_tracking_library(qemu::TRACKING_LIBRARY)
-        .context("the tracking library cannot be installed")?;
-    crate::blobs::remove_parts(&layout).context("files of broken-off imports cannot be removed")?;
-    let fitness = Fitness {
-        qemu: host::qemu_version(&options.qemu)
-            .await
-            .map_err(|problem| problem.to_string()),
-        kvm: host::kvm(),
-        tsc_khz: host::tsc_khz(),
-    };
-    let write_tracking = match options.write_tracking {
-        WriteTracking::Off => Err("it is turned off".to_owned()),
-        WriteTracking::Auto => match host::write_tracking(&layout.tracking_library()).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("this kernel does not".to_owned()),
-            Err(error) => Err(format!("trying it failed: {error}")),
-        },
-    };
-    let can_merge = match options.merge_memory {
-        MergeMemory::Off => Ok(()),
-        MergeMemory::On | MergeMemory::Auto => match host::memory_merging().await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err("this kernel cannot merge the memory of VMs".to_owned()),
-            Err(error) => Err(format!("trying to merge memory failed: {error}")),
-        },
-    };
-    if let Err(problem) = &fitness.qemu {
-        tracing::warn!(problem, "no VM can run on this node");
-    }
-    let engine = Engine {
-        overlays: Overlays::new(layout.clone(), options.qemu_img.clone()),
-        qemu: options.qemu.clone(),
-        track_writes: write_tracking.is_ok(),
-        merge_memory: options.merge_memory != MergeMemory::Off && can_merge.is_ok(),
-        aslr: options.qemu_aslr == Switch::On,
-        groups: Groups::open(options.cgroup.as_deref(), &group_name(layout.root())),
-        host_boot: host_boot(&options.host_boot_file)
-            .context("the host's boot id cannot be read")?,
-        naming: RwLock::default(),
-        layout,
-    };
-    Ok(Host {
-        fitness,
-        write_tracking,
-        can_merge,
-        engine,
-    })
-}
-
-/// A name for the control groups of who has this data directory, that no other agent of the host has.
-pub fn group_name(data: &Path) -> String {
-    use sha2::{Digest as _, Sha256};
-    let digest = Sha256::digest(data.as_os_str().as_encoded_bytes());
-    format!("fpagent-{}", &crate::blobs::hex(&digest)[..12])
-}
-
-/// Has guests give way to the agent: what they do costs, and what it does lets them go on. Neither is needed.
-fn come_first() {
-    let own = std::process::id();
-    if let Err(error) = spawn::set_oom_score(own, qemu::oom::AGENT) {
-        tracing::warn!(%error, "the kernel may end the agent before its VMs when memory is short");
-    }
-    if let Err(error) = spawn::set_nice(own, NICE) {
-        tracing::warn!(%error, "guests do not give way to the agent");
-    }
-    if !spawn::leads_session(own).unwrap_or(true) {
-        // Its priority is others' too.
-        tracing::warn!(
-            "guests may not give way to the agent: start it as a service, or with setsid"
-        );
-    }
-    // Each VM takes half a dozen.
-    let files = getrlimit(Resource::Nofile);
-    let most = Rlimit {
-        current: files.maximum,
-        ..files
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, most) {
-        tracing::warn!(%error, "the agent may run out of file descriptors with many VMs");
-    }
-}
-
-/// Ends QEMU processes of this data directory that no record knows: an agent was killed between starting one and noting it.
-/// Their guests never ran.
-fn end_strays(node: &Node) -> anyhow::Result<()> {
-    let known: BTreeSet<u32> = node
-        .vms
-        .all()
-        .iter()
-        .map(|(_, handle)| handle.pid())
-        .collect();
-    let layout = &node.vms.engine().layout;
-    for pid in host::processes_of(layout.root())? {
-        if known.contains(&pid) || recorded(node, pid)? {
-            continue;
-        }
-        tracing::warn!(
-            pid,
-            "ending a QEMU process that was started and never noted"
-        );
-        let Some(raw) = i32::try_from(pid)
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
-        else {
-            continue;
-        };
-        if let Err(error) = rustix::process::kill_process(raw, rustix::process::Signal::KILL) {
-            tracing::debug!(pid, %error, "it was gone");
-        }
-    }
-    Ok(())
-}
-
-/// Whether a VM's record names this process, so that it may be one that does not answer just now.
-fn recorded(node: &Node, pid: u32) -> anyhow::Result<bool> {
-    for (vm, _) in node.vms.all() {
-        let dir = node.vms.engine().layout.vm(&crate::vms::vm_name(vm));
-        let record = qemu::record::VmRecord::load(&dir)?;
-        if record
-            .and_then(|record| record.process)
-            .is_some_and(|process| process.pid == pid)
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-/// Has the state know of the certificate that `fpagent init` made, so that it is listed and can be revoked. Its owner may have taken it away
-/// before the agent started first.
-async fn note_first_admin(node: &Node, certs: &Path) {
-    let file = certs.join("cert.pem");
-    let certificate = match load_certificate(&file) {
-        Ok(certificate) => certificate,
-        Err(error) => {
-            tracing::debug!(%error, "the first administrator's certificate is elsewhere");
-            return;
-        }
-    };
-    let authority = node.authority();
-    let read = authority::user_of(&certificate)
-        .and_then(|user| Ok((user, authority.has_signed(&certificate)?)));
-    match read {
-        // One of an authority that was replaced was noted before, or counts no more.
-        Ok((user, true)) if !node.state().certificates.contains_key(&user.certificate) => {
-            let command = Command::IssueCertificate {
-                id: user.certificate,
-                name: user.name,
-                owner: user.owner,
-                role: user.role,
-                expires_at: user.expires_at,
-                authority: authority.fingerprint(),
-                replace: false,
-            };
-            node.report(command).await;
-        }
-        Ok(_) => {}
-        Err(error) => {
-            tracing::warn!(%error, file = %file.display(), "it is not known whose certificate this is");
-        }
-    }
-}
-
-/// Founds the cluster if this is its first node, and tells the cluster what this node has to offer.
-async fn introduce(node: Arc<Node>, admin_certs: PathBuf) {
-    if node.identity.is_founder() && node.state().cluster.is_none() {
-        if let Err(error) = node.raft.initialize().await {
-            tracing::error!(%error, "the cluster cannot be founded");
-        }
-        let command = Command::Found {
-            cluster: node.cluster(),
-            name: node.identity.name.clone(),
-            address: node.identity.advertise.clone(),
-        };
-        node.report(command).await;
-    }
-    if node.identity.is_founder() {
-        note_first_admin(&node, &admin_certs).await;
-    }
-    let checks = crate::doctor::check(&node);
-    let accelerators = host::accelerators()
-        .into_iter()
-        .map(|accelerator| match accelerator {
-            qemu::spec::Accelerator::Kvm => Accelerator::Kvm,
-            qemu::spec::Accelerator::Tcg => Accelerator::Tcg,
-        });
-    let capacity = Capacity {
-        cpus: std::thread::available_parallelism().map_or(1, |count| count.get() as u32),
-        memory_bytes: host::memory_bytes(),
-        qemu_version: node.fitness.qemu.clone().unwrap_or_default(),
-        accelerators: accelerators.collect(),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        newest_version: raft::version::newest(),
-        problems: crate::doctor::problems(&checks),
-    };
-    let address = node.identity.advertise.clone();
-    node.report(Command::ReportNode {
-        node: node.id(),
-        address,
-        capacity,
-    })
-    .await;
 }
