@@ -1,5 +1,7 @@
 //! Operations.
 
+use std::sync::Arc;
+
 use proto::v1::{
     CancelOperationRequest, GetOperationRequest, ListOperationsRequest, ListOperationsResponse,
     Operation, operation_service_server::OperationService,
@@ -24,13 +26,9 @@ impl OperationService for Api {
         let mut seen: Vec<_> = seen.filter(|one| one.is_seen_by(&by)).cloned().collect();
         // Their ids are in the order of their times.
         seen.reverse();
-        let parts = in_parts(seen, move |part| {
-            let shown = part.iter().map(|one| convert::operation(&state, &by, one));
-            ListOperationsResponse {
-                operations: shown.collect(),
-            }
-        });
-        Ok(Response::new(parts))
+        let shown = move |one: &Arc<_>| Some(convert::operation(&state, &by, one));
+        let part_of = |operations| ListOperationsResponse { operations };
+        Ok(Response::new(in_parts(seen, shown, part_of)))
     }
 
     async fn get_operation(

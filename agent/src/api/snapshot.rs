@@ -70,14 +70,13 @@ impl SnapshotService for Api {
         let state = self.read(deadline).await?;
         let seen = state.snapshots.values();
         let seen = seen.filter(|snapshot| snapshot.ownership.is_seen_by(&by));
-        let parts = in_parts(seen.cloned().collect(), move |part: Vec<Arc<_>>| {
-            let shown = part.iter().map(|one| convert::snapshot(&state, &by, one));
-            let snapshots = shown.filter(|one| one.state() != SnapshotState::Capturing);
-            ListSnapshotsResponse {
-                snapshots: snapshots.collect(),
-            }
-        });
-        Ok(Response::new(parts))
+        let seen: Vec<_> = seen.cloned().collect();
+        let shown = move |one: &Arc<_>| {
+            let shown = convert::snapshot(&state, &by, one);
+            (shown.state() != SnapshotState::Capturing).then_some(shown)
+        };
+        let part_of = |snapshots| ListSnapshotsResponse { snapshots };
+        Ok(Response::new(in_parts(seen, shown, part_of)))
     }
 
     async fn get_snapshot(

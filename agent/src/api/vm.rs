@@ -105,13 +105,10 @@ impl VmService for Api {
         let online = self.node.leases.online();
         let seen = state.vms.by_name();
         let seen = seen.filter(|vm| vm.ownership.is_seen_by(&by));
-        let parts = in_parts(seen.cloned().collect(), move |part: Vec<Arc<model::Vm>>| {
-            let shown = |vm| message(&state, &by, vm, &fresh, online.as_ref());
-            ListVmsResponse {
-                vms: part.iter().map(|vm| shown(vm)).collect(),
-            }
-        });
-        Ok(Response::new(parts))
+        let seen: Vec<Arc<model::Vm>> = seen.cloned().collect();
+        let shown = move |vm: &Arc<_>| Some(message(&state, &by, vm, &fresh, online.as_ref()));
+        let part_of = |vms| ListVmsResponse { vms };
+        Ok(Response::new(in_parts(seen, shown, part_of)))
     }
 
     async fn get_vm(&self, request: Request<GetVmRequest>) -> Result<Response<Vm>, Status> {

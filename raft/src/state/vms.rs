@@ -17,7 +17,7 @@ use super::{
 /// A name or the beginning of some, and the owner.
 type Key = (Arc<str>, Arc<str>);
 
-/// Of a thousand forks' names: looked through without a look at each.
+/// The numbers that are in use, side by side: a thousand are gone through without a look at as many names, which lie anywhere.
 type Numbers = SharedMap<u32, ()>;
 
 /// All VMs. A copy costs little: see [`SharedMap`].
