@@ -77,24 +77,37 @@ async fn printed(
     enough: impl Fn(&BTreeMap<u64, u64>) -> bool,
 ) -> anyhow::Result<()> {
     let (mut newest, mut line) = (BTreeMap::new(), Vec::new());
+    // For whoever reads of a failure: what was said besides, and what was lost of it.
+    let (mut said, mut lost) = (Vec::new(), 0);
     let wait = async {
         while !enough(&newest) {
             match console.recv().await {
                 Ok(bytes) => line.extend(bytes),
                 // Only the newest counts.
-                Err(broadcast::error::RecvError::Lagged(_)) => line.clear(),
+                Err(broadcast::error::RecvError::Lagged(messages)) => {
+                    lost += messages;
+                    line.clear();
+                }
                 Err(closed) => return Err(anyhow::Error::from(closed)),
             }
             while let Some(end) = line.iter().position(|byte| *byte == b'\n') {
                 let text: Vec<u8> = line.drain(..=end).collect();
-                if let Some(record) = Record::from_line(&String::from_utf8_lossy(&text)) {
-                    newest.insert(record.run, record.n);
+                let text = String::from_utf8_lossy(&text);
+                match Record::from_line(&text) {
+                    Some(record) => _ = newest.insert(record.run, record.n),
+                    None => said.push(text.trim_end().to_owned()),
                 }
             }
         }
         Ok(())
     };
-    tokio::time::timeout(PATIENCE, wait).await?
+    let waited = tokio::time::timeout(PATIENCE, wait).await;
+    waited.unwrap_or_else(|_| {
+        let said = &said[said.len().saturating_sub(20)..];
+        anyhow::bail!(
+            "after {PATIENCE:?} the newest records are {newest:?}; {lost} pieces of the console were lost; it said: {said:#?}"
+        )
+    })
 }
 
 /// Checks that a guest that ran on from `moment` and was stopped again continued every run, and lost nothing.

@@ -220,6 +220,9 @@ pub enum Command {
         by_guest: bool,
         /// Whether secrets were given with the request, which are not here.
         has_secrets: bool,
+        placing: Placing,
+        /// The nodes that the proposer knows to be online.
+        candidates: Vec<NodeId>,
         expires_at: Millis,
     },
     /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.
@@ -258,6 +261,8 @@ pub enum Command {
         node: NodeId,
         reason: String,
     },
+    /// A node has fetched what a snapshot is made of, and has it on its disk.
+    HoldSnapshot { snapshot: SnapshotId, node: NodeId },
     /// A node has brought a snapshot's files to its disk, and these are the checksums of what it shares with others.
     SecureSnapshot {
         snapshot: SnapshotId,
@@ -308,6 +313,7 @@ impl Command {
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
             | Self::LostSnapshot { .. }
+            | Self::HoldSnapshot { .. }
             | Self::SecureSnapshot { .. }
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
@@ -369,6 +375,17 @@ pub enum ForkSource {
         /// The VM that the user named before the `@`.
         vm: Option<String>,
     },
+}
+
+/// Where a fork's children go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placing {
+    /// Where what is forked is.
+    WithSource,
+    /// To this node.
+    On(String),
+    /// Over all nodes that can take them.
+    Spread,
 }
 
 /// An object that has an owner, as somebody names it.

@@ -14,6 +14,7 @@ mod model;
 pub mod names;
 mod owned_map;
 mod owners;
+mod parts;
 mod put_back;
 mod quotas;
 mod requests;

@@ -118,6 +118,8 @@ mirrors! {
             settings: Labels,
             by_guest: bool,
             has_secrets: bool,
+            placing: Placing,
+            candidates: Vec<NodeId>,
             expires_at: Millis,
         },
         SnapshotReady { operation: Id, content: Content },
@@ -128,6 +130,7 @@ mirrors! {
         WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
         DeleteSnapshot { snapshot: String },
         LostSnapshot { snapshot: Id, node: NodeId, reason: String },
+        HoldSnapshot { snapshot: Id, node: NodeId },
         SecureSnapshot { snapshot: Id, node: NodeId, checksums: Checksums },
         SetQuota { owner: String, quota: Quota },
         DeleteQuota { owner: String },
@@ -138,6 +141,7 @@ mirrors! {
 
     enum PowerAction { Start, Stop, ForceStop, Pause, Resume, Restart }
     enum ForkSource { Vm(vm: String), Snapshot { snapshot: String, vm: Option<String> } }
+    enum Placing { WithSource, On(node: String), Spread }
     struct VmReport {
         vm: Id,
         boot: u64,
@@ -200,6 +204,7 @@ mirrors! {
         memory_bytes: u64,
         qemu_version: String,
         accelerators: Vec<Accelerator>,
+        processor: String,
         agent_version: String,
         newest_version: u32,
         problems: Vec<String>,
@@ -325,8 +330,9 @@ mirrors! {
         place: Option<Place>,
         family: Option<Id>,
         by_guest: bool,
-            has_secrets: bool,
+        has_secrets: bool,
         failed_steps: Vec<String>,
+        lineage: Id,
     }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
@@ -338,6 +344,7 @@ mirrors! {
         nodes: BTreeSet<NodeId>,
         spec: VmSpec,
         family: Option<Id>,
+        lineage: Id,
         operation: Id,
         content: Option<Content>,
         lost: String,
@@ -350,6 +357,7 @@ mirrors! {
         layers: Vec<Id>,
         accelerator: Accelerator,
         cpu_model: String,
+        processor: String,
         qemu_version: String,
         machine: String,
         devices: Vec<String>,

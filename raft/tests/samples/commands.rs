@@ -211,6 +211,13 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "hold-snapshot",
+            Command::HoldSnapshot {
+                snapshot: SnapshotId(0x51),
+                node: 2,
+            },
+        ),
+        (
             "secure-snapshot",
             Command::SecureSnapshot {
                 snapshot: SnapshotId(0x51),
@@ -473,7 +480,7 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         mode,
         expires_at: 9_000,
     };
-    let fork = |source, name: Option<&str>, by_guest| Command::Fork {
+    let fork = |source, name: Option<&str>, by_guest, placing| Command::Fork {
         operation,
         source,
         count: 1_000,
@@ -484,6 +491,8 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         settings: settings(),
         by_guest,
         has_secrets: by_guest,
+        placing,
+        candidates: vec![1, 3],
         expires_at: 9_000,
     };
     let snapshot = |vm: Option<&str>| ForkSource::Snapshot {
@@ -493,11 +502,27 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
     vec![
         ("capture-named", capture(Some("gold"), CaptureMode::Auto)),
         ("capture-paused", capture(None, CaptureMode::Paused)),
-        ("fork-vm", fork(ForkSource::Vm("a".into()), Some("c"), true)),
-        ("fork-snapshot", fork(snapshot(None), None, false)),
+        (
+            "fork-vm",
+            fork(
+                ForkSource::Vm("a".into()),
+                Some("c"),
+                true,
+                Placing::WithSource,
+            ),
+        ),
+        (
+            "fork-snapshot",
+            fork(snapshot(None), None, false, Placing::Spread),
+        ),
         (
             "fork-vm-and-snapshot",
-            fork(snapshot(Some("a")), None, false),
+            fork(
+                snapshot(Some("a")),
+                None,
+                false,
+                Placing::On("node2".into()),
+            ),
         ),
     ]
 }

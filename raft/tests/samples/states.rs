@@ -182,6 +182,7 @@ fn add_vms(state: &mut State) {
         by_guest: source != Source::Image,
         has_secrets: source != Source::Image,
         failed_steps: vec!["hook 10-keys: it ended with 1".into()],
+        lineage: VmId(0x40),
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [
@@ -282,6 +283,7 @@ fn add_operations(state: &mut State) {
             nodes: content.iter().map(|_| 1).collect(),
             spec: spec(),
             family: Some(VmId(0x41)),
+            lineage: VmId(0x40),
             operation,
             warm: number as u32,
             content,

@@ -11,8 +11,8 @@ use crate::state::{
     command::{Command, ForkSource},
     ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
     model::{
-        CaptureMode, Millis, ObjectId, Operation, OperationKind, OperationState, Phase, Place,
-        Power, Snapshot, Source, State, Vm, VmSpec,
+        Accelerator, CaptureMode, Content, Millis, ObjectId, Operation, OperationKind,
+        OperationState, Phase, Place, Power, Snapshot, Source, State, Vm, VmSpec,
     },
     names,
     owners::{Actor, Captured, Owned as _, Ownership},
@@ -67,6 +67,8 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         settings,
         by_guest,
         has_secrets,
+        placing,
+        candidates,
         expires_at,
     } = command
     else {
@@ -79,7 +81,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
     check_labels(labels)?;
     settings::check(settings)?;
     names::check_owner("owner", &by.owner)?;
-    let origin = origin(state, by, *operation, source)?;
+    let origin = origin(state, by, *operation, source, candidates)?;
     if *by_guest {
         check_right(state, &origin, *count)?;
     }
@@ -88,9 +90,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         (true, Some(vm)) => vm.ownership.owner.clone(),
         _ => by.owner.clone(),
     };
-    if let Some(node) = state.nodes.get(&origin.node) {
-        placement::check_schedulable(node)?;
-    }
+    let places = placement::of_forks(state, &origin.moment(state), placing, candidates, *count)?;
     let names = child_names(state, &owner, name.as_deref(), &origin.prefix, *count)?;
 
     let kept = match origin.captured {
@@ -114,7 +114,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         Some(_) if origin.parent.owner != owner => Some(operation.child(0)),
         family => family,
     };
-    for (index, name) in (0..*count).zip(names) {
+    for ((index, name), node) in (0..*count).zip(names).zip(places) {
         let id = operation.child(index);
         let source = Source::Snapshot(origin.snapshot);
         let child = Vm {
@@ -134,15 +134,8 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
             family,
             by_guest: *by_guest,
             has_secrets: *has_secrets,
-            ..Vm::new(
-                id,
-                name,
-                &owner,
-                origin.node,
-                origin.spec.clone(),
-                source,
-                now,
-            )
+            lineage: origin.lineage,
+            ..Vm::new(id, name, &owner, node, origin.spec.clone(), source, now)
         };
         state.vms.insert(id, Arc::new(child));
     }
@@ -175,7 +168,48 @@ struct Origin {
     prefix: String,
     spec: VmSpec,
     family: Option<VmId>,
+    lineage: VmId,
+    /// Where it is, or one of the nodes that hold it.
     node: NodeId,
+    /// All nodes that hold it.
+    holders: BTreeSet<NodeId>,
+    /// What a snapshot was captured with.
+    content: Option<Content>,
+}
+
+impl Origin {
+    /// What is restored, and what that takes. A VM is captured as its node runs it.
+    fn moment(&self, state: &State) -> placement::Moment {
+        let capacity = state
+            .nodes
+            .get(&self.node)
+            .and_then(|node| node.capacity.as_ref());
+        let accelerator = match (self.spec.accelerator, capacity) {
+            (Accelerator::Auto, Some(capacity)) => capacity.accelerators.first().copied(),
+            (asked, _) => Some(asked),
+        };
+        let (accelerator, processor, qemu_version) = match (&self.content, capacity) {
+            (Some(content), _) => (
+                content.accelerator,
+                content.processor.clone(),
+                content.qemu_version.clone(),
+            ),
+            (None, Some(capacity)) => (
+                accelerator.unwrap_or(Accelerator::Auto),
+                capacity.processor.clone(),
+                capacity.qemu_version.clone(),
+            ),
+            (None, None) => (Accelerator::Auto, String::new(), String::new()),
+        };
+        placement::Moment {
+            node: self.node,
+            holders: self.holders.clone(),
+            memory_bytes: self.spec.memory_bytes,
+            accelerator,
+            processor,
+            qemu_version,
+        }
+    }
 }
 
 fn origin(
@@ -183,6 +217,7 @@ fn origin(
     by: &Actor,
     operation: OperationId,
     source: &ForkSource,
+    candidates: &[NodeId],
 ) -> Result<Origin, Rejection> {
     match source {
         ForkSource::Vm(vm) => {
@@ -194,7 +229,10 @@ fn origin(
                 parent: Captured::of(&vm),
                 spec: vm.spec.clone(),
                 family: vm.family,
+                lineage: vm.lineage,
                 node: vm.node,
+                holders: BTreeSet::from([vm.node]),
+                content: None,
                 captured: Some(vm),
             })
         }
@@ -208,10 +246,13 @@ fn origin(
                 name: snapshot.shown_name(),
                 problem: problem.to_owned(),
             };
-            if snapshot.content.is_none() {
+            let Some(content) = &snapshot.content else {
                 return Err(refuse("is not ready: its capture is under way or failed"));
-            }
-            let node = snapshot.nodes.first().ok_or_else(|| {
+            };
+            // One that is there, if there is one.
+            let mut holders = snapshot.nodes.iter();
+            let holder = holders.find(|node| candidates.contains(node));
+            let node = holder.or(snapshot.nodes.first()).ok_or_else(|| {
                 refuse(&format!(
                     "is lost: no node holds it any more ({})",
                     snapshot.lost
@@ -230,7 +271,10 @@ fn origin(
                 parent: snapshot.vm.clone(),
                 spec: snapshot.spec.clone(),
                 family: snapshot.family,
+                lineage: snapshot.lineage,
                 node: *node,
+                holders: snapshot.nodes.clone(),
+                content: Some(content.clone()),
             })
         }
     }
@@ -383,6 +427,7 @@ fn add_capture(
         nodes: BTreeSet::new(),
         spec: vm.spec.clone(),
         family: vm.family,
+        lineage: vm.lineage,
         operation,
         content: None,
         lost: String::new(),

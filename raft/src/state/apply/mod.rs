@@ -181,6 +181,7 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
             node,
             reason,
         } => removal::lost_snapshot(state, now, *snapshot, *node, reason),
+        Command::HoldSnapshot { snapshot, node } => snapshot::hold(state, *snapshot, *node),
         Command::SecureSnapshot {
             snapshot,
             node,

@@ -1,6 +1,9 @@
 //! Where a new VM goes.
 
+use std::collections::BTreeSet;
+
 use crate::state::{
+    command::Placing,
     ids::NodeId,
     model::{Accelerator, Node, State},
     names,
@@ -21,16 +24,11 @@ pub(super) fn choose(
     candidates: &[NodeId],
     needs: &Needs,
 ) -> Result<NodeId, Rejection> {
-    let consider = |node: &Node| -> Result<(), String> {
-        if !candidates.contains(&node.id) {
-            return Err(format!("node {} is offline", node.name));
-        }
-        fits(node, needs)
-    };
+    let takes = |node: &Node| consider(node, candidates).and_then(|()| fits(node, needs));
     if let Some(asked) = asked {
         let node = names::node(state, asked)?;
         check_schedulable(node)?;
-        consider(node).map_err(|reason| Rejection::NoCapacity {
+        takes(node).map_err(|reason| Rejection::NoCapacity {
             reasons: vec![reason],
         })?;
         return Ok(node.id);
@@ -38,12 +36,7 @@ pub(super) fn choose(
 
     let (mut fit, mut reasons) = (Vec::new(), Vec::new());
     for node in state.nodes.values() {
-        let verdict = if node.schedulable {
-            consider(node)
-        } else {
-            Err(format!("node {} is cordoned", node.name))
-        };
-        match verdict {
+        match takes(node) {
             Ok(()) => fit.push((state.vms.count_of(node.id), node.id)),
             Err(reason) => reasons.push(reason),
         }
@@ -52,6 +45,106 @@ pub(super) fn choose(
         .min()
         .map(|(_, node)| node)
         .ok_or(Rejection::NoCapacity { reasons })
+}
+
+/// A moment of a VM, and what restoring it takes.
+pub(super) struct Moment {
+    /// Where it is, or one of the nodes that hold it.
+    pub node: NodeId,
+    /// All of them.
+    pub holders: BTreeSet<NodeId>,
+    pub memory_bytes: u64,
+    pub accelerator: Accelerator,
+    pub processor: String,
+    pub qemu_version: String,
+}
+
+impl Moment {
+    /// Why it cannot be restored on a node; what is the same as where it was captured is not looked at there.
+    fn check(&self, node: &Node) -> Result<(), String> {
+        let needs = Needs {
+            memory_bytes: self.memory_bytes,
+            accelerator: self.accelerator,
+        };
+        fits(node, &needs)?;
+        let (name, Some(capacity)) = (&node.name, &node.capacity) else {
+            return Ok(());
+        };
+        if capacity.qemu_version != self.qemu_version {
+            return Err(format!(
+                "node {name} has QEMU {}, and QEMU {} captured it",
+                capacity.qemu_version, self.qemu_version
+            ));
+        }
+        if self.accelerator == Accelerator::Kvm && capacity.processor != self.processor {
+            return Err(format!(
+                "node {name} has another processor ({}) than it was captured on ({})",
+                capacity.processor, self.processor
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The nodes for forks of one request, in the order of their numbers.
+///
+/// Spread, each goes to a node that has the fewest of the request's; of equals to one that holds what is forked, then to
+/// the one with the fewest VMs, then to the one with the lowest number.
+pub(super) fn of_forks(
+    state: &State,
+    moment: &Moment,
+    placing: &Placing,
+    candidates: &[NodeId],
+    count: u32,
+) -> Result<Vec<NodeId>, Rejection> {
+    let only = match placing {
+        Placing::WithSource => {
+            // One that is away carries it out when it is back.
+            if let Some(node) = state.nodes.get(&moment.node) {
+                check_schedulable(node)?;
+            }
+            return Ok(vec![moment.node; count as usize]);
+        }
+        Placing::On(node) => {
+            let node = names::node(state, node)?;
+            check_schedulable(node)?;
+            Some(node.id)
+        }
+        Placing::Spread => None,
+    };
+    let (mut fit, mut reasons) = (BTreeSet::new(), Vec::new());
+    for node in state.nodes.values() {
+        if only.is_some_and(|only| only != node.id) {
+            continue;
+        }
+        match consider(node, candidates).and_then(|()| moment.check(node)) {
+            Ok(()) => {
+                let is_far = !moment.holders.contains(&node.id);
+                fit.insert((0u32, is_far, state.vms.count_of(node.id), node.id));
+            }
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    if fit.is_empty() {
+        return Err(Rejection::NoCapacity { reasons });
+    }
+    let mut next = || {
+        let (here, is_far, vms, node) = fit.pop_first()?;
+        fit.insert((here + 1, is_far, vms, node));
+        Some(node)
+    };
+    Ok((0..count).filter_map(|_| next()).collect())
+}
+
+/// Why a node is not given new VMs.
+fn consider(node: &Node, candidates: &[NodeId]) -> Result<(), String> {
+    if !node.schedulable {
+        return Err(format!("node {} is cordoned", node.name));
+    }
+    if !candidates.contains(&node.id) {
+        return Err(format!("node {} is offline", node.name));
+    }
+    Ok(())
 }
 
 /// Refuses a node that new VMs may not be placed on.

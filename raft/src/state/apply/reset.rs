@@ -205,6 +205,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
     let before = state.vms.change(&vm, |vm| {
         let before = std::mem::replace(&mut vm.source, Source::Snapshot(operation.snapshot));
         vm.spec = snapshot.spec.clone();
+        vm.lineage = snapshot.lineage;
         vm.family = match &snapshot.family {
             // What others' guests may do is not this VM's.
             Some(_) if snapshot.vm.owner != vm.ownership.owner => Some(vm.id),

@@ -67,6 +67,18 @@ pub(super) fn warm(
     Ok(Response::Snapshot(id))
 }
 
+/// Never refused: the snapshot may be gone.
+pub(super) fn hold(state: &mut State, id: SnapshotId, node: NodeId) -> Outcome {
+    let is_member = state.nodes.contains_key(&node);
+    if let Some(snapshot) = state.snapshots.get_mut(&id)
+        && snapshot.content.is_some()
+        && is_member
+    {
+        Arc::make_mut(snapshot).nodes.insert(node);
+    }
+    Ok(Response::Done)
+}
+
 /// Never refused: the snapshot may be gone, or its layers others than when its node began.
 pub(super) fn secure(
     state: &mut State,

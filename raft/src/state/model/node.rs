@@ -81,6 +81,8 @@ pub struct Capacity {
     pub qemu_version: String,
     /// What `auto` chooses from, best first.
     pub accelerators: Vec<Accelerator>,
+    /// The processor as guests see it under KVM: its name and stepping, and which of its features there are.
+    pub processor: String,
     /// The agent's version.
     pub agent_version: String,
     /// The newest form of commands and records that it understands.

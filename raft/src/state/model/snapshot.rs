@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub spec: VmSpec,
     /// The VM's family: forks of the snapshot are of it, also when the VM is gone.
     pub family: Option<VmId>,
+    /// The VM's lineage: see [`crate::state::Vm::lineage`].
+    pub lineage: VmId,
     /// The operation that makes it.
     pub operation: OperationId,
     /// What is in it; `None` while it is being captured.
@@ -52,6 +54,8 @@ pub struct Content {
     pub accelerator: Accelerator,
     /// The CPU model that the guest saw.
     pub cpu_model: String,
+    /// The processor that ran it: see [`crate::state::Capacity::processor`].
+    pub processor: String,
     /// QEMU's exact version.
     pub qemu_version: String,
     /// The machine type as QEMU spells it.

@@ -250,6 +250,8 @@ pub struct Vm {
     pub has_secrets: bool,
     /// Steps of becoming itself that failed in this boot, with the reasons.
     pub failed_steps: Vec<String>,
+    /// The VM that its line began with, which was booted and may be gone: what their snapshots are made of, all of a line may share.
+    pub lineage: VmId,
 }
 
 /// A VM's place among the forks that were made together.
@@ -299,6 +301,7 @@ impl Vm {
             by_guest: false,
             has_secrets: false,
             failed_steps: Vec::new(),
+            lineage: id,
         }
     }
 

@@ -6,6 +6,7 @@ mod forks;
 mod leaving;
 mod membership;
 mod owners;
+mod placing;
 mod properties;
 mod put_back;
 mod quotas;
@@ -178,6 +179,8 @@ impl World {
             settings: Labels::new(),
             by_guest: false,
             has_secrets: false,
+            placing: Placing::WithSource,
+            candidates: self.state.nodes.keys().copied().collect(),
             expires_at: self.now + 60_000,
         }
     }
@@ -316,6 +319,7 @@ fn capacity() -> Capacity {
         memory_bytes: 4096 * MIB,
         qemu_version: "10.0.2".into(),
         accelerators: vec![Accelerator::Tcg],
+        processor: "a processor".into(),
         agent_version: "0.1.0".into(),
         newest_version: 1,
         problems: Vec::new(),
@@ -329,6 +333,7 @@ fn content(operation: OperationId) -> Content {
         layers: vec![operation.snapshot().0],
         accelerator: Accelerator::Tcg,
         cpu_model: "max".into(),
+        processor: "a processor".into(),
         qemu_version: "10.0.2".into(),
         machine: "microvm".into(),
         devices: vec!["disk".into()],

@@ -173,20 +173,30 @@ fn fork() -> impl Strategy<Value = Command> {
         0..4u32,
         option::of(name()),
         any::<(bool, bool)>(),
+        prop_oneof![
+            Just(Placing::WithSource),
+            Just(Placing::Spread),
+            (1..3u64).prop_map(|node| Placing::On(node.to_string())),
+        ],
+        vec(1..3u64, 0..3),
     )
         .prop_map(
-            |(operation, source, count, name, (paused, by_guest))| Command::Fork {
-                operation,
-                source,
-                count,
-                name,
-                mode: CaptureMode::Auto,
-                paused,
-                labels: Labels::new(),
-                settings: Labels::from([("k".into(), String::new())]),
-                by_guest,
-                has_secrets: paused,
-                expires_at: 9,
+            |(operation, source, count, name, (paused, by_guest), placing, candidates)| {
+                Command::Fork {
+                    operation,
+                    source,
+                    count,
+                    name,
+                    mode: CaptureMode::Auto,
+                    paused,
+                    labels: Labels::new(),
+                    settings: Labels::from([("k".into(), String::new())]),
+                    by_guest,
+                    has_secrets: paused,
+                    placing,
+                    candidates,
+                    expires_at: 9,
+                }
             },
         )
 }
@@ -417,6 +427,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => (snapshot(), 0..5_u32).prop_map(|(snapshot, count)| Command::WarmSnapshot { snapshot, vm: None, count }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node, reason: String::new() }),
+        1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::HoldSnapshot { snapshot, node }),
         2 => (snapshot_id(), 1..3u64, any::<u32>(), vec(any::<u32>(), 0..3)).prop_map(|(snapshot, node, base, layers)| Command::SecureSnapshot { snapshot, node, checksums: Checksums { base, layers } }),
         1 => purged(),
         2 => share(),

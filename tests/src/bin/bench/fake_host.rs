@@ -129,6 +129,7 @@ impl FakeHost {
                 memory_bytes: 1 << 40,
                 qemu_version: "10.0.2".to_owned(),
                 accelerators: vec![Accelerator::Tcg],
+                processor: String::new(),
                 agent_version: env!("CARGO_PKG_VERSION").to_owned(),
                 newest_version: raft::version::newest(),
                 problems: Vec::new(),
@@ -258,6 +259,8 @@ impl FakeHost {
             settings: Labels::new(),
             by_guest: false,
             has_secrets: false,
+            placing: Placing::WithSource,
+            candidates: vec![self.id],
             expires_at: u64::try_from(now)? + 60_000,
         })
         .await?;
