@@ -143,15 +143,23 @@ pub fn is_here(layout: &Layout, sha256: &[u8; 32]) -> bool {
     layout.image(&hex(sha256)).exists()
 }
 
-/// Removes what earlier agents left half-way.
+/// Removes what earlier agents left half-way: of imports, and of what they fetched from other nodes.
 pub fn remove_parts(layout: &Layout) -> io::Result<()> {
-    for entry in fs::read_dir(layout.images())? {
-        let path = entry?.path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "part")
-        {
-            fs::remove_file(path)?;
+    let folders = [
+        layout.images(),
+        layout.bases(),
+        layout.layers(),
+        layout.streams(),
+    ];
+    for folder in folders {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "part")
+            {
+                fs::remove_file(path)?;
+            }
         }
     }
     Ok(())

@@ -232,6 +232,7 @@ pub fn node(
                 .collect(),
             agent_version: capacity.agent_version.clone(),
             newest_version: capacity.newest_version,
+            processor: capacity.processor.clone(),
             problems: capacity.problems.clone(),
         }),
         vms: match by.is_admin {

@@ -26,6 +26,7 @@ pub mod removal;
 pub mod replacing;
 pub mod secrets;
 pub mod store;
+pub mod transfer;
 pub mod trust;
 pub mod upgrade;
 pub mod vms;

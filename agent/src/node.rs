@@ -35,6 +35,7 @@ use crate::{
     peers::Peers,
     secrets::Secrets,
     store::Store,
+    transfer::Transfers,
     trust::{authority::Authority, identity::Identity, tls::own::OwnCertificate},
     vms::{Vms, fork::Forks, launch::Fitness, pool::Pool},
 };
@@ -93,6 +94,8 @@ pub struct Node {
     pub qemu_img: PathBuf,
     /// User and group of programs that look at what users bring.
     pub helper_user: Option<(u32, u32)>,
+    /// Files that come from other nodes and go to them.
+    pub transfers: Transfers,
     /// Images that are being fetched.
     pub fetching: Mutex<BTreeSet<ImageId>>,
     /// Whether a report is on its way.

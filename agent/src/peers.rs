@@ -99,6 +99,8 @@ enum Use {
     Calls,
     /// Streams of people's work.
     Streams,
+    /// Files: as much as the network takes.
+    Files,
 }
 
 impl std::fmt::Debug for Peers {
@@ -234,7 +236,7 @@ impl Peers {
         }
         let target = self.target(node, address.clone());
         let made = match what {
-            Use::Calls => channel(target),
+            Use::Calls | Use::Files => channel(target),
             Use::Streams => channel_with(target, STREAMS),
         };
         channels.insert((node, what), (address, made.clone()));
@@ -261,6 +263,11 @@ impl Peers {
     /// A client for calls that are streams of people's work.
     pub fn stream_client(&self, node: NodeId) -> Result<PeerClient, PeerError> {
         Ok(self.client_over(self.channel_for(node, Use::Streams)?))
+    }
+
+    /// A client for calls that bring files.
+    pub fn file_client(&self, node: NodeId) -> Result<PeerClient, PeerError> {
+        Ok(self.client_over(self.channel_for(node, Use::Files)?))
     }
 
     fn client_over(&self, channel: Channel) -> PeerClient {

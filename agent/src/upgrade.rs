@@ -88,6 +88,7 @@ mod tests {
                 memory_bytes: 1 << 30,
                 qemu_version: "10.0.2".into(),
                 accelerators: vec![],
+                processor: String::new(),
                 agent_version: format!("0.{newest_version}.0"),
                 newest_version,
                 problems: vec![],

@@ -32,6 +32,8 @@ impl fmt::Debug for ForkRequest {
             settings,
             secrets,
             owner,
+            node,
+            spread,
         } = self;
         f.debug_struct("ForkRequest")
             .field("source", source)
@@ -44,6 +46,8 @@ impl fmt::Debug for ForkRequest {
             .field("settings", settings)
             .field("secrets", &Names(secrets))
             .field("owner", owner)
+            .field("node", node)
+            .field("spread", spread)
             .finish()
     }
 }

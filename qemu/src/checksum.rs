@@ -7,7 +7,7 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, Read as _},
+    io::{self, IoSlice},
     os::unix::fs::FileExt as _,
     path::Path,
 };
@@ -40,13 +40,21 @@ pub fn of_parts(parts: &[IoSlice<'_>]) -> Checksum {
 
 /// Of a whole file, every byte.
 pub fn of_file(path: &Path) -> io::Result<Checksum> {
-    let mut file = File::open(path)?;
+    of_open_file(&File::open(path)?)
+}
+
+/// The same of one that is open, from its beginning on.
+pub fn of_open_file(file: &File) -> io::Result<Checksum> {
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; PART];
+    let mut at = 0;
     loop {
-        match file.read(&mut buffer) {
+        match file.read_at(&mut buffer, at) {
             Ok(0) => return Ok(hasher.finalize()),
-            Ok(read) => hasher.update(&buffer[..read]),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                at += read as u64;
+            }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

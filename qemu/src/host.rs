@@ -1,6 +1,7 @@
 //! What this host can do: QEMU and its version, KVM, write tracking, memory.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -96,6 +97,30 @@ fn kvm_at(device: &Path, modules: &Path) -> Result<(), &'static str> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err("there is no /dev/kvm"),
         Err(_) => Err("/dev/kvm cannot be opened"),
     }
+}
+
+/// The processor, as far as guests under KVM see it: its name and stepping, and the CRC-32 of its features' names. Memory of a guest that
+/// ran on one goes on only on another that is the same.
+pub fn processor() -> io::Result<String> {
+    Ok(processor_of(&fs::read_to_string("/proc/cpuinfo")?))
+}
+
+/// The first one of what the kernel tells of them (proc_cpuinfo(5)).
+fn processor_of(text: &str) -> String {
+    let first = text.lines().take_while(|line| !line.is_empty());
+    let fields: BTreeMap<&str, &str> = first
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.trim(), value.trim()))
+        .collect();
+    let field = |name| fields.get(name).copied().unwrap_or("unknown");
+    let mut features: Vec<&str> = field("flags").split(' ').collect();
+    features.sort_unstable();
+    format!(
+        "{}, stepping {}, features {:08x}",
+        field("model name"),
+        field("stepping"),
+        crc32fast::hash(features.join(" ").as_bytes())
+    )
 }
 
 /// The accelerators of this host, best first.
@@ -245,6 +270,30 @@ pub fn processes_of(root: &Path) -> io::Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processors_are_the_same_by_name_stepping_and_features() {
+        let told = |name: &str, flags: &str| {
+            let one = |number: u32| {
+                format!(
+                    "processor\t: {number}\nmodel name\t: {name}\nstepping\t: 4\ncpu MHz\t\t: 2{number}\nflags\t\t: {flags}\n\n"
+                )
+            };
+            processor_of(&(one(0) + &one(1)))
+        };
+        let here = told("a (R) one @ 2 GHz", "fpu sse avx");
+        assert!(
+            here.starts_with("a (R) one @ 2 GHz, stepping 4, features "),
+            "{here}"
+        );
+        assert_eq!(
+            told("a (R) one @ 2 GHz", "avx fpu sse"),
+            here,
+            "in any order"
+        );
+        assert_ne!(told("a (R) one @ 2 GHz", "fpu sse"), here);
+        assert_ne!(told("another", "fpu sse avx"), here);
+    }
 
     #[test]
     fn versions_are_told_apart() {

@@ -8,7 +8,7 @@ use proto::{
 };
 use raft::state::{
     Actor, CaptureMode, Command, ForkSource, Kind, Millis, NodeId, Operation, OperationId,
-    OperationState, Rejection, Response, State, names,
+    OperationState, Placing, Rejection, Response, State, names, places_of_fork,
 };
 use tokio::{
     sync::oneshot,
@@ -55,11 +55,25 @@ fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
     }
 }
 
-/// Where what is forked is, as a state has it.
-pub(super) fn located(
+/// Where a request's forks are to go.
+fn placing(request: &ForkRequest) -> Result<Placing, ApiError> {
+    match (request.node.as_str(), request.spread) {
+        ("", false) => Ok(Placing::WithSource),
+        ("", true) => Ok(Placing::Spread),
+        (node, false) => Ok(Placing::On(node.to_owned())),
+        (_, true) => Err(ApiError::InvalidField {
+            field: "spread",
+            problem: "forks are spread over all nodes or go to one: say either".to_owned(),
+        }),
+    }
+}
+
+/// Where what is forked is, as a state has it: of a snapshot, one of the nodes that hold it and are there.
+fn located(
     state: &State,
     by: &Actor,
     source: &ForkSource,
+    candidates: &[NodeId],
 ) -> Result<(NodeId, Source), Rejection> {
     match source {
         ForkSource::Vm(name) => {
@@ -68,11 +82,15 @@ pub(super) fn located(
         }
         ForkSource::Snapshot { snapshot, vm } => {
             let found = names::snapshot_of(state, by, snapshot, vm.as_deref())?;
-            let node = found.nodes.first().ok_or_else(|| Rejection::WrongState {
-                kind: Kind::Snapshot,
-                name: snapshot.clone(),
-                problem: "is on no node".to_owned(),
-            })?;
+            let mut holders = found.nodes.iter();
+            let holder = holders.find(|node| candidates.contains(node));
+            let node = holder
+                .or(found.nodes.first())
+                .ok_or_else(|| Rejection::WrongState {
+                    kind: Kind::Snapshot,
+                    name: snapshot.clone(),
+                    problem: "is on no node".to_owned(),
+                })?;
             Ok((*node, Source::Snapshot(found.id)))
         }
     }
@@ -95,6 +113,8 @@ impl Api {
     ) -> Result<ForkResponse, ApiError> {
         self.has_room()?;
         let source = fork_source(&request.source)?;
+        let placing = placing(&request)?;
+        let candidates = self.node.candidates();
         audit::about(|| forked(by, &source));
         let mode = convert::capture_mode(request.mode());
         // Out of the request before anything is made of it: nothing that is stored or sent depends on a secret.
@@ -103,14 +123,16 @@ impl Api {
         let operation = OperationId::from_ulid(Ulid::new().0);
         let handed = match &given {
             Some(given) => Some(
-                self.hand_ahead(by, &key, &source, operation, given, deadline)
-                    .await?,
+                self.hand_ahead(by, &key, operation, given, deadline, |state| {
+                    places_of_fork(state, by, &source, &placing, &candidates, request.count)
+                })
+                .await?,
             ),
             None => None,
         };
         let told = match self.was_carried_out(by, &key) {
             true => None,
-            false => self.prepare_fork(by, &source, operation, &request, mode),
+            false => self.prepare_fork(by, &source, operation, &request, (mode, &candidates)),
         };
         let command = Command::Fork {
             operation,
@@ -123,15 +145,19 @@ impl Api {
             settings: request.settings,
             by_guest,
             has_secrets: given.is_some(),
+            placing,
+            candidates,
             expires_at: self.expiry(),
         };
         let id = match self.change(by, key, command, deadline).await? {
             Response::Operation(id) => id,
             other => return Err(unexpected(other)),
         };
+        // When this node knew: others that make children of it did at about that time.
+        let committed = arrived.elapsed();
         if let (Some(given), Some(handed)) = (&given, handed) {
-            self.hand_to_its_node(id, handed.map(|node| (operation, node)), given, deadline)
-                .await?;
+            let handed = handed.filter(|_| id == operation).unwrap_or_default();
+            self.hand_to_its_nodes(id, &handed, given, deadline).await?;
         }
         let ended = self.ended_operation(id, deadline).await?;
         // When the parent's node knew: its own times count from there.
@@ -141,22 +167,32 @@ impl Api {
                 .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
             None => arrived.elapsed(),
         };
-        Ok(self.fork_message(by, &ended, ahead.min(arrived.elapsed())))
+        let ahead = ahead.min(arrived.elapsed());
+        Ok(
+            self.fork_message(by, &ended, |node| match node == ended.node {
+                true => ahead,
+                false => committed,
+            }),
+        )
     }
 
     /// Tells the source's node to begin with what may be done before the fork is sure, if this node knows where that is.
-    /// Nothing depends on it. Gives the time at which the node knew.
-    pub(super) fn prepare_fork(
+    /// Nothing depends on it. Gives the time at which the node knew. Children that go elsewhere are not prepared for.
+    fn prepare_fork(
         &self,
         by: &Actor,
         source: &ForkSource,
         operation: OperationId,
         request: &ForkRequest,
-        mode: CaptureMode,
+        (mode, candidates): (CaptureMode, &[NodeId]),
     ) -> Option<oneshot::Receiver<Instant>> {
-        let (node, source) = located(&self.node.state(), by, source).ok()?;
+        let (node, source) = located(&self.node.state(), by, source, candidates).ok()?;
         let count =
             Some(request.count).filter(|count| (1..=raft::state::MAX_CHILDREN).contains(count))?;
+        let count = match request.node.is_empty() && !request.spread {
+            true => count,
+            false => 0,
+        };
         Some(self.prepare(node, operation, source, count, mode))
     }
 
@@ -247,11 +283,12 @@ impl Api {
         }
     }
 
-    pub(super) fn fork_message(
+    /// What is answered to a fork's request. `ahead`: how long after that a node knew of the operation.
+    fn fork_message(
         &self,
         by: &Actor,
         operation: &Operation,
-        ahead: Duration,
+        ahead: impl Fn(NodeId) -> Duration,
     ) -> ForkResponse {
         let state = self.node.state();
         let snapshot = state.snapshots.get(&operation.snapshot);
@@ -265,7 +302,8 @@ impl Api {
                 || "it was deleted".to_owned(),
                 |result| result.error.clone(),
             );
-            let since_arrival = |us: u64| convert::ms(us) + ahead.as_secs_f64() * 1e3;
+            let node = state.node_of_child(operation, number);
+            let since_arrival = |us: u64| convert::ms(us) + ahead(node).as_secs_f64() * 1e3;
             let (running_ms, ready_ms) = match result {
                 Some(result) if result.error.is_empty() => {
                     let ready = match result.ready_us {
@@ -281,7 +319,7 @@ impl Api {
             ForkedVm {
                 id: id.to_string(),
                 name: vm.map_or_else(String::new, |vm| vm.name.clone()),
-                node: convert::node_name(&state, operation.node),
+                node: convert::node_name(&state, node),
                 state: vm
                     .map_or(proto::v1::VmState::Unspecified, |vm| {
                         convert::vm(&state, by, vm, None, true).state()

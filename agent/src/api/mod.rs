@@ -276,6 +276,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::ReportChildren { .. }
         | Command::FailOperation { .. }
         | Command::LostSnapshot { .. }
+        | Command::HoldSnapshot { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
     }

@@ -1,15 +1,15 @@
 //! What other nodes ask of this one.
 
-use std::{fs::File, io::Read as _, io::Seek as _, pin::Pin, time::Duration};
+use std::{pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::join_all, stream};
 use proto::peer::{
-    FetchAuthorityRequest, FetchAuthorityResponse, FetchFileRequest, FetchFileResponse,
+    DescribeFileRequest, DescribeFileResponse, FetchAuthorityRequest, FetchAuthorityResponse,
     HandSecretsRequest, HandSecretsResponse, NodeAge, ObserveRequest, ObserveResponse,
     ObservedPool, ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest,
-    ReadConsoleResponse, RenewLeaseRequest, RenewLeaseResponse, WaitGuestRequest,
-    WaitGuestResponse, peer_service_server::PeerService,
+    ReadConsoleResponse, ReadFileRequest, ReadFileResponse, RenewLeaseRequest, RenewLeaseResponse,
+    WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
 };
 use proto::v1::{
     ConsoleRequest, ConsoleResponse, CopyInRequest, CopyInResponse, CopyOutRequest,
@@ -17,11 +17,7 @@ use proto::v1::{
 };
 use qemu::failpoint;
 use raft::state::{Command, NodeId, VmId};
-use tokio::{
-    sync::{broadcast, mpsc},
-    time::Instant,
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{sync::broadcast, time::Instant};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
@@ -35,14 +31,12 @@ use crate::{
     errors::ApiError,
     guest::{self, Contact, wait::Waited},
     node::Node,
-    secrets,
+    secrets, transfer,
     trust::{identity::DataDir, tls::server::PeerRole},
     vms::{fork::Source, launch, vm_name},
 };
 
 const CHUNK_BYTES: usize = 1 << 20;
-/// Chunks that are read ahead of the network.
-const CHUNKS_AHEAD: usize = 4;
 
 /// Chunks of a console.
 pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
@@ -201,42 +195,25 @@ impl PeerService for Api {
         Ok(Response::new(FetchAuthorityResponse { key: key.into() }))
     }
 
-    type FetchFileStream = ReceiverStream<Result<FetchFileResponse, Status>>;
+    type DescribeFileStream = transfer::Parts<DescribeFileResponse>;
 
-    async fn fetch_file(
+    async fn describe_file(
         &self,
-        request: Request<FetchFileRequest>,
-    ) -> Result<Response<Self::FetchFileStream>, Status> {
+        request: Request<DescribeFileRequest>,
+    ) -> Result<Response<Self::DescribeFileStream>, Status> {
         let request = request.into_inner();
-        let is_hash =
-            request.sha256.len() == 64 && request.sha256.bytes().all(|b| b.is_ascii_hexdigit());
-        if !is_hash {
-            return Err(Status::invalid_argument("not a SHA-256"));
-        }
-        let path = self.node.vms.engine().layout.image(&request.sha256);
-        let mut file = File::open(path)
-            .map_err(|error| Status::not_found(format!("the file is not here: {error}")))?;
-        file.seek(std::io::SeekFrom::Start(request.offset))
-            .map_err(|error| Status::internal(error.to_string()))?;
-        let (sender, receiver) = mpsc::channel(CHUNKS_AHEAD);
-        // Ends with the file, with an error, or when the other side is gone.
-        self.node.tasks.spawn_blocking(move || {
-            loop {
-                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
-                let part = match (&mut file).take(CHUNK_BYTES as u64).read_to_end(&mut chunk) {
-                    Ok(0) => return,
-                    Ok(_) => Ok(FetchFileResponse {
-                        chunk: chunk.into(),
-                    }),
-                    Err(error) => Err(Status::internal(error.to_string())),
-                };
-                let failed = part.is_err();
-                if sender.blocking_send(part).is_err() || failed {
-                    return;
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        let told = transfer::describe(&self.node, request.file, request.digests).await?;
+        Ok(Response::new(told))
+    }
+
+    type ReadFileStream = transfer::Parts<ReadFileResponse>;
+
+    async fn read_file(
+        &self,
+        request: Request<ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
+        let parts = transfer::read(&self.node, request.into_inner()).await?;
+        Ok(Response::new(parts))
     }
 
     type ConsoleStream = Answers<ConsoleResponse>;

@@ -1,12 +1,12 @@
-//! Handing a fork's secrets to the node that carries it out.
+//! Handing a fork's secrets to the nodes that its children go to.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use proto::peer::HandSecretsRequest;
-use raft::state::{Actor, ForkSource, NodeId, OperationId, OperationState, RequestKey};
+use raft::state::{Actor, NodeId, OperationId, OperationState, Rejection, RequestKey, State};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Api, fork::located};
+use super::Api;
 use crate::{
     convert,
     errors::ApiError,
@@ -17,45 +17,49 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Api {
-    /// Hands secrets over before their fork is proposed, so that no child is without. Gives the node that has them; `None` when the
+    /// Hands secrets over before their fork is proposed, so that no child is without. Gives the nodes that have them; `None` when the
     /// request was carried out before, and what is forked may be gone.
     pub(super) async fn hand_ahead(
         &self,
         by: &Actor,
         key: &RequestKey,
-        source: &ForkSource,
         operation: OperationId,
         given: &Arc<Given>,
         deadline: Instant,
-    ) -> Result<Option<NodeId>, ApiError> {
+        places: impl FnOnce(&State) -> Result<Vec<NodeId>, Rejection>,
+    ) -> Result<Option<BTreeSet<NodeId>>, ApiError> {
         let state = self.read(deadline).await?;
         if state.requests.get(&by.owner, &key.id).is_some() {
             return Ok(None);
         }
-        let (node, _) = located(&state, by, source)?;
-        self.hand(node, operation, given, deadline).await?;
-        Ok(Some(node))
+        let nodes: BTreeSet<NodeId> = places(&state)?.into_iter().collect();
+        for node in &nodes {
+            self.hand(*node, operation, given, deadline).await?;
+        }
+        Ok(Some(nodes))
     }
 
-    /// Hands secrets to the node of an operation under way unless that is what was done ahead: the request may have been sent again
-    /// (then the operation is the first one's, and an agent that was lost since lost its secrets), or what is forked has moved.
-    pub(super) async fn hand_to_its_node(
+    /// Hands secrets to the nodes of the children of an operation under way, but for those that have them: the request may have been sent again
+    /// (then the operation is the first one's, and an agent that was lost since lost its secrets), or they go elsewhere than it seemed.
+    pub(super) async fn hand_to_its_nodes(
         &self,
         operation: OperationId,
-        handed: Option<(OperationId, NodeId)>,
+        have: &BTreeSet<NodeId>,
         given: &Arc<Given>,
         deadline: Instant,
     ) -> Result<(), ApiError> {
         let state = self.node.state();
-        match state.operations.get(&operation) {
-            Some(found)
-                if found.state == OperationState::Open
-                    && handed != Some((operation, found.node)) =>
-            {
-                self.hand(found.node, operation, given, deadline).await
-            }
-            _ => Ok(()),
+        let found = state.operations.get(&operation);
+        let Some(found) = found.filter(|found| found.state == OperationState::Open) else {
+            return Ok(());
+        };
+        let nodes: BTreeSet<NodeId> = (0..found.count)
+            .map(|number| state.node_of_child(found, number))
+            .collect();
+        for node in nodes.difference(have) {
+            self.hand(*node, operation, given, deadline).await?;
         }
+        Ok(())
     }
 
     async fn hand(

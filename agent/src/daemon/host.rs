@@ -37,6 +37,7 @@ pub(super) async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
             .map_err(|problem| problem.to_string()),
         kvm: host::kvm(),
         tsc_khz: host::tsc_khz(),
+        processor: host::processor().context("the processor cannot be told")?,
     };
     let write_tracking = match options.write_tracking {
         WriteTracking::Off => Err("it is turned off".to_owned()),

@@ -76,6 +76,7 @@ pub(super) async fn introduce(node: Arc<Node>, admin_certs: PathBuf) {
         memory_bytes: host::memory_bytes(),
         qemu_version: node.fitness.qemu.clone().unwrap_or_default(),
         accelerators: accelerators.collect(),
+        processor: node.fitness.processor.clone(),
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         newest_version: raft::version::newest(),
         problems: crate::doctor::problems(&checks),

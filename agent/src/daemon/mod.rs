@@ -48,6 +48,7 @@ use crate::{
     peers::Peers,
     reconcile, removal, replacing, secrets,
     store::Store,
+    transfer::Transfers,
     trust::{
         TrustError,
         authority::Credentials,
@@ -252,6 +253,7 @@ impl Agent {
             clock,
             qemu_img: options.qemu_img.clone(),
             helper_user: Some(helper),
+            transfers: Transfers::new(options.transfer_rate),
             fetching: Mutex::new(BTreeSet::new()),
             reporting: Default::default(),
             collecting: Default::default(),

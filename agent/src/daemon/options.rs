@@ -85,6 +85,9 @@ pub struct RunOptions {
     /// Disk that is kept back for the log: what does not fit beside it is refused.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
     pub reserve_disk: u64,
+    /// The most bytes a second that are sent to nodes that fetch images and snapshots, such as 50M. Without it as many as there is room for.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub transfer_rate: Option<u64>,
     /// QEMU's program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qemu::record::VmRecord;
-use raft::state::{DERIVED_IDS, Forgotten, NodeId, OperationId, State, VmId};
+use raft::state::{Content, DERIVED_IDS, Forgotten, NodeId, OperationId, State, VmId};
 
 use crate::blobs::hex;
 
@@ -21,6 +21,25 @@ pub struct Files {
     pub images: BTreeSet<String>,
 }
 
+impl Files {
+    /// Adds those of a snapshot.
+    pub fn add_content(&mut self, content: &Content) {
+        self.bases.insert(name(content.base));
+        self.streams.insert(name(content.stream));
+        let layers = content.layers.iter();
+        self.layers.extend(layers.map(|layer| name(*layer)));
+    }
+
+    /// Leaves out what is in others.
+    pub fn without(mut self, others: &Self) -> Self {
+        self.bases.retain(|name| !others.bases.contains(name));
+        self.streams.retain(|name| !others.streams.contains(name));
+        self.layers.retain(|name| !others.layers.contains(name));
+        self.images.retain(|name| !others.images.contains(name));
+        self
+    }
+}
+
 /// What is referred to: by snapshots and images of the state, by the records of the VMs that are here, by their ids. Files of operations
 /// that are under way or may come are in the way of nobody, but must stay as well: see [`unreferenced`].
 pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmRecord>) -> Files {
@@ -31,11 +50,7 @@ pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmReco
         .filter(|snapshot| snapshot.nodes.contains(&node))
     {
         if let Some(content) = &snapshot.content {
-            files.bases.insert(name(content.base));
-            files.streams.insert(name(content.stream));
-            files
-                .layers
-                .extend(content.layers.iter().map(|layer| name(*layer)));
+            files.add_content(content);
         }
     }
     for vm in state.vms.of(node) {

@@ -37,6 +37,7 @@ const REPORT_PAUSE: Duration = Duration::from_millis(250);
 pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
     match action {
         Action::FetchImage(image) => node.begin_fetch(image),
+        Action::FetchSnapshot(snapshot) => node.begin_obtaining(snapshot),
         Action::Boot { vm, boot } => start(node, vm, boot, None, |handle| {
             boot_command(node, state, vm, handle)
         }),
@@ -220,9 +221,9 @@ fn restore_command(
     let missing = || launch::Unfit::NoSnapshot(snapshot).to_string();
     let record = state.snapshots.get(&snapshot).ok_or_else(missing)?;
     let content = record.content.as_ref().ok_or_else(missing)?;
-    if !record.nodes.contains(&node.id()) {
+    if record.nodes.is_empty() {
         return Err(format!(
-            "its snapshot {snapshot} is not on this node any more: {}",
+            "its snapshot {snapshot} is on no node any more: {}",
             record.lost
         ));
     }
@@ -316,6 +317,8 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     if node.importing.load(std::sync::atomic::Ordering::Acquire) > 0 {
         there.images.clear();
     }
+    // What is being fetched, too, which is told before it is forgotten there.
+    let coming = node.transfers.wanted();
     let in_flight = node.forks.in_flight();
     node.raft
         .read_barrier(Instant::now() + Duration::from_secs(5))
@@ -324,7 +327,7 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     let sweep = move || {
         let layout = &engine.layout;
         let forgotten = state.forgotten.as_ref();
-        let mut free = there;
+        let mut free = there.without(&coming);
         for records in [before, records(&engine)?] {
             let referenced = referenced(&state, id, &records);
             free = unreferenced(&free, &referenced, &in_flight, forgotten);

@@ -19,6 +19,7 @@ use crate::{
 pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>, Observed) {
     let (vms, operations, held) = (node.vms.observe(), node.forks.observe(), node.pool.held());
     let (fetching, storing) = (node.fetching(), node.store.is_busy());
+    let coming = node.transfers.coming();
     let state = latest();
     let wanted: BTreeSet<_> = state.vms.of(node.id()).map(|vm| vm.spec.image).collect();
     let observed = Observed {
@@ -32,6 +33,7 @@ pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>,
         held,
         snapshots: snapshots(node, &state),
         storing,
+        coming,
     };
     (state, observed)
 }

@@ -37,6 +37,8 @@ pub struct Observed {
     pub snapshots: BTreeMap<SnapshotId, Files>,
     /// Whether a snapshot is being secured or verified.
     pub storing: bool,
+    /// Snapshots whose files are being fetched, or are here and not told yet.
+    pub coming: BTreeSet<SnapshotId>,
 }
 
 /// How the files of a snapshot are.
@@ -111,6 +113,8 @@ pub enum Is {
 pub enum Action {
     /// Fetch an image's files from another node.
     FetchImage(ImageId),
+    /// Fetch a snapshot's files from nodes that hold it.
+    FetchSnapshot(SnapshotId),
     /// Start a VM from its disk, for the first time in this boot or again.
     Boot {
         /// The VM.
@@ -184,6 +188,7 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
     let mut reports = Vec::new();
     let mut wanted_images = BTreeSet::new();
     let mut wanted_snapshots = BTreeSet::new();
+    let mut far_snapshots = BTreeSet::new();
 
     let taken = taken_by_operations(state, node);
     let left_to_us = |vm: &&std::sync::Arc<Vm>| !taken.contains(&vm.id);
@@ -194,6 +199,9 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
         match step.action {
             Some(Action::Boot { .. } | Action::Restore { .. }) if !image_here => {
                 wanted_images.insert(vm.spec.image);
+            }
+            Some(Action::Restore { snapshot, .. }) if is_elsewhere(state, node, snapshot) => {
+                far_snapshots.insert(snapshot);
             }
             Some(Action::Restore { snapshot, .. }) if !observed.is_usable(snapshot) => {
                 wanted_snapshots.insert(snapshot);
@@ -211,12 +219,16 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
     for image in wanted_images.difference(&observed.fetching) {
         actions.push(Action::FetchImage(*image));
     }
+    for snapshot in far_snapshots.difference(&observed.coming) {
+        actions.push(Action::FetchSnapshot(*snapshot));
+    }
     actions.extend(plan_operations(state, node, now.cluster, observed));
     wanted_snapshots.extend(
         state
             .operations
             .values()
-            .filter(|operation| operation.node == node && operation.state == OperationState::Open)
+            .filter(|operation| operation.state == OperationState::Open)
+            .filter(|operation| state.has_part(operation, node))
             .map(|operation| operation.snapshot),
     );
     actions.extend(plan_snapshots(state, node, observed, &wanted_snapshots));
@@ -233,6 +245,12 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
         actions.push(Action::Collect(gone));
     }
     actions
+}
+
+/// Whether only other nodes hold a snapshot.
+fn is_elsewhere(state: &State, node: NodeId, snapshot: SnapshotId) -> bool {
+    let found = state.snapshots.get(&snapshot);
+    found.is_some_and(|found| !found.nodes.is_empty() && !found.nodes.contains(&node))
 }
 
 /// VMs that are being reset or suspended: they belong to that operation until it is known what became of them.
@@ -272,7 +290,9 @@ fn still_here(id: ObjectId, observed: &Observed) -> bool {
     match id {
         ObjectId::Vm(vm) => observed.vms.contains_key(&vm),
         ObjectId::Image(image) => observed.fetching.contains(&image),
-        ObjectId::Snapshot(snapshot) => observed.held.contains(&snapshot),
+        ObjectId::Snapshot(snapshot) => {
+            observed.held.contains(&snapshot) || observed.coming.contains(&snapshot)
+        }
     }
 }
 
@@ -335,7 +355,18 @@ fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed
             .is_some_and(|op| op.state == OperationState::Open)
     };
     for operation in state.operations.values() {
-        if operation.node != node || operation.state != OperationState::Open {
+        if operation.state != OperationState::Open {
+            continue;
+        }
+        let has_part = state.has_part(operation, node);
+        if operation.node != node {
+            // Whether it is given up is for its node to say; of the children that are to live here, this one says what became of them.
+            if has_part
+                && !observed.operations.contains(&operation.id)
+                && observed.is_usable(operation.snapshot)
+            {
+                actions.push(Action::Run(operation.id));
+            }
             continue;
         }
         let running = observed.operations.contains(&operation.id);
@@ -351,6 +382,8 @@ fn plan_operations(state: &State, node: NodeId, now: Millis, observed: &Observed
             }
         } else if operation.cancel_requested {
             actions.push(give_up("it was cancelled", true));
+        } else if !has_part {
+            // Others are at theirs.
         } else if !running && now > operation.expires_at {
             actions.push(give_up(
                 "its node was away until it was too late to begin",

@@ -141,6 +141,28 @@ impl Store {
         }
     }
 
+    /// Refuses a file that may not be used (yet).
+    pub fn check_file(&self, file: &str) -> Result<(), String> {
+        if let Some(reason) = self.damaged().get(file) {
+            return Err(reason.clone());
+        }
+        match self.is_unverified(file) {
+            true => Err(format!(
+                "the host was restarted and the file {file} is not verified yet"
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Forgets what is known of a file that is not here any more: another one will be.
+    pub fn forget(&self, file: &str) -> io::Result<()> {
+        self.damaged().remove(file);
+        match self.is_unverified(file) {
+            true => self.note_verified(file),
+            false => Ok(()),
+        }
+    }
+
     fn is_unverified(&self, file: &str) -> bool {
         self.kept().unverified.contains(file)
     }
@@ -177,7 +199,7 @@ impl Store {
     }
 
     /// Waits until no operation is under way.
-    async fn way_is_free(&self) {
+    pub async fn way_is_free(&self) {
         // The sender is ours: it is there.
         let mut operations = self.operations.subscribe();
         let _free = operations.wait_for(|count| *count == 0).await;

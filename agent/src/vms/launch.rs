@@ -27,6 +27,8 @@ pub struct Fitness {
     pub kvm: Result<(), &'static str>,
     /// The rate of the processor's time stamp counter, kHz, where it could be measured.
     pub tsc_khz: Option<u32>,
+    /// The processor: see [`raft::state::Capacity::processor`].
+    pub processor: String,
 }
 
 /// A VM cannot be started here as it should be.
@@ -45,6 +47,16 @@ pub enum Unfit {
     QemuVersion {
         /// Which made it.
         made_by: String,
+        /// Which is here.
+        here: String,
+    },
+    /// The snapshot was made under KVM on another processor.
+    #[error(
+        "the snapshot was made under KVM on another processor ({made_on}) than this node's ({here}): its guest may use what is not there"
+    )]
+    Processor {
+        /// Which it was made on.
+        made_on: String,
         /// Which is here.
         here: String,
     },
@@ -156,6 +168,12 @@ pub fn snapshot_hardware(
     let accelerator = match content.accelerator {
         Accelerator::Kvm => {
             fitness.kvm.map_err(Unfit::Kvm)?;
+            if content.processor != fitness.processor {
+                return Err(Unfit::Processor {
+                    made_on: content.processor.clone(),
+                    here: fitness.processor.clone(),
+                });
+            }
             spec::Accelerator::Kvm
         }
         Accelerator::Tcg => spec::Accelerator::Tcg,
@@ -474,6 +492,7 @@ mod tests {
                 qemu: Ok("10.0.2".to_owned()),
                 kvm: Ok(()),
                 tsc_khz,
+                processor: String::new(),
             };
             let devices = hardware_with(&spec, GuestAgent::ForkyPig, &fitness)
                 .unwrap()

@@ -11,6 +11,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     ops::RangeInclusive,
+    os::unix::fs::MetadataExt as _,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -139,6 +141,8 @@ pub struct Vms {
     handles: Mutex<BTreeMap<VmId, VmHandle>>,
     /// The first of the user numbers that processes get; `None` when users are not changed.
     first_user: Option<u32>,
+    /// The groups of lineages whose files are being fetched.
+    reserved: Arc<Mutex<BTreeMap<VmId, Arc<u32>>>>,
     tasks: TaskTracker,
     /// Where they run, whoever asks for something first.
     threads: Handle,
@@ -162,6 +166,7 @@ impl Vms {
             engine,
             handles: Mutex::default(),
             first_user,
+            reserved: Arc::default(),
             tasks: TaskTracker::new(),
             threads: Handle::current(),
             changed,
@@ -240,19 +245,67 @@ impl Vms {
         let Some(mut numbers) = self.numbers() else {
             return Ok(None);
         };
-        let in_use = || handles.values().filter_map(|other| other.user);
-        let users: BTreeSet<u32> = in_use().map(|(uid, _)| uid).collect();
+        let in_use = handles.values().filter_map(|other| other.user);
+        let users: BTreeSet<u32> = in_use.map(|(uid, _)| uid).collect();
         let uid = numbers.clone().find(|uid| !users.contains(uid));
         let gid = match lineage {
             Some(gid) => Some(gid),
             None => {
-                // Files stay when their VM is gone.
-                let mut groups = self.engine.layout.lineages().map_err(NoUser::Unseen)?;
-                groups.extend(in_use().map(|(_, gid)| gid));
+                let groups = self.groups(handles).map_err(NoUser::Unseen)?;
                 numbers.find(|gid| !groups.contains(gid))
             }
         };
         uid.zip(gid).map(Some).ok_or(NoUser::AllTaken)
+    }
+
+    /// The groups of all lineages that there is something of here.
+    fn groups(&self, handles: &BTreeMap<VmId, VmHandle>) -> io::Result<BTreeSet<u32>> {
+        // Files stay when their VM is gone.
+        let mut groups = self.engine.layout.lineages()?;
+        groups.extend(handles.values().filter_map(VmHandle::lineage));
+        groups.extend(self.reserved().values().map(|group| **group));
+        Ok(groups)
+    }
+
+    fn reserved(&self) -> MutexGuard<'_, BTreeMap<VmId, Arc<u32>>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The group of a lineage whose files come from another node: the one that it has here, by files of it or by VMs, or one that nobody
+    /// has. It is the lineage's while the result is kept, and from then on while there is something of it.
+    pub fn reserve_lineage(
+        &self,
+        lineage: VmId,
+        files: impl Iterator<Item = PathBuf>,
+        vms: impl Iterator<Item = VmId>,
+    ) -> Result<Reserved, NoUser> {
+        let Some(mut numbers) = self.numbers() else {
+            return Ok(Reserved { group: None });
+        };
+        let handles = self.handles();
+        if let Some(group) = self.reserved().get(&lineage) {
+            let group = Some(Arc::clone(group));
+            return Ok(Reserved { group });
+        }
+        let mut of_files = files
+            .filter_map(|file| Some(std::fs::metadata(file).ok()?.gid()))
+            .filter(|group| numbers.contains(group));
+        let mut of_vms = vms.filter_map(|vm| handles.get(&vm)?.lineage());
+        let here = of_files.next().or_else(|| of_vms.next());
+        let group = match here {
+            Some(group) => group,
+            None => {
+                let groups = self.groups(&handles).map_err(NoUser::Unseen)?;
+                let free = numbers.find(|group| !groups.contains(group));
+                free.ok_or(NoUser::AllTaken)?
+            }
+        };
+        let group = Arc::new(group);
+        let mut reserved = self.reserved();
+        // Of those that nobody keeps there are files, or nothing.
+        reserved.retain(|_, group| Arc::strong_count(group) > 1);
+        reserved.insert(lineage, Arc::clone(&group));
+        Ok(Reserved { group: Some(group) })
     }
 
     /// The group of the lineage that a base belongs to; `None` when users are not changed.
@@ -397,6 +450,19 @@ impl Vms {
         self.handles().clear();
         self.tasks.close();
         self.tasks.wait().await;
+    }
+}
+
+/// The group of a lineage whose files are being fetched. See [`Vms::reserve_lineage`].
+#[derive(Debug, Clone)]
+pub struct Reserved {
+    group: Option<Arc<u32>>,
+}
+
+impl Reserved {
+    /// Its number; `None` when groups are not changed.
+    pub fn group(&self) -> Option<u32> {
+        self.group.as_deref().copied()
     }
 }
 

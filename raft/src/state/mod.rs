@@ -22,7 +22,7 @@ mod response;
 mod shared_map;
 mod vms;
 
-pub use apply::{apply, dependents_of_image, dependents_of_snapshot};
+pub use apply::{apply, dependents_of_image, dependents_of_snapshot, places_of_fork};
 pub use authority::*;
 pub use command::*;
 pub use digest::digest;

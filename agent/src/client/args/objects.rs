@@ -33,6 +33,8 @@ pub const FORK_EXAMPLES: &str = "\
 Examples:
   fpagent fork demo
   fpagent fork demo -n 10 --name worker
+  fpagent fork demo -n 30 --spread
+  fpagent fork @golden --node node2
   fpagent fork demo@before-test --paused
   fpagent fork demo -n 3 --set role=worker --secret token=@token.txt
   fpagent fork @golden -n 3 -o json
@@ -348,6 +350,18 @@ pub struct ForkArgs {
     /// The fork's name, or the beginning of several names.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub name: String,
+    /// The node that they are to live on, by name or number. Without it, the one that has what is forked. What that node lacks it
+    /// fetches first.
+    #[arg(
+        long,
+        value_name = "NODE",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub node: String,
+    /// Over all nodes that can take them, evenly.
+    #[arg(long, conflicts_with = "node")]
+    pub spread: bool,
     /// Whether the parent is copied while it runs, or after it was stopped.
     #[arg(long, value_enum, default_value_t)]
     pub mode: Mode,

@@ -37,6 +37,7 @@ pub struct CapacityView {
     pub accelerators: Vec<String>,
     pub agent_version: String,
     pub newest_version: u32,
+    pub processor: String,
     pub problems: Vec<String>,
 }
 
@@ -68,6 +69,7 @@ impl From<v1::NodeCapacity> for CapacityView {
             accelerators: capacity.accelerators,
             agent_version: capacity.agent_version,
             newest_version: capacity.newest_version,
+            processor: capacity.processor,
             problems: capacity.problems,
         }
     }

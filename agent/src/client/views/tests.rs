@@ -59,6 +59,7 @@ fn a_node() {
         accelerators: vec!["tcg".into()],
         agent_version: "0.1.0".into(),
         newest_version: 1,
+        processor: "a processor".into(),
         problems: vec![],
     };
     let node = NodeView::from(v1::Node {

@@ -55,6 +55,11 @@ fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
     for action in actions {
         match action {
             Action::FetchImage(image) => drop(observed.images.insert(image)),
+            Action::FetchSnapshot(snapshot) => {
+                let found = Arc::make_mut(state.snapshots.get_mut(&snapshot).unwrap());
+                found.nodes.insert(NODE);
+                observed.snapshots.insert(snapshot, Files::Good);
+            }
             Action::Boot { vm, boot } => set(observed, vm, Is::Running { boot }),
             Action::Restore {
                 vm,
@@ -575,6 +580,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         note: String::new(),
     };
     let content = Content {
+        processor: String::new(),
         base: id,
         stream: id,
         layers: vec![],
@@ -601,6 +607,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         nodes: [NODE].into(),
         spec: owner.spec,
         family: None,
+        lineage: VmId(1),
         operation: OperationId(0),
         content: Some(content),
         lost: String::new(),

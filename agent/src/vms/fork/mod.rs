@@ -258,7 +258,7 @@ impl Forks {
         };
         let came = |id: &OperationId| {
             state.operations.get(id).is_some_and(|operation| {
-                operation.node == node.id()
+                state.has_part(operation, node.id())
                     && operation.state == OperationState::Open
                     && !operation.cancel_requested
                     && !in_doubt(&operation.snapshot)
@@ -296,6 +296,10 @@ impl Forks {
                 cancel: cancel.clone(),
             };
             let outcome = run.carry_out(way).await;
+            let own_failures = match &outcome {
+                Err(problem) => run.own_failures(problem),
+                Ok(()) => None,
+            };
             let capture = run.prepared.capture.take();
             // What was started ahead and is of no use any more.
             discard(&context, operation, run.prepared).await;
@@ -308,13 +312,15 @@ impl Forks {
                 } else {
                     problem
                 };
-                context
-                    .report(Change::FailOperation {
+                let change = match own_failures {
+                    Some(results) => Change::ReportChildren { operation, results },
+                    None => Change::FailOperation {
                         operation,
                         reason,
                         cancelled,
-                    })
-                    .await;
+                    },
+                };
+                context.report(change).await;
             }
             if let Some(capture) = capture {
                 release(&context, capture).await;

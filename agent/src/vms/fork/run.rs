@@ -11,7 +11,7 @@ use qemu::{
 };
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
-    OperationState, Power, Safety, Snapshot, State, VmId,
+    OperationState, Power, Safety, Snapshot, SnapshotId, State, VmId,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +29,7 @@ use crate::{
     node::Node,
     reconcile::plan::Is,
     store::Way,
+    transfer::Kept,
     vms::{
         VmHandle,
         command::Command,
@@ -36,6 +37,9 @@ use crate::{
         vm_name,
     },
 };
+
+/// How long another node's capture is waited for at a time.
+const CAPTURE_LOOK: Duration = Duration::from_secs(60);
 
 /// One operation that is being carried out.
 pub(super) struct Run {
@@ -78,13 +82,12 @@ impl Run {
         operation: &Operation,
         snapshot: &Snapshot,
     ) -> Result<(), String> {
-        self.admit(operation)?;
+        let numbers = self.numbers(state, operation);
+        self.admit(operation, &numbers)?;
         let mut told = None;
         let content = match &snapshot.content {
-            Some(content) => {
-                self.node.store.check_usable(snapshot.id, content)?;
-                content.clone()
-            }
+            Some(content) => content.clone(),
+            None if operation.node != self.node.id() => self.captured_elsewhere().await?,
             None => {
                 let content = self.capture(state, operation, Afterwards::GoOn).await?;
                 failpoint::reached("operation.captured");
@@ -107,17 +110,22 @@ impl Run {
                 content
             }
         };
+        // Beside it nothing refers to what was fetched, before the children do.
+        let _kept = match numbers.is_empty() {
+            true => None,
+            false => self.obtain(snapshot.id, &content).await?,
+        };
         if operation.vm.is_none() && self.prepared.ready.is_none() {
             // Nobody told this node ahead.
-            let missing = operation
-                .count
-                .saturating_sub(self.prepared.starting.len() as u32);
+            let missing = numbers.len().saturating_sub(self.prepared.starting.len()) as u32;
             let ready = self.node.pool.take(snapshot.id, missing);
             self.prepared.ready = Some((snapshot.id, ready));
         }
         self.note("captured");
         self.check_cancelled()?;
-        let results = self.children(state, operation, snapshot, &content).await?;
+        let results = self
+            .children(state, operation, snapshot, &content, numbers)
+            .await?;
         if let Some(told) = told {
             // The operation must not be complete before its snapshot is ready. A refusal means that it has ended.
             if let Some(Err(rejection)) = told.await.map_err(|panic| panic.to_string())? {
@@ -127,6 +135,66 @@ impl Run {
         failpoint::reached("operation.children-run");
         self.report(results).await;
         Ok(())
+    }
+
+    /// The children that this node says of what became of them, and has not said.
+    fn numbers(&self, state: &State, operation: &Operation) -> Vec<u32> {
+        let here = self.node.id();
+        let is_here = |number: &u32| {
+            operation.kind == OperationKind::Fork
+                && !operation.results.contains_key(number)
+                && state.node_of_child(operation, *number) == here
+        };
+        (0..operation.count).filter(is_here).collect()
+    }
+
+    /// What becomes of this node's children when it cannot make them, where that leaves others' alone; `None` where the operation fails.
+    pub(super) fn own_failures(&self, reason: &str) -> Option<Vec<(u32, ChildResult)>> {
+        let state = self.node.state();
+        let operation = state.operations.get(&self.operation)?;
+        let snapshot = state.snapshots.get(&operation.snapshot)?;
+        let is_elsewhere = |number| state.node_of_child(operation, number) != self.node.id();
+        let is_shared = snapshot.content.is_some() && (0..operation.count).any(is_elsewhere);
+        if operation.node == self.node.id() && (!is_shared || self.cancel.is_cancelled()) {
+            return None;
+        }
+        let numbers = self.numbers(&state, operation).into_iter();
+        Some(
+            numbers
+                .map(|number| (number, failed(reason.to_owned())))
+                .collect(),
+        )
+    }
+
+    /// Waits until another node has captured what is forked.
+    async fn captured_elsewhere(&self) -> Result<Content, String> {
+        let id = self.operation;
+        let captured = |state: &Arc<State>| {
+            let open = state.operations.get(&id);
+            let Some(open) = open.filter(|found| found.state == OperationState::Open) else {
+                return Some(Err("it ended without this node".to_owned()));
+            };
+            let snapshot = state.snapshots.get(&open.snapshot)?;
+            snapshot.content.clone().map(Ok)
+        };
+        loop {
+            // For as long as it is open: its node may be away.
+            let deadline = Instant::now() + CAPTURE_LOOK;
+            tokio::select! {
+                found = self.node.wait_for(deadline, captured) => if let Some(content) = found {
+                    return content;
+                },
+                () = self.cancel.cancelled() => return Err("it was cancelled".to_owned()),
+            }
+        }
+    }
+
+    /// Has what a snapshot is made of be here.
+    async fn obtain(&self, id: SnapshotId, content: &Content) -> Result<Option<Kept>, String> {
+        tokio::select! {
+            obtained = self.node.obtain(id, content) => obtained,
+            () = self.cancel.cancelled() => Err("it was cancelled".to_owned()),
+        }
     }
 
     /// Says what became of children, or of the VM.
@@ -149,8 +217,9 @@ impl Run {
 
     /// Refuses what does not fit on this host: a base of all that is the captured process's own, and the children that do not
     /// run yet.
-    pub(super) fn admit(&self, operation: &Operation) -> Result<(), String> {
-        let pid = operation.vm.map_or(0, |vm| self.node.pid_of(vm));
+    pub(super) fn admit(&self, operation: &Operation, numbers: &[u32]) -> Result<(), String> {
+        let captured = operation.vm.filter(|_| operation.node == self.node.id());
+        let pid = captured.map_or(0, |vm| self.node.pid_of(vm));
         // A process that is gone fails the capture, with a better reason.
         let disk = match pid {
             0 => 0,
@@ -163,7 +232,7 @@ impl Run {
             })
         };
         let children = match operation.kind {
-            OperationKind::Fork => (0..operation.count).filter(|number| !runs(number)).count(),
+            OperationKind::Fork => numbers.iter().filter(|number| !runs(number)).count(),
             OperationKind::Snapshot | OperationKind::Reset | OperationKind::Suspend => 0,
         };
         self.node.admit(Need {
@@ -223,7 +292,8 @@ impl Run {
             })?;
         metrics::capture(&captured.report);
         let agent = handle.guest().answers();
-        content_of(&captured, &stream, agent)
+        let processor = self.node.fitness.processor.clone();
+        content_of(&captured, &stream, agent, processor)
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
 
@@ -235,13 +305,14 @@ impl Run {
         operation: &Operation,
         snapshot: &Snapshot,
         content: &Content,
+        numbers: Vec<u32>,
     ) -> Result<Vec<(u32, ChildResult)>, String> {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
         let stream = check(&self.node, launch::stream(content));
         // From the last on: processes are started ahead for the first, as many as there are not ready.
-        for number in (0..operation.count).rev() {
+        for number in numbers.into_iter().rev() {
             let Some(child) = state.vms.get(&operation.id.child(number)) else {
                 let deleted = "it was deleted while it was being made".to_owned();
                 results.push((number, failed(deleted)));
@@ -487,7 +558,12 @@ pub(super) fn failed(error: String) -> ChildResult {
     }
 }
 
-fn content_of(captured: &Captured, stream: &StreamName, agent: bool) -> Option<Content> {
+fn content_of(
+    captured: &Captured,
+    stream: &StreamName,
+    agent: bool,
+    processor: String,
+) -> Option<Content> {
     let hardware = &captured.hardware;
     let file = |name: &str| name.parse::<VmId>().ok().map(|id| id.0);
     Some(Content {
@@ -503,6 +579,7 @@ fn content_of(captured: &Captured, stream: &StreamName, agent: bool) -> Option<C
             qemu::spec::Accelerator::Tcg => Accelerator::Tcg,
         },
         cpu_model: hardware.cpu_model.clone(),
+        processor,
         qemu_version: captured.qemu_version.clone(),
         machine: hardware.machine.name().to_owned(),
         devices: hardware

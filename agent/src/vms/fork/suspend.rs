@@ -23,7 +23,7 @@ impl Run {
     ) -> Result<(), String> {
         let id = operation.vm.ok_or("it has no VM")?;
         if snapshot.content.is_none() {
-            self.admit(operation)?;
+            self.admit(operation, &[])?;
             let content = self.capture(state, operation, Afterwards::Hold).await?;
             failpoint::reached("suspend.captured");
             let ready = Change::SnapshotReady {

@@ -87,6 +87,7 @@ mod tests {
 
     fn snapshot(id: SnapshotId, warm: u32) -> Snapshot {
         let content = Content {
+            processor: String::new(),
             base: id.0,
             stream: id.0,
             layers: vec![],
@@ -131,6 +132,7 @@ mod tests {
                 unready: Unready::default(),
             },
             family: None,
+            lineage: VmId(1),
             operation: OperationId(id.0),
             content: Some(content),
             lost: String::new(),

@@ -8,7 +8,7 @@ use std::{
 use super::{check_labels, invalid, placement, removal, reset, settings, snapshot};
 use crate::state::{
     MAX_CHILDREN,
-    command::{Command, ForkSource},
+    command::{Command, ForkSource, Placing},
     ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
     model::{
         Accelerator, CaptureMode, Content, Millis, ObjectId, Operation, OperationKind,
@@ -153,6 +153,19 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         node: origin.node,
     };
     begin(state, now, *operation, worked_on, begun)
+}
+
+/// Where forks would go now; of those that are made later, nothing is said by that.
+pub fn places_of_fork(
+    state: &State,
+    by: &Actor,
+    source: &ForkSource,
+    placing: &Placing,
+    candidates: &[NodeId],
+    count: u32,
+) -> Result<Vec<NodeId>, Rejection> {
+    let origin = origin(state, by, OperationId(0), source, candidates)?;
+    placement::of_forks(state, &origin.moment(state), placing, candidates, count)
 }
 
 /// What the names of forks begin with whose snapshot has no name that may be said.

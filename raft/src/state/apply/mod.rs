@@ -26,6 +26,7 @@ use super::{
 };
 
 pub(super) use authority::revoke;
+pub use fork::places_of_fork;
 pub(super) use membership::add_node;
 pub use removal::{dependents_of_image, dependents_of_snapshot};
 

@@ -39,8 +39,8 @@ use raft::{
     state::{
         Accelerator, Actor, Blob, Capacity, CaptureMode, CaptureReport, ChildResult, ClusterId,
         Command, Content, DiskBlob, ForkSource, ImageId, Labels, Limits, MAX_CHILDREN, Machine,
-        Network, NodeId, ObjectId, OperationId, Outcome, Phase, Proposal, RestartPolicy, Safety,
-        Unready, VmId, VmReport,
+        Network, NodeId, ObjectId, OperationId, Outcome, Phase, Placing, Proposal, RestartPolicy,
+        Safety, Unready, VmId, VmReport,
     },
 };
 use tokio::{
@@ -326,6 +326,7 @@ pub fn line_name(line: u32) -> String {
 
 fn content(operation: OperationId) -> Content {
     Content {
+        processor: String::new(),
         base: operation.0 + 60_000,
         stream: operation.0 + 60_001,
         layers: (0..3).map(|layer| operation.0 + 60_002 + layer).collect(),
@@ -468,12 +469,21 @@ impl PeerService for Calls {
         without_guests()
     }
 
-    type FetchFileStream = Nothing<FetchFileResponse>;
+    type DescribeFileStream = Nothing<DescribeFileResponse>;
 
-    async fn fetch_file(
+    async fn describe_file(
         &self,
-        _: Request<FetchFileRequest>,
-    ) -> Result<Response<Self::FetchFileStream>, Status> {
+        _: Request<DescribeFileRequest>,
+    ) -> Result<Response<Self::DescribeFileStream>, Status> {
+        without_guests()
+    }
+
+    type ReadFileStream = Nothing<ReadFileResponse>;
+
+    async fn read_file(
+        &self,
+        _: Request<ReadFileRequest>,
+    ) -> Result<Response<Self::ReadFileStream>, Status> {
         without_guests()
     }
 

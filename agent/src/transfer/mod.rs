@@ -1,0 +1,425 @@
+//! Files between nodes: what images and snapshots are made of. They never change, so that they can be had from whoever holds them, from several at
+//! once, and gone on with from another when one is gone.
+//!
+//! Holes and zeros are left out, what travels is packed; of memory that is mostly what another base here has, only the pages that
+//! differ come. A file is put together beside its place and gets its name when it is whole. The node is noted as one that holds a
+//! snapshot once all of its files are on the disk; until then they are kept for whoever asked for them.
+
+mod difference;
+mod file;
+mod pack;
+mod queue;
+mod receive;
+mod send;
+
+pub use self::{
+    receive::Progress,
+    send::{Parts, describe, read},
+};
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::future::try_join_all;
+use qemu::{
+    failpoint,
+    write_back::{WriteBack, sync_folder},
+};
+use raft::state::{Blob, Command, Content, Image, NodeId, SnapshotId, State, VmId};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep_until},
+};
+
+use self::{
+    file::{Expected, FileName},
+    receive::{Readers, Unfetched, Wanted, fetch},
+};
+use crate::{admission::Need, errors::chain, node::Node, reconcile::collect::Files, vms::Reserved};
+
+/// How many requests of other nodes are answered at once: each reads ahead by a megabyte.
+const SENDING: usize = 8;
+/// How far ahead of the bound what is sent may be.
+const BURST: Duration = Duration::from_millis(20);
+/// How long files that an earlier life of the host left are waited for to be verified.
+const DOUBT_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks.
+const DOUBT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What comes from other nodes and goes to them.
+#[derive(Debug)]
+pub struct Transfers {
+    /// Turns to read a file for another node.
+    sending: Arc<Semaphore>,
+    /// The most bytes a second that are sent; `None` for as many as there is room for.
+    rate: Option<u64>,
+    /// When the bytes that were sent last will have had their time.
+    paid_until: Mutex<Instant>,
+    /// Files that are being fetched: one at a time each.
+    files: Mutex<BTreeMap<FileName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Snapshots whose files are being fetched, or are here and not told yet.
+    snapshots: Mutex<BTreeMap<SnapshotId, Coming>>,
+}
+
+/// A snapshot that is being fetched.
+#[derive(Debug)]
+struct Coming {
+    content: Content,
+    progress: Arc<Progress>,
+    /// How many want it.
+    wanted_by: usize,
+}
+
+impl Transfers {
+    /// With a bound for what is sent, bytes a second.
+    pub fn new(rate: Option<u64>) -> Self {
+        Self {
+            sending: Arc::new(Semaphore::new(SENDING)),
+            rate,
+            paid_until: Mutex::new(Instant::now()),
+            files: Mutex::default(),
+            snapshots: Mutex::default(),
+        }
+    }
+
+    fn snapshots(&self) -> MutexGuard<'_, BTreeMap<SnapshotId, Coming>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until so many bytes may be sent.
+    async fn pace(&self, bytes: usize) {
+        let Some(rate) = self.rate else { return };
+        let now = Instant::now();
+        let until = {
+            let mut paid = self
+                .paid_until
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *paid = (*paid).max(now) + Duration::from_secs_f64(bytes as f64 / rate as f64);
+            *paid
+        };
+        if until > now + BURST {
+            sleep_until(until - BURST).await;
+        }
+    }
+
+    /// The files of snapshots that are being fetched, or are here and not told yet: nobody else refers to them.
+    pub fn wanted(&self) -> Files {
+        let mut files = Files::default();
+        for coming in self.snapshots().values() {
+            files.add_content(&coming.content);
+        }
+        files
+    }
+
+    /// How far each snapshot that is being fetched has come.
+    pub fn progress(&self) -> Vec<(SnapshotId, Arc<Progress>)> {
+        let coming = self.snapshots();
+        coming
+            .iter()
+            .map(|(id, coming)| (*id, Arc::clone(&coming.progress)))
+            .collect()
+    }
+
+    /// The snapshots that are being fetched, or are here and not told yet.
+    pub fn coming(&self) -> std::collections::BTreeSet<SnapshotId> {
+        self.snapshots().keys().copied().collect()
+    }
+
+    /// Has one file be fetched by one at a time.
+    fn turn(&self, file: FileName) -> Arc<tokio::sync::Mutex<()>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nobody has or awaits those.
+        files.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(files.entry(file).or_default())
+    }
+}
+
+/// A snapshot whose files are kept here though the state does not know it yet. See [`Node::obtain`].
+#[derive(Debug)]
+pub struct Kept {
+    node: Arc<Node>,
+    id: SnapshotId,
+    progress: Arc<Progress>,
+}
+
+impl Kept {
+    fn begin(node: &Arc<Node>, id: SnapshotId, content: &Content) -> Self {
+        let mut snapshots = node.transfers.snapshots();
+        let coming = snapshots.entry(id).or_insert_with(|| Coming {
+            content: content.clone(),
+            progress: Arc::default(),
+            wanted_by: 0,
+        });
+        coming.wanted_by += 1;
+        let progress = Arc::clone(&coming.progress);
+        drop(snapshots);
+        Self {
+            node: Arc::clone(node),
+            id,
+            progress,
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut snapshots = self.node.transfers.snapshots();
+        if let Some(coming) = snapshots.get_mut(&self.id) {
+            coming.wanted_by -= 1;
+            if coming.wanted_by == 0 {
+                snapshots.remove(&self.id);
+                drop(snapshots);
+                self.node.left_over.notify_one();
+                self.node.wake.notify_one();
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Makes sure that what a snapshot is made of is here, from other nodes where it is not, and that it can be used. It stays while the
+    /// result is kept, and is brought to the disk and told to all meanwhile.
+    pub async fn obtain(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        content: &Content,
+    ) -> Result<Option<Kept>, String> {
+        let state = self.state();
+        let is_held = |state: &State| {
+            let snapshot = state.snapshots.get(&id);
+            snapshot.is_some_and(|snapshot| snapshot.nodes.contains(&self.id()))
+        };
+        if is_held(&state) {
+            return self.store.check_usable(id, content).map(|()| None);
+        }
+        let kept = Kept::begin(self, id, content);
+        let lineage = state.snapshots.get(&id).map(|snapshot| snapshot.lineage);
+        let lineage = lineage.ok_or("the snapshot was deleted meanwhile")?;
+        let reserved = self.reserve_lineage(&state, lineage)?;
+        self.admit(Need {
+            memory: 0,
+            disk: content.base_bytes + content.stream_bytes,
+        })?;
+        let begun = Instant::now();
+        let similar = self.similar_base(&state, lineage, content);
+        let files = file::of_snapshot(content)
+            .into_iter()
+            .map(|(file, expected)| {
+                let wanted = Wanted {
+                    file,
+                    expected,
+                    readers: Readers::Lineage(reserved.group()),
+                    similar: match file {
+                        FileName::Base(_) => similar.clone(),
+                        _ => None,
+                    },
+                };
+                let progress = Arc::clone(&kept.progress);
+                async move {
+                    let sources = || self.holders(id);
+                    self.have(&wanted, sources, &progress).await
+                }
+            });
+        try_join_all(files).await?;
+        failpoint::reached("transfer.snapshot-here");
+        tracing::info!(
+            snapshot = %id,
+            bytes = kept.progress.moved.load(Ordering::Relaxed),
+            ms = begun.elapsed().as_millis(),
+            "a snapshot was fetched"
+        );
+        let telling = Kept::begin(self, id, content);
+        let node = Arc::clone(self);
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = node.cancel.cancelled() => {}
+                () = node.hold(telling, reserved) => {}
+            }
+        });
+        Ok(Some(kept))
+    }
+
+    /// Fetches what a snapshot is made of beside everything else, unless that is under way.
+    pub fn begin_obtaining(self: &Arc<Self>, id: SnapshotId) {
+        let state = self.state();
+        let content = state
+            .snapshots
+            .get(&id)
+            .and_then(|found| found.content.clone());
+        let Some(content) = content.filter(|_| !self.transfers.snapshots().contains_key(&id))
+        else {
+            return;
+        };
+        // From now on it is under way.
+        let kept = Kept::begin(self, id, &content);
+        let node = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let _kept = kept;
+            tokio::select! {
+                () = node.cancel.cancelled() => {}
+                obtained = node.obtain(id, &content) => if let Err(problem) = obtained {
+                    tracing::warn!(snapshot = %id, problem, "a snapshot could not be fetched; trying again");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        });
+    }
+
+    /// Brings what was fetched of a snapshot to the disk, and tells it.
+    async fn hold(self: &Arc<Self>, kept: Kept, _lineage: Reserved) {
+        let files = {
+            let snapshots = self.transfers.snapshots();
+            let coming = snapshots.get(&kept.id);
+            coming
+                .map(|coming| file::of_snapshot(&coming.content))
+                .unwrap_or_default()
+        };
+        for (file, _) in files {
+            if let Err(error) = self.to_disk(file).await {
+                tracing::warn!(
+                    snapshot = %kept.id,
+                    %error,
+                    "a snapshot that was fetched cannot be brought to the disk; it is not kept here"
+                );
+                return;
+            }
+        }
+        failpoint::reached("transfer.on-disk");
+        self.report(Command::HoldSnapshot {
+            snapshot: kept.id,
+            node: self.id(),
+        })
+        .await;
+        failpoint::reached("transfer.told");
+    }
+
+    /// Brings a file that was fetched to the disk, giving way to operations.
+    async fn to_disk(&self, file: FileName) -> std::io::Result<()> {
+        let path = file.path(&self.vms.engine().layout);
+        let folder = path.parent().map(PathBuf::from);
+        let mut writing = WriteBack::begin(&path)?;
+        loop {
+            self.store.way_is_free().await;
+            let step =
+                tokio::task::spawn_blocking(move || writing.step().map(|done| (writing, done)));
+            let done;
+            (writing, done) = step.await.map_err(std::io::Error::other)??;
+            if done {
+                break;
+            }
+        }
+        match folder {
+            Some(folder) => sync_folder(&folder),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes sure that a file is here.
+    async fn have(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        sources: impl Fn() -> Vec<NodeId>,
+        progress: &Progress,
+    ) -> Result<(), String> {
+        let turn = self.transfers.turn(wanted.file);
+        let _turn = turn.lock().await;
+        let path = wanted.file.path(&self.vms.engine().layout);
+        let relative = wanted.file.relative();
+        let deadline = Instant::now() + DOUBT_PATIENCE;
+        while path.exists() {
+            match self.store.check_file(&relative) {
+                Ok(()) => return Ok(()),
+                // What is in doubt belongs to a snapshot that is held, or goes: either shows soon.
+                Err(problem) if Instant::now() > deadline => return Err(problem),
+                Err(_) => tokio::time::sleep(DOUBT_PAUSE).await,
+            }
+        }
+        self.store
+            .forget(&relative)
+            .map_err(|error| error.to_string())?;
+        let fetched = fetch(self, wanted, sources, progress).await;
+        fetched.map_err(|error: Unfetched| chain(&error))
+    }
+
+    /// The nodes that hold a snapshot, those that are there first.
+    fn holders(&self, id: SnapshotId) -> Vec<NodeId> {
+        let state = self.state();
+        let mut holders: Vec<NodeId> = state
+            .snapshots
+            .get(&id)
+            .map(|snapshot| snapshot.nodes.iter().copied().collect())
+            .unwrap_or_default();
+        self.best_first(&mut holders);
+        holders
+    }
+
+    fn best_first(&self, nodes: &mut Vec<NodeId>) {
+        let online = self.candidates();
+        nodes.retain(|node| *node != self.id());
+        nodes.sort_by_key(|node| !online.contains(node));
+    }
+
+    /// A base that may be mostly the same as a snapshot's: the newest one here of its lineage.
+    fn similar_base(&self, state: &State, lineage: VmId, content: &Content) -> Option<PathBuf> {
+        let layout = &self.vms.engine().layout;
+        let bases = state
+            .snapshots
+            .values()
+            .filter(|snapshot| snapshot.lineage == lineage)
+            .filter_map(|snapshot| Some(snapshot.content.as_ref()?.base))
+            .filter(|base| *base != content.base);
+        let here = bases.map(FileName::Base).filter(|file| {
+            self.store.check_file(&file.relative()).is_ok() && file.path(layout).exists()
+        });
+        here.max().map(|file| file.path(layout))
+    }
+
+    /// The group of a lineage on this host.
+    fn reserve_lineage(&self, state: &State, lineage: VmId) -> Result<Reserved, String> {
+        let layout = &self.vms.engine().layout;
+        let contents = state
+            .snapshots
+            .values()
+            .filter(|snapshot| snapshot.lineage == lineage)
+            .filter_map(|snapshot| snapshot.content.as_ref());
+        let files = contents
+            .flat_map(file::of_snapshot)
+            .map(|(file, _)| file.path(layout));
+        let vms = state.vms.of(self.id()).filter(|vm| vm.lineage == lineage);
+        let reserved = self
+            .vms
+            .reserve_lineage(lineage, files, vms.map(|vm| vm.id));
+        reserved.map_err(|error| chain(&error))
+    }
+
+    /// Makes sure that an image's file is here, on the disk.
+    pub async fn have_blob(self: &Arc<Self>, image: &Image, blob: &Blob) -> Result<(), String> {
+        let wanted = Wanted {
+            file: FileName::Image(blob.sha256),
+            expected: Expected::Name,
+            readers: Readers::All,
+            similar: None,
+        };
+        let sources = || {
+            let state = self.state();
+            let nodes = state.images.get(&image.id).map(|image| image.nodes.clone());
+            let mut nodes: Vec<NodeId> = nodes.unwrap_or_default().into_iter().collect();
+            self.best_first(&mut nodes);
+            nodes
+        };
+        let had = async {
+            self.have(&wanted, sources, &Progress::default()).await?;
+            let kept = self.to_disk(wanted.file).await;
+            kept.map_err(|error| error.to_string())
+        };
+        had.await
+            .map_err(|problem| format!("image {:?}: {problem}", image.name))
+    }
+}

@@ -1,0 +1,472 @@
+//! Fetching a file: what of it is not here, from whoever has it, into a part beside its place that gets its name when it is whole.
+
+use std::{
+    fs::{self, File},
+    io,
+    ops::Range,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::join_all;
+use proto::peer::{ByteRange, DescribeFileRequest, DescribeFileResponse, ReadFileRequest};
+use qemu::{failpoint, layout};
+use raft::state::NodeId;
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
+use tonic::{Status, Streaming};
+
+use super::{
+    difference::Difference,
+    file::{Expected, FileName},
+    pack::{self, BadPart},
+    queue::{Queue, Segment},
+};
+use crate::{errors::chain, metrics, node::Node, peers::PeerError};
+
+/// Requests to one node at a time: while one's answer ends, the next one's begins.
+const LANES: usize = 2;
+/// How long a node may say nothing in the middle of a file.
+const SILENCE: Duration = Duration::from_secs(8);
+/// How long a file is tried to be had from somebody without anything coming.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// After every node that has it has failed.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// A file that is wanted here.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Which.
+    pub file: FileName,
+    /// What it must be when it is whole.
+    pub expected: Expected,
+    /// Who may read it.
+    pub readers: Readers,
+    /// A file that is here and may be mostly the same.
+    pub similar: Option<PathBuf>,
+}
+
+/// Who may read a file besides the agent.
+#[derive(Debug, Clone, Copy)]
+pub enum Readers {
+    /// QEMU processes of a lineage, by its group; the agent only where users are not changed.
+    Lineage(Option<u32>),
+    /// All QEMU processes.
+    All,
+}
+
+/// How far the fetching of something has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes that have come, as they travel.
+    pub moved: AtomicU64,
+    /// Bytes that are there of what is fetched, holes included.
+    pub done: AtomicU64,
+    /// Bytes that there will be.
+    pub total: AtomicU64,
+}
+
+/// A file cannot be had from a node.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The node cannot be called.
+    #[error("it cannot be reached")]
+    Unreachable(#[from] PeerError),
+    /// The node did not send it.
+    #[error("it did not send it: {}", .0.message())]
+    Peer(#[source] Box<Status>),
+    /// The node ended in the middle of it.
+    #[error("its answer was cut off")]
+    Cut,
+    /// The node says nothing any more.
+    #[error("it sent nothing for {} s", SILENCE.as_secs())]
+    Silent,
+    /// What came is not what it should be.
+    #[error(transparent)]
+    Bad(#[from] BadPart),
+    /// It cannot be written here, or what is here cannot be read.
+    #[error("it cannot be written here")]
+    Here(#[from] io::Error),
+}
+
+impl From<Status> for FetchError {
+    fn from(status: Status) -> Self {
+        Self::Peer(Box::new(status))
+    }
+}
+
+/// Why a file could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfetched {
+    /// From no node that has it.
+    #[error("{file} cannot be had: {problem}")]
+    NoSource {
+        /// Its path below the data directory.
+        file: String,
+        /// From each node, why.
+        problem: String,
+    },
+    /// What came is not what was written.
+    #[error(
+        "{file} came from other nodes as something else than it should be: it is damaged where it is"
+    )]
+    Damaged {
+        /// Its path below the data directory.
+        file: String,
+    },
+    /// It cannot be kept here.
+    #[error("{file} cannot be written")]
+    Here {
+        /// Its path below the data directory.
+        file: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A file that is being put together. Removed again unless it is kept.
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    file: Arc<File>,
+    kept: bool,
+}
+
+impl Part {
+    fn begin(path: PathBuf, size: u64) -> io::Result<Self> {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)?;
+        let part = Self {
+            path,
+            file: Arc::new(file),
+            kept: false,
+        };
+        part.file.set_len(size)?;
+        Ok(part)
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::warn!(%error, path = %self.path.display(), "half a file could not be removed");
+        }
+    }
+}
+
+/// One file that is being fetched, and who may be asked for it.
+struct Fetch<'a, S> {
+    node: &'a Arc<Node>,
+    wanted: &'a Wanted,
+    /// The nodes that have it now, the best first.
+    sources: S,
+    progress: &'a Progress,
+    /// When something came last.
+    heard: Mutex<Instant>,
+}
+
+/// Fetches a file that is not here. It is whole when this returns, and not yet on the disk.
+pub async fn fetch<S: Fn() -> Vec<NodeId>>(
+    node: &Arc<Node>,
+    wanted: &Wanted,
+    sources: S,
+    progress: &Progress,
+) -> Result<(), Unfetched> {
+    let fetch = Fetch {
+        node,
+        wanted,
+        sources,
+        progress,
+        heard: Mutex::new(Instant::now()),
+    };
+    fetch.run().await
+}
+
+impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
+    fn here(&self) -> impl Fn(io::Error) -> Unfetched {
+        let file = self.wanted.file.relative();
+        move |source| Unfetched::Here {
+            file: file.clone(),
+            source,
+        }
+    }
+
+    async fn run(&self) -> Result<(), Unfetched> {
+        let layout = &self.node.vms.engine().layout;
+        let path = self.wanted.file.path(layout);
+        let (mut part, missing) = self.begin(self.wanted.file.part(layout)).await?;
+        failpoint::reached("transfer.described");
+        let queue = Mutex::new(Queue::of(&missing));
+        self.all_parts(&part, &queue).await?;
+        failpoint::reached("transfer.parts-here");
+        let (file, wanted) = (
+            Arc::clone(&part.file),
+            (self.wanted.file, self.wanted.expected),
+        );
+        let whole = blocking(move || wanted.0.is_whole(&file, wanted.1)).await;
+        if !whole.map_err(self.here())? {
+            let file = self.wanted.file.relative();
+            return Err(Unfetched::Damaged { file });
+        }
+        let kept = match self.wanted.readers {
+            Readers::Lineage(group) => layout::share(&part.path, group),
+            Readers::All => layout.share_image(&part.path),
+        };
+        kept.and_then(|()| fs::rename(&part.path, path))
+            .map_err(self.here())?;
+        part.kept = true;
+        failpoint::reached("transfer.file-whole");
+        Ok(())
+    }
+
+    fn note_heard(&self) {
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// Waits before all nodes that have it are asked again; an error when nothing has come for too long.
+    async fn again(&self, problems: &[(NodeId, FetchError)]) -> Result<(), Unfetched> {
+        let said = problems.iter().map(|(source, error)| {
+            let name = crate::convert::node_name(&self.node.state(), *source);
+            format!("node {name}: {}", chain(error))
+        });
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_ours = |(_, error): &(NodeId, FetchError)| matches!(error, FetchError::Here(_));
+        if heard.elapsed() > PATIENCE || problems.iter().any(is_ours) {
+            let said: Vec<String> = said.collect();
+            return Err(Unfetched::NoSource {
+                file: self.wanted.file.relative(),
+                problem: match said.is_empty() {
+                    true => "no node that is there has it".to_owned(),
+                    false => said.join("; "),
+                },
+            });
+        }
+        let said: Vec<String> = said.collect();
+        tracing::debug!(
+            file = self.wanted.file.relative(),
+            ?said,
+            "a file is tried to be had again"
+        );
+        sleep(PAUSE).await;
+        Ok(())
+    }
+
+    /// Makes the part, with what is here already, and gives what is missing in it.
+    async fn begin(&self, path: PathBuf) -> Result<(Part, Vec<Range<u64>>), Unfetched> {
+        let mut problems = Vec::new();
+        loop {
+            for source in (self.sources)() {
+                match self.begin_with(source, &path).await {
+                    Ok(begun) => return Ok(begun),
+                    Err(error) => problems.push((source, error)),
+                }
+            }
+            self.again(&std::mem::take(&mut problems)).await?;
+        }
+    }
+
+    async fn begin_with(
+        &self,
+        source: NodeId,
+        path: &Path,
+    ) -> Result<(Part, Vec<Range<u64>>), FetchError> {
+        let similar = self.wanted.similar.as_ref().map(File::open).transpose()?;
+        let request = DescribeFileRequest {
+            file: Some(self.wanted.file.message()),
+            digests: similar.is_some(),
+        };
+        let mut client = self.node.peers.file_client(source)?;
+        let answer = timeout(SILENCE, client.describe_file(request)).await;
+        let mut told = answer.map_err(|_| FetchError::Silent)??.into_inner();
+        let DescribeFileResponse { size, .. } = next(&mut told).await?;
+        let path = path.to_owned();
+        let part = blocking(move || Part::begin(path, size)).await?;
+        self.progress.total.fetch_add(size, Ordering::Relaxed);
+        let Some(own) = similar.map(Arc::new) else {
+            let all = 0..size;
+            return Ok((
+                part,
+                vec![all]
+                    .into_iter()
+                    .filter(|all| !all.is_empty())
+                    .collect(),
+            ));
+        };
+        let mut difference = Difference::default();
+        loop {
+            let run = next(&mut told).await?;
+            self.note_heard();
+            self.note_moved(prost::Message::encoded_len(&run));
+            if run.last {
+                break;
+            }
+            let own = Arc::clone(&own);
+            difference = blocking(move || {
+                difference.add(&run, size, &own)?;
+                Ok(difference)
+            })
+            .await?;
+        }
+        let (file, Difference { missing, same }) = (Arc::clone(&part.file), difference);
+        let copied = blocking(move || copy(&own, &file, &same)).await?;
+        let to_come: u64 = missing.iter().map(|range| range.end - range.start).sum();
+        tracing::debug!(
+            file = self.wanted.file.relative(),
+            copied,
+            to_come,
+            "what is here of a file was taken from a similar one"
+        );
+        self.progress
+            .done
+            .fetch_add(size - to_come, Ordering::Relaxed);
+        Ok((part, missing))
+    }
+
+    fn note_moved(&self, bytes: usize) {
+        metrics::fetched(bytes);
+        self.progress
+            .moved
+            .fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    async fn all_parts(&self, part: &Part, queue: &Mutex<Queue>) -> Result<(), Unfetched> {
+        let is_empty = || {
+            queue
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_empty()
+        };
+        while !is_empty() {
+            let sources = (self.sources)();
+            let lanes = sources
+                .iter()
+                .flat_map(|source| std::iter::repeat_n(*source, LANES));
+            let lanes = lanes.map(|source| async move {
+                let ended = self.lane(source, part, queue).await;
+                ended.err().map(|error| (source, error))
+            });
+            let problems: Vec<_> = join_all(lanes).await.into_iter().flatten().collect();
+            if !is_empty() {
+                self.again(&problems).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fetches segments from one node until none is left.
+    async fn lane(
+        &self,
+        source: NodeId,
+        part: &Part,
+        queue: &Mutex<Queue>,
+    ) -> Result<(), FetchError> {
+        let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let Some(segment) = queue().take() else {
+                return Ok(());
+            };
+            let mut got = 0;
+            let fetched = self.segment(source, part, &segment, &mut got).await;
+            if let Err(error) = fetched {
+                queue().give_back(&segment, got);
+                return Err(error);
+            }
+        }
+    }
+
+    /// Fetches one segment; `got` says up to where it is here.
+    async fn segment(
+        &self,
+        source: NodeId,
+        part: &Part,
+        segment: &Segment,
+        got: &mut u64,
+    ) -> Result<(), FetchError> {
+        let request = ReadFileRequest {
+            file: Some(self.wanted.file.message()),
+            ranges: segment
+                .iter()
+                .map(|range| ByteRange {
+                    from: range.start,
+                    to: range.end,
+                })
+                .collect(),
+        };
+        let mut client = self.node.peers.file_client(source)?;
+        let answer = timeout(SILENCE, client.read_file(request)).await;
+        let mut parts = answer.map_err(|_| FetchError::Silent)??.into_inner();
+        let wanted: Arc<[Range<u64>]> = segment.as_slice().into();
+        let bytes = |until: u64| -> u64 {
+            let before = |range: &Range<u64>| range.end.min(until).saturating_sub(range.start);
+            segment.iter().map(before).sum()
+        };
+        while *got != pack::TOLD_ALL {
+            let one = next(&mut parts).await?;
+            self.note_heard();
+            self.note_moved(one.packed.len());
+            let (file, wanted) = (Arc::clone(&part.file), Arc::clone(&wanted));
+            let told_to = one.told_to;
+            let written = spawn_blocking(move || {
+                let bytes = pack::unpack(&one, &wanted)?;
+                pack::write(&file, &one.ranges, &bytes)?;
+                Ok::<_, FetchError>(())
+            });
+            written.await.map_err(io::Error::other)??;
+            failpoint::reached("transfer.part-written");
+            if told_to <= *got {
+                return Err(FetchError::Cut);
+            }
+            let more = bytes(told_to) - bytes(*got);
+            self.progress.done.fetch_add(more, Ordering::Relaxed);
+            *got = told_to;
+        }
+        Ok(())
+    }
+}
+
+/// The next message of an answer that has not come to its end.
+async fn next<T>(stream: &mut Streaming<T>) -> Result<T, FetchError> {
+    let message = timeout(SILENCE, stream.message()).await;
+    let message = message.map_err(|_| FetchError::Silent)??;
+    message.ok_or(FetchError::Cut)
+}
+
+/// Copies ranges from one file to another.
+fn copy(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<u64> {
+    let (mut buffer, mut copied) = (vec![0; pack::PART], 0);
+    for range in ranges {
+        let mut at = range.start;
+        while at < range.end {
+            let length = (range.end - at).min(pack::PART as u64) as usize;
+            let bytes = &mut buffer[..length];
+            from.read_exact_at(bytes, at)?;
+            to.write_all_at(bytes, at)?;
+            at += length as u64;
+        }
+        copied += range.end - range.start;
+    }
+    Ok(copied)
+}
+
+/// Runs work that blocks away from the runtime's threads.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(work)
+        .await
+        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
+}
