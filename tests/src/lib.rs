@@ -6,6 +6,7 @@
 
 pub mod channels;
 pub mod cluster;
+pub mod copies;
 pub mod failpoints;
 pub mod fpagent;
 pub mod guests;

@@ -8,6 +8,7 @@ use std::{fs, thread, time::Duration};
 use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE, signal},
+    copies::agree,
     failpoints,
     fpagent::{self, Answer},
     soundness::{Acknowledged, Ground, goes_on, settled, usable},
@@ -49,6 +50,10 @@ enum Way {
     Authority,
     /// The same, where there are other nodes.
     AuthorityOfOthers,
+    /// `fork --node`, on the node that fetches what it lacks.
+    Fetch,
+    /// The same, on the node that has it.
+    Give,
 }
 
 fn way(failpoint: &str) -> Option<Way> {
@@ -60,6 +65,7 @@ fn way(failpoint: &str) -> Option<Way> {
         "pool.made" | "restore.folder-made" => Way::Warm,
         "pool.given-up" => Way::Cool,
         "authority.asked" => Way::AuthorityOfOthers,
+        "transfer.part-read" => Way::Give,
         _ => match failpoint.split_once('.')?.0 {
             "capture" | "secure" => Way::Capture,
             "operation" => Way::ForkVm,
@@ -71,6 +77,7 @@ fn way(failpoint: &str) -> Option<Way> {
             "reset" => Way::Reset,
             "suspend" => Way::Suspend,
             "authority" => Way::Authority,
+            "transfer" => Way::Fetch,
             _ => return None,
         },
     })
@@ -219,7 +226,11 @@ type Request = thread::JoinHandle<anyhow::Result<Answer>>;
 
 /// A request, made beside what else is done. It is sent again as long as nobody answers.
 fn ask(cluster: &Cluster, args: &[&str]) -> Request {
-    let address = cluster.node(1).address();
+    ask_through(cluster, 1, args)
+}
+
+fn ask_through(cluster: &Cluster, through: usize, args: &[&str]) -> Request {
+    let address = cluster.node(through).address();
     let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
     thread::spawn(move || {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -235,7 +246,11 @@ fn answer(request: Request) -> anyhow::Result<Answer> {
 
 /// Waits until the agent was killed at a failpoint.
 fn die(cluster: &mut Cluster, name: &str) -> anyhow::Result<()> {
-    let agent = cluster.node_mut(1);
+    died(cluster, 1, name)
+}
+
+fn died(cluster: &mut Cluster, number: usize, name: &str) -> anyhow::Result<()> {
+    let agent = cluster.node_mut(number);
     let what = format!("the agent to be killed at {name}");
     wait_for(&what, Duration::from_secs(20), || {
         Ok(agent.has_ended()?.then_some(()))
@@ -497,6 +512,55 @@ fn an_authority_whose_key_is_lost_with_its_node_is_made_anew() -> anyhow::Result
             .fp(&["authority", "finish", "--yes"])?
             .success()?;
         cluster.wait_online(3)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_fetching() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    for number in [1, 2] {
+        let agent = cluster.node_mut(number);
+        agent.terminate()?;
+        agent.set_program(env!("CARGO_BIN_EXE_fpagent-failpoints"));
+        agent.start()?;
+        agent.wait_answers()?;
+    }
+    cluster.wait_online(3)?;
+    let create = [
+        "vm", "create", "parent", "--image", "tiny", "--node", "node1", "--wait",
+    ];
+    cluster.node(3).fp(&create)?.success()?;
+    cluster.wait_pulses("parent", 3)?;
+    for (way, killed) in [(Way::Fetch, 2), (Way::Give, 1)] {
+        for name in on(&[way])? {
+            cluster.node(killed).arm(&name, KILL)?;
+            let fork = ["fork", "parent", "--node", "node2", "--name", "far"];
+            let request = ask_through(&cluster, 3, &fork);
+            died(&mut cluster, killed, &name)?;
+            cluster.node_mut(killed).start()?;
+            cluster.node_mut(killed).wait_answers()?;
+            answer(request)?
+                .success()
+                .and_then(|()| goes_on(&cluster, "far"))
+                .and_then(|()| goes_on(&cluster, "parent"))
+                .and_then(|()| agree(&cluster))
+                .with_context(|| format!("killed at {name}"))?;
+            // Nothing of it is left, and all of it comes again the next time.
+            cluster
+                .node(3)
+                .fp(&["vm", "rm", "--force", "far"])?
+                .success()?;
+            let (bases, streams) = ("bases", "streams");
+            wait_for("what was fetched to be gone", PATIENCE, || {
+                let left = |folder| {
+                    Ok::<_, anyhow::Error>(fs::read_dir(cluster.node(2).data.join(folder))?.count())
+                };
+                Ok((left(bases)? == 0 && left(streams)? == 0).then_some(()))
+            })
+            .with_context(|| format!("killed at {name}"))?;
+        }
     }
     Ok(())
 }

@@ -7,8 +7,8 @@ use proto::{
     v1::{ForkRequest, ForkResponse, ForkedVm},
 };
 use raft::state::{
-    Actor, CaptureMode, Command, ForkSource, Kind, Millis, NodeId, Operation, OperationId,
-    OperationState, Placing, Rejection, Response, State, names, places_of_fork,
+    Actor, CaptureMode, Command, ForkSource, Kind, MAX_CHILDREN, Millis, NodeId, Operation,
+    OperationId, OperationState, Placing, Rejection, Response, State, names, places_of_fork,
 };
 use tokio::{
     sync::oneshot,
@@ -132,7 +132,10 @@ impl Api {
         };
         let told = match self.was_carried_out(by, &key) {
             true => None,
-            false => self.prepare_fork(by, &source, operation, &request, (mode, &candidates)),
+            false => {
+                let places = (request.count, &placing, &candidates[..]);
+                self.prepare_fork(by, &source, operation, places, mode)
+            }
         };
         let command = Command::Fork {
             operation,
@@ -183,17 +186,16 @@ impl Api {
         by: &Actor,
         source: &ForkSource,
         operation: OperationId,
-        request: &ForkRequest,
-        (mode, candidates): (CaptureMode, &[NodeId]),
+        (count, placing, candidates): (u32, &Placing, &[NodeId]),
+        mode: CaptureMode,
     ) -> Option<oneshot::Receiver<Instant>> {
-        let (node, source) = located(&self.node.state(), by, source, candidates).ok()?;
-        let count =
-            Some(request.count).filter(|count| (1..=raft::state::MAX_CHILDREN).contains(count))?;
-        let count = match request.node.is_empty() && !request.spread {
-            true => count,
-            false => 0,
-        };
-        Some(self.prepare(node, operation, source, count, mode))
+        let state = self.node.state();
+        let (node, found) = located(&state, by, source, candidates).ok()?;
+        let count = Some(count).filter(|count| (1..=MAX_CHILDREN).contains(count))?;
+        let places = places_of_fork(&state, by, source, placing, candidates, count).ok()?;
+        let here = (0..).zip(places).filter(|(_, place)| *place == node);
+        let children = here.map(|(number, _)| number).collect();
+        Some(self.prepare(node, operation, found, children, mode))
     }
 
     /// The same, where the source is known.
@@ -202,14 +204,14 @@ impl Api {
         node: NodeId,
         operation: OperationId,
         source: Source,
-        count: u32,
+        children: Vec<u32>,
         mode: CaptureMode,
     ) -> oneshot::Receiver<Instant> {
         let (told, when) = oneshot::channel();
         if node == self.node.id() {
             self.node
                 .forks
-                .prepare(&self.node, operation, source, count, mode);
+                .prepare(&self.node, operation, source, children, mode);
             // The receiver is there: it is returned below.
             let _kept = told.send(Instant::now());
             return when;
@@ -221,7 +223,7 @@ impl Api {
                 Source::Vm(vm) => vm.to_string(),
                 Source::Snapshot(snapshot) => format!("@{snapshot}"),
             },
-            count,
+            children,
             mode: match mode {
                 CaptureMode::Auto => proto::v1::CaptureMode::Auto,
                 CaptureMode::Paused => proto::v1::CaptureMode::Paused,

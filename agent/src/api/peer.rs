@@ -96,10 +96,12 @@ impl PeerService for Api {
             Some(snapshot) => Source::Snapshot(snapshot.parse().map_err(malformed)?),
             None => Source::Vm(request.source.parse().map_err(malformed)?),
         };
-        let count = request.count.min(raft::state::MAX_CHILDREN);
+        let mut children = request.children;
+        children.retain(|number| *number < raft::state::MAX_CHILDREN);
+        children.truncate(raft::state::MAX_CHILDREN as usize);
         self.node
             .forks
-            .prepare(&self.node, operation, source, count, mode);
+            .prepare(&self.node, operation, source, children, mode);
         Ok(Response::new(PrepareForkResponse {}))
     }
 

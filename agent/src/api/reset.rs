@@ -86,7 +86,7 @@ impl Api {
             (Ok(vm), Some(source))
                 if vm.ownership.is_ruled_by(by) && !self.was_carried_out(by, &key) =>
             {
-                Some(self.prepare(vm.node, operation, source, 1, CaptureMode::Auto))
+                Some(self.prepare(vm.node, operation, source, vec![0], CaptureMode::Auto))
             }
             _ => None,
         };
@@ -123,7 +123,7 @@ impl Api {
             && vm.ownership.is_ruled_by(by)
         {
             let source = Source::Vm(vm.id);
-            self.prepare(vm.node, operation, source, 0, CaptureMode::Auto);
+            self.prepare(vm.node, operation, source, vec![], CaptureMode::Auto);
         }
         let change = Command::SuspendVm {
             operation,

@@ -39,7 +39,7 @@ impl SnapshotService for Api {
         if !self.was_carried_out(&by, &key)
             && let Ok(vm) = names::vm(&state, &by, &request.vm)
         {
-            self.prepare(vm.node, operation, Source::Vm(vm.id), 0, mode);
+            self.prepare(vm.node, operation, Source::Vm(vm.id), vec![], mode);
         }
         let name = Some(request.name).filter(|name| !name.is_empty());
         let expires_at = self.expiry();

@@ -251,9 +251,9 @@ mod tests {
     #[test]
     fn a_part_that_is_not_what_was_asked_for_is_refused() {
         let file = sparse(&[(0, 1), (5, 2)], 6 * PAGE_BYTES);
-        let wanted = [0..6 * PAGE_BYTES];
+        let wanted: Vec<Range<u64>> = std::iter::once(0..6 * PAGE_BYTES).collect();
         let part = || {
-            let mut reader = Reader::new(file.try_clone().unwrap(), wanted.to_vec()).unwrap();
+            let mut reader = Reader::new(file.try_clone().unwrap(), wanted.clone()).unwrap();
             reader.part().unwrap().unwrap()
         };
         assert_eq!(part().ranges.len(), 2);
@@ -265,7 +265,10 @@ mod tests {
         };
         let nothing = |_: &mut ReadFileResponse| {};
         let ranges = |bad| matches!(bad, BadPart::Ranges { .. });
-        assert!(ranges(refused(&nothing, &[0..PAGE_BYTES])));
+        assert!(ranges(refused(
+            &nothing,
+            &[0..PAGE_BYTES, PAGE_BYTES..2 * PAGE_BYTES]
+        )));
         assert!(ranges(refused(&|part| part.ranges[1].to += 1, &wanted)));
         assert!(ranges(refused(&|part| part.ranges.swap(0, 1), &wanted)));
         assert!(ranges(refused(

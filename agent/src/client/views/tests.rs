@@ -81,7 +81,7 @@ fn a_node() {
             "id": 2, "name": "host-b", "address": "10.0.0.2:7400", "state": "online", "schedulable": true,
             "role": "voter", "leader": false, "labels": {"rack": "7"}, "createdAt": "2023-11-14T22:13:20.250Z", "vms": 3,
             "capacity": {"cpus": 2, "memoryBytes": 17_179_869_184_u64, "qemuVersion": "10.0.2", "accelerators": ["tcg"],
-                         "agentVersion": "0.1.0", "newestVersion": 1, "problems": []},
+                         "agentVersion": "0.1.0", "newestVersion": 1, "processor": "a processor", "problems": []},
         }),
     );
     rows(&node);

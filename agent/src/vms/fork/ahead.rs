@@ -26,7 +26,7 @@ pub(super) async fn prepare(
     state: &State,
     operation: OperationId,
     source: Source,
-    count: u32,
+    mut children: Vec<u32>,
     mode: CaptureMode,
 ) -> Result<Prepared, String> {
     let (mut capture, mut ready) = (None, None);
@@ -75,7 +75,7 @@ pub(super) async fn prepare(
                 .ok_or("the snapshot is not ready")?;
             node.store.check_usable(id, content)?;
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
-            ready = Some((id, node.pool.take(id, count)));
+            ready = Some((id, node.pool.take(id, children.len() as u32)));
             (Parts::of(content), hardware, snapshot.spec.clone())
         }
     };
@@ -93,13 +93,13 @@ pub(super) async fn prepare(
             .spawn(async move { start_child(&context, &child, hardware, &with).await });
         (number, Starting { parts, started })
     };
-    let there = ready
-        .as_ref()
-        .map_or(0, |(_, members)| members.len() as u32);
+    let there = ready.as_ref().map_or(0, |(_, members)| members.len());
+    // Those that are ready become the last ones.
+    children.truncate(children.len().saturating_sub(there));
     Ok(Prepared {
         capture,
         ready,
-        starting: (0..count - there).map(start).collect(),
+        starting: children.into_iter().map(start).collect(),
     })
 }
 

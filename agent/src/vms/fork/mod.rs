@@ -167,7 +167,7 @@ impl Forks {
         node: &Arc<Node>,
         operation: OperationId,
         source: Source,
-        count: u32,
+        children: Vec<u32>,
         mode: CaptureMode,
     ) {
         let mut ahead = self.ahead();
@@ -181,7 +181,7 @@ impl Forks {
                 return Prepared::default();
             }
             let state = context.state();
-            match prepare(&context, &state, operation, source, count, mode).await {
+            match prepare(&context, &state, operation, source, children, mode).await {
                 Ok(prepared) => prepared,
                 Err(problem) => {
                     // The operation itself will meet the same problem and report it.

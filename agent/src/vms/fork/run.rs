@@ -11,7 +11,7 @@ use qemu::{
 };
 use raft::state::{
     Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
-    OperationState, Power, Safety, Snapshot, SnapshotId, State, VmId,
+    OperationState, Power, Safety, Snapshot, State, VmId,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -111,9 +111,9 @@ impl Run {
             }
         };
         // Beside it nothing refers to what was fetched, before the children do.
-        let _kept = match numbers.is_empty() {
-            true => None,
-            false => self.obtain(snapshot.id, &content).await?,
+        let _kept = match told.is_none() && !numbers.is_empty() {
+            true => self.obtain(snapshot, &content).await?,
+            false => None,
         };
         if operation.vm.is_none() && self.prepared.ready.is_none() {
             // Nobody told this node ahead.
@@ -189,10 +189,15 @@ impl Run {
         }
     }
 
-    /// Has what a snapshot is made of be here.
-    async fn obtain(&self, id: SnapshotId, content: &Content) -> Result<Option<Kept>, String> {
+    /// Has what a snapshot is made of be here, and its image.
+    async fn obtain(&self, snapshot: &Snapshot, content: &Content) -> Result<Option<Kept>, String> {
+        let both = async {
+            let image = self.node.fetch_image(snapshot.spec.image);
+            let (kept, ()) = tokio::try_join!(self.node.obtain(snapshot.id, content), image)?;
+            Ok(kept)
+        };
         tokio::select! {
-            obtained = self.node.obtain(id, content) => obtained,
+            obtained = both => obtained,
             () = self.cancel.cancelled() => Err("it was cancelled".to_owned()),
         }
     }

@@ -1,0 +1,286 @@
+//! Forks onto other hosts: one request, as exact and distinct as on one's own, which moves only what those lack, from whoever has it.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::Context as _;
+use harness::{
+    cluster::{Cluster, PATIENCE},
+    copies::agree,
+    fpagent,
+    guests::shell,
+    lineage::{files, fork, histories, names, share_then_differ},
+    wait_for,
+};
+use serde_json::Value;
+
+/// A cluster of three with a guest on the first node that writes records.
+fn cluster() -> anyhow::Result<Cluster> {
+    let cluster = Cluster::start(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    let create = [
+        "vm", "create", "parent", "--image", "tiny", "--node", "node1", "--wait",
+    ];
+    cluster.node(2).fp(&create)?.success()?;
+    cluster.wait_pulses("parent", 3)?;
+    Ok(cluster)
+}
+
+/// On which nodes a fork's children are, by how many.
+fn places(fork: &Value) -> BTreeMap<&str, usize> {
+    let mut places = BTreeMap::new();
+    for child in fork["children"].as_array().into_iter().flatten() {
+        *places
+            .entry(child["node"].as_str().unwrap_or_default())
+            .or_default() += 1;
+    }
+    places
+}
+
+/// Bytes that have come to a node from others.
+fn moved(cluster: &Cluster, node: usize) -> anyhow::Result<u64> {
+    let shown = cluster
+        .node(node)
+        .metrics(&cluster.node(1).data.join("certs/admin"))?;
+    let mut lines = shown.lines();
+    let value = lines.find_map(|line| line.strip_prefix("fpagent_fetched_bytes_total "));
+    Ok(value.map_or(Ok(0), str::parse)?)
+}
+
+#[test]
+fn forks_on_other_hosts_are_exact_distinct_and_deleted() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let secret = cluster.folder().join("secret");
+    fs::write(&secret, "s3cret")?;
+    let secret = format!("key=@{}", secret.display());
+    // Through a node that is neither end.
+    let told = [
+        "parent", "--node", "node2", "--name", "far", "--set", "role=far",
+    ];
+    let far = fork(&cluster, 3, &[&told[..], &["--secret", &secret]].concat())?;
+    assert_eq!(places(&far), BTreeMap::from([("node2", 1)]));
+    assert_eq!(cluster.vm(1, "far")?["node"], "node2");
+    let says = shell(
+        &cluster,
+        1,
+        "far",
+        "hostname; fpguest get role; fpguest get key",
+    )?;
+    assert_eq!(
+        says.split_whitespace().collect::<Vec<_>>(),
+        ["far", "fars3cret"]
+    );
+
+    // All over, also from there: a fork of a fork that came from elsewhere.
+    let spread = fork(&cluster, 2, &["parent", "-n", "6", "--spread"])?;
+    assert_eq!(
+        places(&spread),
+        ["node1", "node2", "node3"].map(|node| (node, 2)).into()
+    );
+    cluster.wait_pulses("far", 2)?;
+    let back = fork(&cluster, 3, &["far", "--node", "node1", "--name", "back"])?;
+    let mut all = vec!["parent".to_owned(), "far".to_owned()];
+    all.extend(names(&spread));
+    all.extend(names(&back));
+    for name in &all {
+        cluster.wait_pulses(name, 2)?;
+    }
+    wait_for("what was fetched to be held", PATIENCE, || {
+        let shown = cluster
+            .node(1)
+            .json(&["snapshot", "show", text(&spread["snapshot"])?])?;
+        let nodes = shown["nodes"].as_array().map(Vec::len);
+        Ok((nodes == Some(3)).then_some(()))
+    })?;
+    agree(&cluster)?;
+    share_then_differ(&histories(&cluster, &all)?);
+
+    // It starts anew from its own disk, where it is.
+    cluster.node(1).fp(&["vm", "start", "far"])?.success()?;
+    cluster.wait_vm(3, "far", "running")?;
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let remove = [&["vm", "rm", "--force"], &all[..]].concat();
+    cluster.node(3).fp(&remove)?.success()?;
+    cluster.node(3).fp(&["image", "rm", "tiny"])?.success()?;
+    wait_for("every file and process to be gone", PATIENCE, || {
+        Ok((cluster.processes()?.is_empty() && files(&cluster)?.is_empty()).then_some(()))
+    })
+    .with_context(|| format!("left: {:?}", files(&cluster)))
+}
+
+#[test]
+fn only_what_a_host_lacks_moves() -> anyhow::Result<()> {
+    const MIB: u64 = 1 << 20;
+    let cluster = cluster()?;
+    let first = fork(&cluster, 1, &["parent", "--node", "node2"])?;
+    let all = moved(&cluster, 2)?;
+    let base = base_of(&cluster, &first)?;
+    let base_bytes = base.0;
+    // All of it, and packed: the image's files come, too.
+    assert!(
+        all > 20 * MIB && all < base_bytes,
+        "{all} bytes for a base of {base_bytes} and an image"
+    );
+    // The base is there: what the guest wrote since comes.
+    cluster.wait_pulses("parent", 2)?;
+    let second = fork(&cluster, 1, &["parent", "--node", "node2"])?;
+    assert_eq!(base_of(&cluster, &second)?.1, base.1);
+    let more = moved(&cluster, 2)? - all;
+    assert!(
+        more < 5 * MIB / 2,
+        "{more} bytes for what was written in a moment"
+    );
+
+    // Another base, since so much was written: most of its pages are as in the one before.
+    shell(
+        &cluster,
+        1,
+        "parent",
+        "dd if=/dev/urandom of=/dev/shm/noise bs=1M count=40 2>&1",
+    )?;
+    let third = fork(&cluster, 1, &["parent", "--node", "node2"])?;
+    assert_ne!(base_of(&cluster, &third)?.1, base.1, "there is no new base");
+    let noise = moved(&cluster, 2)? - all - more;
+    assert!(
+        noise > 40 * MIB && noise < 48 * MIB,
+        "{noise} bytes for 40 MiB that cannot be packed"
+    );
+    agree(&cluster)
+}
+
+/// The size of a fork's base, and its name.
+fn base_of(cluster: &Cluster, fork: &Value) -> anyhow::Result<(u64, String)> {
+    let shown = cluster
+        .node(1)
+        .json(&["snapshot", "show", text(&fork["snapshot"])?])?;
+    let bytes = shown["baseBytes"].as_u64().context("no size")?;
+    let vm = cluster.vm(1, &names(fork)[0])?;
+    let record = harness::soundness::record(cluster, &vm)?;
+    Ok((bytes, record.base.context("no base")?.0))
+}
+
+fn text(value: &Value) -> anyhow::Result<&str> {
+    value
+        .as_str()
+        .with_context(|| format!("{value} is no text"))
+}
+
+#[test]
+fn what_cannot_be_had_fails_with_the_reason_and_is_had_later() -> anyhow::Result<()> {
+    let mut cluster = cluster()?;
+    for (args, words) in [
+        (&["fork", "parent", "--node", "node9"][..], &["node9"][..]),
+        (
+            &["fork", "parent", "--node", "node2", "--spread"],
+            &["--spread"],
+        ),
+    ] {
+        let answer = cluster.node(1).fp(args)?;
+        assert_ne!(answer.code, 0);
+        for word in words {
+            assert!(answer.err.contains(word), "{}", answer.err);
+        }
+    }
+    cluster
+        .node(1)
+        .fp(&["node", "cordon", "node2"])?
+        .success()?;
+    cluster
+        .node(1)
+        .fp(&["fork", "parent", "--node", "node2"])?
+        .refused(&["node2", "cordoned"])?;
+    let spread = fork(&cluster, 1, &["parent", "-n", "2", "--spread"])?;
+    assert_eq!(places(&spread), [("node1", 1), ("node3", 1)].into());
+    cluster
+        .node(1)
+        .fp(&["node", "uncordon", "node2"])?
+        .success()?;
+
+    let create = ["snapshot", "create", "parent", "kept"];
+    cluster.node(1).fp(&create)?.success()?;
+    fork(
+        &cluster,
+        1,
+        &["@kept", "--node", "node2", "--name", "second"],
+    )?;
+    wait_for("the second node to hold it", PATIENCE, || {
+        let shown = cluster.node(1).json(&["snapshot", "show", "@kept"])?;
+        Ok((shown["nodes"].as_array().map(Vec::len) == Some(2)).then_some(()))
+    })?;
+    // Its first node is away: the other one has it.
+    cluster.node_mut(1).kill()?;
+    missed(&cluster, "node1")?;
+    let third = fork(
+        &cluster,
+        2,
+        &["@kept", "--node", "node3", "--name", "third"],
+    )?;
+    assert_eq!(places(&third), [("node3", 1)].into());
+    let where_it_is = fork(&cluster, 3, &["@kept", "--name", "fourth"])?;
+    assert_ne!(places(&where_it_is), [("node1", 1)].into());
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    cluster.wait_online(3)?;
+
+    // What only a node has that is away cannot be had.
+    let create = ["snapshot", "create", "parent", "alone"];
+    cluster.node(1).fp(&create)?.success()?;
+    cluster.node_mut(1).kill()?;
+    missed(&cluster, "node1")?;
+    let asked = ["fork", "@alone", "--node", "node2", "--name", "late"];
+    cluster
+        .node(2)
+        .fp(&asked)?
+        .refused(&["cannot be had", "node1"])?;
+    assert_eq!(cluster.vm(2, "late")?["state"], "failed");
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    cluster.node(2).fp(&["vm", "start", "late"])?.success()?;
+    cluster.wait_vm(3, "late", "running")?;
+    cluster.wait_pulses("late", 2)?;
+    agree(&cluster)
+}
+
+/// Waits until a node is known to be away.
+fn missed(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    wait_for(&format!("{name} to be missed"), PATIENCE, || {
+        let list = cluster.node(2).json(&["node", "ls"])?;
+        let mut nodes = list["items"].as_array().into_iter().flatten();
+        let is_away = nodes.any(|node| node["name"] == name && node["state"] == "offline");
+        Ok(is_away.then_some(()))
+    })
+}
+
+#[test]
+fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()> {
+    let mut cluster = cluster()?;
+    cluster.node_mut(2).kill()?;
+    // It is not missed yet.
+    let address = cluster.node(3).address();
+    let request = std::thread::spawn(move || {
+        let fork = ["fork", "parent", "-n", "3", "--spread", "-o", "json"];
+        fpagent::run(Some(&address), &fork)
+    });
+    wait_for("the others' parts", PATIENCE, || {
+        let list = cluster.node(3).json(&["vm", "ls"])?;
+        let vms = list["items"].as_array().into_iter().flatten();
+        Ok((vms.filter(|vm| vm["state"] == "running").count() == 3).then_some(()))
+    })?;
+    cluster.node_mut(2).start()?;
+    cluster.node_mut(2).wait_answers()?;
+    let made = request
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))??
+        .json()?;
+    assert_eq!(
+        places(&made),
+        ["node1", "node2", "node3"].map(|node| (node, 1)).into(),
+        "{made}"
+    );
+    let mut all = vec!["parent".to_owned()];
+    all.extend(names(&made));
+    for name in &all {
+        cluster.wait_pulses(name, 2)?;
+    }
+    share_then_differ(&histories(&cluster, &all)?);
+    Ok(())
+}
