@@ -536,5 +536,6 @@ pub fn operation(state: &State, by: &Actor, operation: &Operation) -> v1::Operat
         cancel_requested: operation.cancel_requested,
         done: operation.results.len() as u32 + u32::from(capture && captured),
         total: operation.count + u32::from(capture),
+        transfers: Vec::new(),
     }
 }

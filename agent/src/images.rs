@@ -36,6 +36,24 @@ impl Node {
         Ok(())
     }
 
+    /// Makes sure that what a fork needs of an image is here: its disk. What its guest needs to start anew comes after that, beside everything
+    /// else.
+    pub async fn fetch_image_disk(self: &Arc<Self>, id: ImageId) -> Result<(), String> {
+        let state = self.state();
+        let image = state
+            .images
+            .get(&id)
+            .ok_or_else(|| format!("the image {id} is not known"))?;
+        if self.has_image(&state, id) {
+            return Ok(());
+        }
+        if let Some(disk) = &image.disk {
+            self.have_blob(image, &disk.blob).await?;
+        }
+        self.begin_fetch(id);
+        Ok(())
+    }
+
     /// Fetches an image beside everything else, unless that is under way.
     pub fn begin_fetch(self: &Arc<Self>, id: ImageId) {
         let fetching = || self.fetching.lock().unwrap_or_else(PoisonError::into_inner);

@@ -228,9 +228,14 @@ impl Agent {
         Ok(())
     }
 
-    /// What it has logged.
+    /// What it has logged, without colours.
     pub fn log_text(&self) -> String {
-        fs::read_to_string(self.log()).unwrap_or_default()
+        let text = fs::read_to_string(self.log()).unwrap_or_default();
+        let mut pieces = text.split("\x1b[");
+        let plain = pieces.next().unwrap_or_default().to_owned();
+        pieces.fold(plain, |plain, piece| {
+            plain + piece.split_once('m').map_or("", |(_, rest)| rest)
+        })
     }
 
     /// The end of its log.

@@ -1,4 +1,6 @@
 //! Forks onto other hosts: one request, as exact and distinct as on one's own, which moves only what those lack, from whoever has it.
+//!
+//! `FP_SPREAD`: how many forks are spread over three hosts at once.
 
 use std::{collections::BTreeMap, fs};
 
@@ -7,7 +9,7 @@ use harness::{
     cluster::{Cluster, PATIENCE},
     copies::agree,
     fpagent,
-    guests::shell,
+    guests::{amount, shell},
     lineage::{files, fork, histories, names, share_then_differ},
     wait_for,
 };
@@ -71,10 +73,12 @@ fn forks_on_other_hosts_are_exact_distinct_and_deleted() -> anyhow::Result<()> {
     );
 
     // All over, also from there: a fork of a fork that came from elsewhere.
-    let spread = fork(&cluster, 2, &["parent", "-n", "6", "--spread"])?;
+    let each = amount("FP_SPREAD", 6) / 3;
+    let count = (3 * each).to_string();
+    let spread = fork(&cluster, 2, &["parent", "-n", &count, "--spread"])?;
     assert_eq!(
         places(&spread),
-        ["node1", "node2", "node3"].map(|node| (node, 2)).into()
+        ["node1", "node2", "node3"].map(|node| (node, each)).into()
     );
     cluster.wait_pulses("far", 2)?;
     let back = fork(&cluster, 3, &["far", "--node", "node1", "--name", "back"])?;
@@ -283,4 +287,108 @@ fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()>
     }
     share_then_differ(&histories(&cluster, &all)?);
     Ok(())
+}
+
+/// A fork's request through a node, and its operation once that is open.
+fn begun(cluster: &Cluster, through: usize, args: &[&str]) -> anyhow::Result<(Request, String)> {
+    let address = cluster.node(through).address();
+    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+    let request = std::thread::spawn(move || {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        fpagent::run(Some(&address), &args)
+    });
+    let open = wait_for("the operation to be open", PATIENCE, || {
+        let list = cluster.node(through).json(&["op", "ls"])?;
+        let mut all = list["items"].as_array().into_iter().flatten();
+        let open = all.find(|one| one["state"] == "open");
+        Ok(open.and_then(|one| Some(one["id"].as_str()?.to_owned())))
+    })?;
+    Ok((request, open))
+}
+
+type Request = std::thread::JoinHandle<anyhow::Result<fpagent::Answer>>;
+
+/// Waits until so much of what an operation needs has come, as a node shows it that has nothing to do with it.
+fn until_moved(cluster: &Cluster, operation: &str, bytes: u64) -> anyhow::Result<()> {
+    wait_for("some of it to come", PATIENCE, || {
+        let shown = cluster.node(3).json(&["op", "show", operation])?;
+        let moved = &shown["transfers"][0]["movedBytes"];
+        Ok((moved.as_u64().unwrap_or_default() >= bytes).then_some(()))
+    })
+}
+
+#[test]
+fn what_was_cut_off_goes_on_where_it_was() -> anyhow::Result<()> {
+    const RATE: u64 = 8 << 20;
+    let mut cluster = Cluster::start_apart(3)?;
+    let giver = cluster.node_mut(1);
+    giver.terminate()?;
+    giver.set_options(&["--transfer-rate", "8M"]);
+    giver.start()?;
+    giver.wait_answers()?;
+    cluster.wait_online(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    let create = [
+        "vm", "create", "parent", "--image", "tiny", "--node", "node1", "--wait",
+    ];
+    cluster.node(1).fp(&create)?.success()?;
+    cluster.wait_pulses("parent", 3)?;
+    let began = std::time::Instant::now();
+    let fork = ["fork", "parent", "--node", "node2", "--name", "far"];
+    let (request, operation) = begun(&cluster, 2, &fork)?;
+    until_moved(&cluster, &operation, RATE)?;
+    cluster.network()?.unplug(1)?;
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    cluster.network()?.plug(1)?;
+    let answer = request
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    answer.success()?;
+    // Nothing came twice but what was on its way, and nothing faster than it may.
+    let log = cluster.node(2).log_text();
+    let line = log
+        .lines()
+        .find(|line| line.contains("a snapshot was fetched"));
+    let bytes = line.and_then(|line| line.split("bytes=").nth(1)?.split(' ').next()?.parse().ok());
+    let bytes: u64 = bytes.context("how much came is not in the log")?;
+    let packed = 37 << 20;
+    assert!(
+        bytes < packed * 5 / 4,
+        "{bytes} bytes came for {packed} or so"
+    );
+    let least = (bytes - RATE) / RATE;
+    assert!(began.elapsed().as_secs() >= least, "{:?}", began.elapsed());
+    cluster.wait_pulses("far", 2)?;
+    agree(&cluster)
+}
+
+#[test]
+fn a_cancelled_transfer_leaves_nothing() -> anyhow::Result<()> {
+    let mut cluster = cluster()?;
+    let giver = cluster.node_mut(1);
+    giver.terminate()?;
+    giver.set_options(&["--transfer-rate", "4M"]);
+    giver.start()?;
+    giver.wait_answers()?;
+    cluster.wait_online(3)?;
+    let fork = ["fork", "parent", "-n", "2", "--spread", "--name", "far"];
+    let on_two = [&fork[..], &["--paused"]].concat();
+    let (request, operation) = begun(&cluster, 1, &on_two)?;
+    until_moved(&cluster, &operation, 1 << 20)?;
+    cluster
+        .node(3)
+        .fp(&["op", "cancel", &operation])?
+        .success()?;
+    let answer = request
+        .join()
+        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    answer.refused(&["cancelled"])?;
+    wait_for("nothing of it to be left", PATIENCE, || {
+        let is_empty = |folder| -> anyhow::Result<bool> {
+            let folder = cluster.node(2).data.join(folder);
+            Ok(fs::read_dir(folder)?.next().is_none())
+        };
+        Ok((is_empty("bases")? && is_empty("layers")? && is_empty("streams")?).then_some(()))
+    })?;
+    cluster.wait_pulses("parent", 2)
 }

@@ -3,14 +3,31 @@
 use std::sync::Arc;
 
 use proto::v1::{
-    CancelOperationRequest, GetOperationRequest, ListOperationsRequest, ListOperationsResponse,
-    Operation, operation_service_server::OperationService,
+    self, CancelOperationRequest, GetOperationRequest, ListOperationsRequest,
+    ListOperationsResponse, operation_service_server::OperationService,
 };
-use raft::state::{Command, Response as Outcome, names};
+use raft::state::{Command, Operation, OperationState, Response as Outcome, State, names};
 use tonic::{Request, Response, Status};
 
 use super::{Api, asker::asked, carry::Answers, lists::in_parts, request_key, unexpected};
 use crate::{audit, convert, errors::ApiError};
+
+impl Api {
+    /// What the nodes of an operation's children fetch for it now.
+    async fn transfers_for(&self, state: &State, operation: &Operation) -> Vec<v1::Transfer> {
+        let children = 0..operation.count;
+        let nodes = children.map(|number| state.node_of_child(operation, number));
+        // One VM's id, so that nobody tells of all.
+        let one = vec![operation.id.child(0).to_string()];
+        let answers = self.ask_nodes(nodes.collect(), one).await.into_iter();
+        let snapshot = operation.snapshot.to_string();
+        answers
+            .flat_map(|answer| answer.transfers)
+            .filter(|one| one.snapshot == snapshot)
+            .filter_map(|one| one.transfer)
+            .collect()
+    }
+}
 
 #[tonic::async_trait]
 impl OperationService for Api {
@@ -34,19 +51,23 @@ impl OperationService for Api {
     async fn get_operation(
         &self,
         request: Request<GetOperationRequest>,
-    ) -> Result<Response<Operation>, Status> {
+    ) -> Result<Response<v1::Operation>, Status> {
         let (by, deadline) = asked(&request)?;
         let named = request.into_inner().operation;
         audit::about(|| format!("operation {named}"));
         let state = self.read(deadline).await?;
         let operation = names::operation(&state, &by, &named).map_err(ApiError::from)?;
-        Ok(Response::new(convert::operation(&state, &by, operation)))
+        let mut shown = convert::operation(&state, &by, operation);
+        if operation.state == OperationState::Open {
+            shown.transfers = self.transfers_for(&state, operation).await;
+        }
+        Ok(Response::new(shown))
     }
 
     async fn cancel_operation(
         &self,
         request: Request<CancelOperationRequest>,
-    ) -> Result<Response<Operation>, Status> {
+    ) -> Result<Response<v1::Operation>, Status> {
         let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);

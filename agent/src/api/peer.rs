@@ -1,19 +1,23 @@
 //! What other nodes ask of this one.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::join_all, stream};
 use proto::peer::{
     DescribeFileRequest, DescribeFileResponse, FetchAuthorityRequest, FetchAuthorityResponse,
     HandSecretsRequest, HandSecretsResponse, NodeAge, ObserveRequest, ObserveResponse,
-    ObservedPool, ObservedVm, PrepareForkRequest, PrepareForkResponse, ReadConsoleRequest,
-    ReadConsoleResponse, ReadFileRequest, ReadFileResponse, RenewLeaseRequest, RenewLeaseResponse,
-    WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
+    ObservedPool, ObservedTransfer, ObservedVm, PrepareForkRequest, PrepareForkResponse,
+    ReadConsoleRequest, ReadConsoleResponse, ReadFileRequest, ReadFileResponse, RenewLeaseRequest,
+    RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
 };
 use proto::v1::{
     ConsoleRequest, ConsoleResponse, CopyInRequest, CopyInResponse, CopyOutRequest,
-    CopyOutResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse,
+    CopyOutResponse, ExecRequest, ExecResponse, ForwardRequest, ForwardResponse, Transfer,
 };
 use qemu::failpoint;
 use raft::state::{Command, NodeId, VmId};
@@ -301,12 +305,25 @@ fn observed(node: &Node, wanted: &[String]) -> ObserveResponse {
         })
     };
     let pools = node.pool.ready().into_iter();
+    let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let transfers = node.transfers.progress().into_iter();
     ObserveResponse {
         vms: node.vms.all().into_iter().filter_map(one).collect(),
         pools: pools
             .map(|(snapshot, ready)| ObservedPool {
                 snapshot: snapshot.to_string(),
                 ready,
+            })
+            .collect(),
+        transfers: transfers
+            .map(|(snapshot, progress)| ObservedTransfer {
+                snapshot: snapshot.to_string(),
+                transfer: Some(Transfer {
+                    node: node.identity.name.clone(),
+                    done_bytes: load(&progress.done),
+                    total_bytes: load(&progress.total),
+                    moved_bytes: load(&progress.moved),
+                }),
             })
             .collect(),
     }

@@ -282,7 +282,7 @@ impl Node {
                 .unwrap_or_default()
         };
         for (file, _) in files {
-            if let Err(error) = self.to_disk(file, true).await {
+            if let Err(error) = self.to_disk(file).await {
                 tracing::warn!(
                     snapshot = %kept.id,
                     %error,
@@ -300,15 +300,13 @@ impl Node {
         failpoint::reached("transfer.told");
     }
 
-    /// Brings a file that was fetched to the disk; with `patient` giving way to operations, which then must not wait for it.
-    async fn to_disk(&self, file: FileName, patient: bool) -> std::io::Result<()> {
+    /// Brings a file that was fetched to the disk, giving way to operations.
+    async fn to_disk(&self, file: FileName) -> std::io::Result<()> {
         let path = file.path(&self.vms.engine().layout);
         let folder = path.parent().map(PathBuf::from);
         let mut writing = WriteBack::begin(&path)?;
         loop {
-            if patient {
-                self.store.way_is_free().await;
-            }
+            self.store.way_is_free().await;
             let step =
                 tokio::task::spawn_blocking(move || writing.step().map(|done| (writing, done)));
             let done;
@@ -418,9 +416,8 @@ impl Node {
         };
         let had = async {
             self.have(&wanted, sources, &Progress::default()).await?;
-            // A fork may be waiting for it.
-            let kept = self.to_disk(wanted.file, false).await;
-            kept.map_err(|error| error.to_string())
+            let synced = sync_folder(&self.vms.engine().layout.images());
+            synced.map_err(|error| error.to_string())
         };
         had.await
             .map_err(|problem| format!("image {:?}: {problem}", image.name))

@@ -224,7 +224,12 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         }
         let kept = match self.wanted.readers {
             Readers::Lineage(group) => layout::share(&part.path, group),
-            Readers::All => layout.share_image(&part.path),
+            Readers::All => {
+                // Nobody compares an image after a restart of the host: its name says that it is whole.
+                let file = Arc::clone(&part.file);
+                let synced = blocking(move || file.sync_data()).await;
+                synced.and_then(|()| layout.share_image(&part.path))
+            }
         };
         kept.and_then(|()| fs::rename(&part.path, path))
             .map_err(self.here())?;

@@ -4,7 +4,7 @@ use proto::v1;
 use serde::Serialize;
 
 use super::{Moment, age, time};
-use crate::client::output::Row;
+use crate::client::{output::Row, units};
 
 /// An operation as it is printed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -25,6 +25,41 @@ pub struct OperationView {
     pub cancel_requested: bool,
     pub done: u32,
     pub total: u32,
+    pub transfers: Vec<TransferView>,
+}
+
+/// What a node fetches for an operation.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct TransferView {
+    pub node: String,
+    pub done_bytes: u64,
+    pub total_bytes: u64,
+    pub moved_bytes: u64,
+}
+
+impl From<v1::Transfer> for TransferView {
+    fn from(transfer: v1::Transfer) -> Self {
+        Self {
+            node: transfer.node,
+            done_bytes: transfer.done_bytes,
+            total_bytes: transfer.total_bytes,
+            moved_bytes: transfer.moved_bytes,
+        }
+    }
+}
+
+impl TransferView {
+    /// For people.
+    fn text(&self) -> String {
+        format!(
+            "{} fetches {} of {}",
+            self.node,
+            units::show_size(self.done_bytes),
+            units::show_size(self.total_bytes)
+        )
+    }
 }
 
 impl From<v1::Operation> for OperationView {
@@ -45,6 +80,24 @@ impl From<v1::Operation> for OperationView {
             cancel_requested: operation.cancel_requested,
             done: operation.done,
             total: operation.total,
+            transfers: operation
+                .transfers
+                .into_iter()
+                .map(TransferView::from)
+                .collect(),
+        }
+    }
+}
+
+impl OperationView {
+    /// Why it failed, or what is on its way for it.
+    fn note(&self) -> String {
+        match self.error.is_empty() {
+            true => {
+                let texts: Vec<String> = self.transfers.iter().map(TransferView::text).collect();
+                texts.join(", ")
+            }
+            false => self.error.clone(),
         }
     }
 }
@@ -55,7 +108,7 @@ impl Row for OperationView {
     }
 
     fn header(wide: bool) -> Vec<&'static str> {
-        let mut header = vec!["ID", "KIND", "STATE", "DONE", "NODE", "AGE", "ERROR"];
+        let mut header = vec!["ID", "KIND", "STATE", "DONE", "NODE", "AGE", "NOTE"];
         if wide {
             header.extend(["SOURCE", "SNAPSHOT"]);
         }
@@ -70,7 +123,7 @@ impl Row for OperationView {
             format!("{}/{}", self.done, self.total),
             self.node.clone(),
             age(self.created_at),
-            self.error.clone(),
+            self.note(),
         ];
         if wide {
             cells.extend([self.source.clone(), self.snapshot.clone()]);

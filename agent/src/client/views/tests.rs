@@ -428,6 +428,12 @@ fn an_operation() {
         done: 1,
         total: 2,
         owner: "ann".into(),
+        transfers: vec![v1::Transfer {
+            node: "host-c".into(),
+            done_bytes: 3 << 20,
+            total_bytes: 4 << 20,
+            moved_bytes: 1000,
+        }],
     });
     check(
         &operation,
@@ -435,7 +441,13 @@ fn an_operation() {
             "id": "01O", "owner": "ann", "kind": "fork", "state": "open", "source": "01B", "snapshot": "01C", "vms": ["01D"],
             "node": "host-b", "createdAt": "2023-11-14T22:13:20.250Z", "endedAt": null, "error": "",
             "cancelRequested": false, "done": 1, "total": 2,
+            "transfers": [{"node": "host-c", "doneBytes": 3_145_728, "totalBytes": 4_194_304, "movedBytes": 1000}],
         }),
+    );
+    let cells = operation.cells(false);
+    assert!(
+        cells.contains(&"host-c fetches 3M of 4M".to_owned()),
+        "{cells:?}"
     );
     rows(&operation);
 }

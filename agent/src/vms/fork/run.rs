@@ -192,7 +192,7 @@ impl Run {
     /// Has what a snapshot is made of be here, and its image.
     async fn obtain(&self, snapshot: &Snapshot, content: &Content) -> Result<Option<Kept>, String> {
         let both = async {
-            let image = self.node.fetch_image(snapshot.spec.image);
+            let image = self.node.fetch_image_disk(snapshot.spec.image);
             let (kept, ()) = tokio::try_join!(self.node.obtain(snapshot.id, content), image)?;
             Ok(kept)
         };
@@ -506,7 +506,7 @@ pub(super) async fn load_child(
     };
     let start = async {
         if !waits {
-            node.fetch_image(child.spec.image).await?;
+            node.fetch_image_disk(child.spec.image).await?;
             start_child(node, child, hardware, parts).await?;
         }
         Ok::<_, String>(())

@@ -438,6 +438,7 @@ impl PeerService for Calls {
         Ok(Response::new(ObserveResponse {
             vms: seen.filter(is_wanted).collect(),
             pools: Vec::new(),
+            transfers: Vec::new(),
         }))
     }
 
