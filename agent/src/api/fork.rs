@@ -1,6 +1,6 @@
 //! Asking for forks and captures: telling the source's node ahead, waiting for the operation's end, and the answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use proto::{
     peer::PrepareForkRequest,
@@ -131,10 +131,11 @@ impl Api {
             None => None,
         };
         let told = match self.was_carried_out(by, &key) {
-            true => None,
+            true => BTreeMap::new(),
             false => {
                 let places = (request.count, &placing, &candidates[..]);
                 self.prepare_fork(by, &source, operation, places, mode)
+                    .unwrap_or_default()
             }
         };
         let command = Command::Fork {
@@ -156,31 +157,26 @@ impl Api {
             Response::Operation(id) => id,
             other => return Err(unexpected(other)),
         };
-        // When this node knew: others that make children of it did at about that time.
+        // When this node knew: those that nobody told ahead did at about that time.
         let committed = arrived.elapsed();
         if let (Some(given), Some(handed)) = (&given, handed) {
             let handed = handed.filter(|_| id == operation).unwrap_or_default();
             self.hand_to_its_nodes(id, &handed, given, deadline).await?;
         }
         let ended = self.ended_operation(id, deadline).await?;
-        // When the parent's node knew: its own times count from there.
-        let ahead = match told {
-            Some(told) => told
-                .await
-                .map_or_else(|_| arrived.elapsed(), |at: Instant| at - arrived),
-            None => arrived.elapsed(),
-        };
-        let ahead = ahead.min(arrived.elapsed());
-        Ok(
-            self.fork_message(by, &ended, |node| match node == ended.node {
-                true => ahead,
-                false => committed,
-            }),
-        )
+        // When each node knew: its own times count from there.
+        let mut ahead = BTreeMap::new();
+        for (node, told) in told {
+            if let Ok(at) = told.await {
+                ahead.insert(node, (at - arrived).min(committed));
+            }
+        }
+        let ahead = |node| ahead.get(&node).copied().unwrap_or(committed);
+        Ok(self.fork_message(by, &ended, ahead))
     }
 
-    /// Tells the source's node to begin with what may be done before the fork is sure, if this node knows where that is.
-    /// Nothing depends on it. Gives the time at which the node knew. Children that go elsewhere are not prepared for.
+    /// Tells the source's node, and those that children go to, to begin with what may be done before the fork is sure, if this node knows
+    /// where that is. Nothing depends on it. Gives the times at which they knew.
     fn prepare_fork(
         &self,
         by: &Actor,
@@ -188,14 +184,20 @@ impl Api {
         operation: OperationId,
         (count, placing, candidates): (u32, &Placing, &[NodeId]),
         mode: CaptureMode,
-    ) -> Option<oneshot::Receiver<Instant>> {
+    ) -> Option<BTreeMap<NodeId, oneshot::Receiver<Instant>>> {
         let state = self.node.state();
         let (node, found) = located(&state, by, source, candidates).ok()?;
         let count = Some(count).filter(|count| (1..=MAX_CHILDREN).contains(count))?;
         let places = places_of_fork(&state, by, source, placing, candidates, count).ok()?;
-        let here = (0..).zip(places).filter(|(_, place)| *place == node);
-        let children = here.map(|(number, _)| number).collect();
-        Some(self.prepare(node, operation, found, children, mode))
+        let mut children = BTreeMap::from([(node, Vec::new())]);
+        for (number, place) in (0..).zip(places) {
+            children.entry(place).or_default().push(number);
+        }
+        let told = children.into_iter().map(|(node, children)| {
+            let told = self.prepare(node, operation, found, children, mode);
+            (node, told)
+        });
+        Some(told.collect())
     }
 
     /// The same, where the source is known.

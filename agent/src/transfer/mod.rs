@@ -47,6 +47,8 @@ const SENDING: usize = 8;
 const BURST: Duration = Duration::from_millis(20);
 /// How long files that an earlier life of the host left are waited for to be verified.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks whether files are being collected.
+const COLLECTION_PAUSE: Duration = Duration::from_millis(5);
 /// Between two looks.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -203,9 +205,17 @@ impl Node {
         let lineage = state.snapshots.get(&id).map(|snapshot| snapshot.lineage);
         let lineage = lineage.ok_or("the snapshot was deleted meanwhile")?;
         let reserved = self.reserve_lineage(&state, lineage)?;
+        // One that looked before that may take what is here for nobody's.
+        while self.collecting.load(Ordering::Acquire) {
+            tokio::time::sleep(COLLECTION_PAUSE).await;
+        }
+        let base = FileName::Base(content.base).path(&self.vms.engine().layout);
         self.admit(Need {
             memory: 0,
-            disk: content.base_bytes + content.stream_bytes,
+            disk: match base.exists() {
+                true => 0,
+                false => content.base_bytes,
+            } + content.stream_bytes,
         })?;
         let begun = Instant::now();
         let similar = self.similar_base(&state, lineage, content);

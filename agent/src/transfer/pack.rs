@@ -63,12 +63,20 @@ pub fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<(u64, Vec<
 pub const TOLD_ALL: u64 = u64::MAX;
 
 /// Reads ranges of a file, part by part.
-#[derive(Debug)]
 pub struct Reader {
     file: File,
     ranges: std::vec::IntoIter<Range<u64>>,
     now: Range<u64>,
     ended: bool,
+    packer: zstd::bulk::Compressor<'static>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader")
+            .field("now", &self.now)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Reader {
@@ -82,6 +90,7 @@ impl Reader {
             ranges: ranges.into_iter(),
             now: 0..0,
             ended: false,
+            packer: zstd::bulk::Compressor::new(LEVEL)?,
         })
     }
 
@@ -134,7 +143,7 @@ impl Reader {
                 false => self.now.start,
             },
             checksum: crc32fast::hash(&bytes),
-            packed: zstd::bulk::compress(&bytes, LEVEL)?.into(),
+            packed: self.packer.compress(&bytes)?.into(),
         }))
     }
 }

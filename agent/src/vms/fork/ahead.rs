@@ -33,6 +33,10 @@ pub(super) async fn prepare(
     let (parts, hardware, spec) = match source {
         Source::Vm(id) => {
             let vm = state.vms.get(&id).ok_or("the VM is not known here yet")?;
+            if vm.node != node.id() {
+                // What it will refer to is not here: it is begun with as soon as it is sure, and no more.
+                return Ok(Prepared::default());
+            }
             let handle = node.vms.get(id).ok_or("the VM is not here")?;
             let stream = launch::stream_name(fresh_file(operation));
             capture = Some((id, stream.clone()));
@@ -73,6 +77,9 @@ pub(super) async fn prepare(
                 .content
                 .as_ref()
                 .ok_or("the snapshot is not ready")?;
+            if !snapshot.nodes.contains(&node.id()) {
+                return Ok(Prepared::default());
+            }
             node.store.check_usable(id, content)?;
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
             ready = Some((id, node.pool.take(id, children.len() as u32)));

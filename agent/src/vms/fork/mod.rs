@@ -296,6 +296,7 @@ impl Forks {
                 cancel: cancel.clone(),
             };
             let outcome = run.carry_out(way).await;
+            let failed = outcome.is_err();
             let own_failures = match &outcome {
                 Err(problem) => run.own_failures(problem),
                 Ok(()) => None,
@@ -326,6 +327,10 @@ impl Forks {
                 release(&context, capture).await;
             }
             context.forks.running().remove(&operation);
+            if failed {
+                // What was fetched for it.
+                context.left_over.notify_one();
+            }
             context.pool.look_again();
             context.wake.notify_one();
         };
