@@ -124,7 +124,11 @@ impl Api {
         let handed = match &given {
             Some(given) => Some(
                 self.hand_ahead(by, &key, operation, given, deadline, |state| {
-                    places_of_fork(state, by, &source, &placing, &candidates, request.count)
+                    let count = request.count;
+                    // A fork that will be refused is refused by who carries it out, under the request's id.
+                    places_of_fork(state, by, &source, &placing, &candidates, count).or_else(|_| {
+                        located(state, by, &source, &candidates).map(|(node, _)| vec![node])
+                    })
                 })
                 .await?,
             ),

@@ -32,8 +32,7 @@ impl Api {
         if state.requests.get(&by.owner, &key.id).is_some() {
             return Ok(None);
         }
-        // What is refused is refused by who carries it out, under the request's id.
-        let nodes: BTreeSet<NodeId> = places(&state).unwrap_or_default().into_iter().collect();
+        let nodes: BTreeSet<NodeId> = places(&state)?.into_iter().collect();
         for node in &nodes {
             self.hand(*node, operation, given, deadline).await?;
         }
