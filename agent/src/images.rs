@@ -1,10 +1,10 @@
-//! Fetching an image's files from a node that has them.
+//! Having an image's files here.
 
 use std::sync::{Arc, PoisonError};
 
 use raft::state::{Blob, Command, Image, ImageId};
 
-use crate::{blobs::is_here, node::Node};
+use crate::node::Node;
 
 /// The files of an image.
 pub fn blobs_of(image: &Image) -> impl Iterator<Item = &Blob> {
@@ -13,20 +13,21 @@ pub fn blobs_of(image: &Image) -> impl Iterator<Item = &Blob> {
 }
 
 impl Node {
+    /// An image some of whose files are not here; `None` when all are.
+    fn lacking(&self, id: ImageId) -> Result<Option<Arc<Image>>, String> {
+        let state = self.state();
+        let image = state.images.get(&id);
+        let image = image.ok_or_else(|| format!("the image {id} is not known"))?;
+        Ok((!self.has_image(&state, id)).then(|| Arc::clone(image)))
+    }
+
     /// Makes sure that an image's files are all here.
     pub async fn fetch_image(self: &Arc<Self>, id: ImageId) -> Result<(), String> {
-        let state = self.state();
-        let image = state
-            .images
-            .get(&id)
-            .ok_or_else(|| format!("the image {id} is not known"))?;
-        if self.has_image(&state, id) {
+        let Some(image) = self.lacking(id)? else {
             return Ok(());
-        }
-        for blob in blobs_of(image) {
-            if !is_here(&self.vms.engine().layout, &blob.sha256) {
-                self.have_blob(image, blob).await?;
-            }
+        };
+        for blob in blobs_of(&image) {
+            self.have_blob(&image, blob).await?;
         }
         self.report(Command::ReportImage {
             image: id,
@@ -39,16 +40,11 @@ impl Node {
     /// Makes sure that what a fork needs of an image is here: its disk. What its guest needs to start anew comes after that, beside everything
     /// else.
     pub async fn fetch_image_disk(self: &Arc<Self>, id: ImageId) -> Result<(), String> {
-        let state = self.state();
-        let image = state
-            .images
-            .get(&id)
-            .ok_or_else(|| format!("the image {id} is not known"))?;
-        if self.has_image(&state, id) {
+        let Some(image) = self.lacking(id)? else {
             return Ok(());
-        }
+        };
         if let Some(disk) = &image.disk {
-            self.have_blob(image, &disk.blob).await?;
+            self.have_blob(&image, &disk.blob).await?;
         }
         self.begin_fetch(id);
         Ok(())

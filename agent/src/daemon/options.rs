@@ -47,6 +47,16 @@ pub enum Switch {
     Off,
 }
 
+/// The least that `--transfer-rate` may be: with less, nodes that fetch much at once would take this one for dead.
+const LEAST_RATE: u64 = 1 << 20;
+
+fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        less if less < LEAST_RATE => Err("must be 1M at least".to_owned()),
+        rate => Ok(rate),
+    }
+}
+
 /// Options of `fpagent run`.
 #[derive(Debug, Clone, Args)]
 pub struct RunOptions {
@@ -85,8 +95,9 @@ pub struct RunOptions {
     /// Disk that is kept back for the log: what does not fit beside it is refused.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = parse_size)]
     pub reserve_disk: u64,
-    /// The most bytes a second that are sent to nodes that fetch images and snapshots, such as 50M. Without it as many as there is room for.
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// The most bytes a second that are sent to nodes that fetch images and snapshots, such as 50M; 1M at least. Without it as many as
+    /// there is room for.
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub transfer_rate: Option<u64>,
     /// QEMU's program.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]

@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{admission::Need, errors::chain, node::Node, reconcile::collect::Files, vms::Reserved};
 
-/// How many requests of other nodes are answered at once: each reads ahead by a megabyte.
+/// How many parts are read for other nodes at once.
 const SENDING: usize = 8;
 /// How far ahead of the bound what is sent may be.
 const BURST: Duration = Duration::from_millis(20);
@@ -55,7 +55,7 @@ const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 /// What comes from other nodes and goes to them.
 #[derive(Debug)]
 pub struct Transfers {
-    /// Turns to read a file for another node.
+    /// Turns to read for another node.
     sending: Arc<Semaphore>,
     /// The most bytes a second that are sent; `None` for as many as there is room for.
     rate: Option<u64>,

@@ -33,8 +33,8 @@ use crate::{errors::chain, metrics, node::Node, peers::PeerError};
 
 /// Requests to one node at a time: while one's answer ends, the next one's begins.
 const LANES: usize = 2;
-/// How long a node may say nothing in the middle of a file.
-const SILENCE: Duration = Duration::from_secs(8);
+/// How long a node may say nothing in the middle of a file. That its connection is dead shows sooner, by HTTP/2's pings.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long a file is tried to be had from somebody without anything coming.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// After every node that has it has failed.

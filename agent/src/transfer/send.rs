@@ -4,7 +4,7 @@ use std::{fs::File, io, ops::Range, sync::Arc};
 
 use proto::peer::{DescribeFileResponse, HeldFile, ReadFileRequest, ReadFileResponse};
 use qemu::{failpoint, sys::PAGE};
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -30,7 +30,9 @@ pub async fn describe(
     file: Option<HeldFile>,
     digests: bool,
 ) -> Result<Parts<DescribeFileResponse>, Status> {
-    let (file, turn) = open(node, file).await?;
+    let file = open(node, file).await?;
+    let turn = Arc::clone(&node.transfers.sending).acquire_owned().await;
+    let turn = turn.map_err(|closed| Status::unavailable(closed.to_string()))?;
     let size = file.metadata().map_err(failed)?.len();
     let (sender, receiver) = mpsc::channel(AHEAD);
     node.tasks.spawn_blocking(move || {
@@ -100,14 +102,18 @@ pub async fn read(
             "the ranges are none, too many, or do not ascend",
         ));
     }
-    let (file, turn) = open(node, request.file).await?;
+    let file = open(node, request.file).await?;
     let mut reader = Reader::new(file, ranges).map_err(failed)?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let context = Arc::clone(node);
     node.tasks.spawn(async move {
-        let _turn = turn;
         loop {
+            // A turn for each part: however many ask, all get on.
+            let Ok(turn) = context.transfers.sending.acquire().await else {
+                return;
+            };
             let read = tokio::task::spawn_blocking(move || (reader.part(), reader)).await;
+            drop(turn);
             let part;
             (part, reader) = match read {
                 Ok(read) => read,
@@ -134,24 +140,18 @@ pub async fn read(
     Ok(ReceiverStream::new(receiver))
 }
 
-/// Opens a file that is here and may be given away, and takes a turn to read it.
-async fn open(
-    node: &Arc<Node>,
-    file: Option<HeldFile>,
-) -> Result<(File, OwnedSemaphorePermit), Status> {
+/// Opens a file that is here and may be given away.
+async fn open(node: &Arc<Node>, file: Option<HeldFile>) -> Result<File, Status> {
     let name = file.as_ref().and_then(FileName::of);
     let name = name.ok_or_else(|| Status::invalid_argument("that names no file"))?;
     node.store
         .check_file(&name.relative())
         .map_err(Status::not_found)?;
-    let turn = Arc::clone(&node.transfers.sending).acquire_owned().await;
-    let turn = turn.map_err(|closed| Status::unavailable(closed.to_string()))?;
     let path = name.path(&node.vms.engine().layout);
-    let file = tokio::task::spawn_blocking(move || File::open(path))
+    tokio::task::spawn_blocking(move || File::open(path))
         .await
         .map_err(|panic| failed(io::Error::other(panic)))?
-        .map_err(|error| Status::not_found(format!("the file is not here: {error}")))?;
-    Ok((file, turn))
+        .map_err(|error| Status::not_found(format!("the file is not here: {error}")))
 }
 
 fn failed(error: io::Error) -> Status {

@@ -69,7 +69,7 @@ impl Run {
         failpoint::reached("operation.begun");
         match operation.kind {
             OperationKind::Snapshot | OperationKind::Fork => {
-                self.fork(&state, &operation, &snapshot).await
+                self.fork(&state, &operation, &snapshot, way).await
             }
             OperationKind::Reset => self.reset(&state, &operation, &snapshot).await,
             OperationKind::Suspend => self.suspend(&state, &operation, &snapshot, way).await,
@@ -81,13 +81,20 @@ impl Run {
         state: &Arc<State>,
         operation: &Operation,
         snapshot: &Snapshot,
+        way: Way<'_>,
     ) -> Result<(), String> {
+        let node = Arc::clone(&self.node);
+        // Given up while others are waited for.
+        let mut way = Some(way);
         let numbers = self.numbers(state, operation);
         self.admit(operation, &numbers)?;
         let mut told = None;
         let content = match &snapshot.content {
             Some(content) => content.clone(),
-            None if operation.node != self.node.id() => self.captured_elsewhere().await?,
+            None if operation.node != node.id() => {
+                way = None;
+                self.captured_elsewhere().await?
+            }
             None => {
                 let content = self.capture(state, operation, Afterwards::GoOn).await?;
                 failpoint::reached("operation.captured");
@@ -110,11 +117,14 @@ impl Run {
                 content
             }
         };
-        // Beside it nothing refers to what was fetched, before the children do.
-        let _kept = match told.is_none() && !numbers.is_empty() {
-            true => self.obtain(snapshot, &content).await?,
+        let kept = match told.is_none() && !numbers.is_empty() {
+            true => {
+                way = way.filter(|_| snapshot.nodes.contains(&node.id()));
+                self.obtain(snapshot, &content).await?
+            }
             false => None,
         };
+        let _way = way.unwrap_or_else(|| node.store.give_way());
         if operation.vm.is_none() && self.prepared.ready.is_none() {
             // Nobody told this node ahead.
             let missing = numbers.len().saturating_sub(self.prepared.starting.len()) as u32;
@@ -126,6 +136,8 @@ impl Run {
         let results = self
             .children(state, operation, snapshot, &content, numbers)
             .await?;
+        // The children refer to what was fetched.
+        drop(kept);
         if let Some(told) = told {
             // The operation must not be complete before its snapshot is ready. A refusal means that it has ended.
             if let Some(Err(rejection)) = told.await.map_err(|panic| panic.to_string())? {
@@ -133,7 +145,9 @@ impl Run {
             }
         }
         failpoint::reached("operation.children-run");
-        self.report(results).await;
+        if !results.is_empty() {
+            self.report(results).await;
+        }
         Ok(())
     }
 
