@@ -289,7 +289,11 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         source: NodeId,
         path: &Path,
     ) -> Result<(Part, Vec<Range<u64>>), FetchError> {
-        let similar = self.wanted.similar.as_ref().map(File::open).transpose()?;
+        let similar = match self.wanted.similar.as_ref().map(File::open) {
+            // It has been removed meanwhile: then all of it comes.
+            Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
+            other => other.transpose()?,
+        };
         let request = DescribeFileRequest {
             file: Some(self.wanted.file.message()),
             digests: similar.is_some(),
