@@ -31,6 +31,9 @@ const TICK: Duration = Duration::from_secs(1);
 /// How often files that nothing refers to are looked for, besides when something was deleted: what a lost agent left.
 const SWEEP: Duration = Duration::from_secs(60);
 
+/// Between two tries to get the turn for that.
+const TURN_PAUSE: Duration = Duration::from_millis(50);
+
 /// Collects files when somebody says that some are left, and from time to time, until the node ends.
 pub async fn sweep_now_and_then(node: Arc<Node>) {
     loop {
@@ -39,12 +42,17 @@ pub async fn sweep_now_and_then(node: Arc<Node>) {
             () = node.left_over.notified() => {}
             () = sleep(SWEEP) => {}
         }
-        if node.begin_collection() {
-            if let Err(error) = execute::sweep(&node).await {
-                tracing::debug!(error = %crate::errors::chain(&error), "files were not collected this time");
+        // One under way may have looked before they were left.
+        while !node.begin_collection() {
+            tokio::select! {
+                () = node.cancel.cancelled() => return,
+                () = sleep(TURN_PAUSE) => {}
             }
-            node.end_collection();
         }
+        if let Err(error) = execute::sweep(&node).await {
+            tracing::debug!(error = %crate::errors::chain(&error), "files were not collected this time");
+        }
+        node.end_collection();
     }
 }
 

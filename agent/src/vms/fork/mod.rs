@@ -171,7 +171,9 @@ impl Forks {
         mode: CaptureMode,
     ) {
         let mut ahead = self.ahead();
-        if ahead.contains_key(&operation) || self.running().contains_key(&operation) {
+        // Told too late, it is begun with, or was, without that.
+        let is_known = node.state().operations.contains_key(&operation);
+        if is_known || ahead.contains_key(&operation) || self.running().contains_key(&operation) {
             return;
         }
         let context = Arc::clone(node);
@@ -206,9 +208,16 @@ impl Forks {
         let stale: Vec<(OperationId, Ahead)> = {
             let mut ahead = self.ahead();
             let old = |begun: Instant| begun.elapsed() > AHEAD_PATIENCE;
+            // Of others that were chosen in the end nothing is to come.
+            let is_to_come = |id: &OperationId| {
+                let found = state.operations.get(id);
+                found.is_some_and(|operation| {
+                    operation.state == OperationState::Open && state.has_part(operation, node.id())
+                })
+            };
             let ids: Vec<OperationId> = ahead
                 .iter()
-                .filter(|(id, ahead)| old(ahead.begun) && !state.operations.contains_key(id))
+                .filter(|(id, ahead)| old(ahead.begun) && !is_to_come(id))
                 .map(|(id, _)| *id)
                 .collect();
             ids.into_iter()
@@ -216,7 +225,13 @@ impl Forks {
                 .collect()
         };
         for (operation, ahead) in stale {
-            discard(node, operation, ahead.work.await.unwrap_or_default()).await;
+            let mut prepared = ahead.work.await.unwrap_or_default();
+            // What lives here is more than was begun ahead, whoever began it.
+            prepared.starting.retain(|number, _| {
+                let child = state.vms.get(&operation.child(*number));
+                child.is_none_or(|child| child.node != node.id())
+            });
+            discard(node, operation, prepared).await;
         }
     }
 
