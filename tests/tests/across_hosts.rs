@@ -116,6 +116,12 @@ fn only_what_a_host_lacks_moves() -> anyhow::Result<()> {
     const MIB: u64 = 1 << 20;
     let cluster = cluster()?;
     let first = fork(&cluster, 1, &["parent", "--node", "node2"])?;
+    // What of the image nobody waits for comes, too.
+    wait_for("all of the image to be there", PATIENCE, || {
+        let shown = cluster.node(1).json(&["image", "show", "tiny"])?;
+        let nodes = shown["nodes"].as_array().map(Vec::len);
+        Ok((nodes == Some(2)).then_some(()))
+    })?;
     let all = moved(&cluster, 2)?;
     let base = base_of(&cluster, &first)?;
     let base_bytes = base.0;
