@@ -5,6 +5,7 @@ pub mod api;
 pub mod audit;
 pub mod backup;
 pub mod blobs;
+mod blocking;
 pub mod client;
 pub mod clock;
 pub mod convert;

@@ -18,9 +18,10 @@ use qemu::{
 use raft::state::{
     Checksums, Command as Change, Content, FileId, NodeId, Safety, SnapshotId, State,
 };
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::time::sleep;
 
 use crate::{
+    blocking::blocking,
     errors::chain,
     node::Node,
     vms::launch::{base_name, layer_name, stream_name},
@@ -235,13 +236,4 @@ fn compare(node: &Node, file: String, written: Checksum, found: Checksum) -> Res
     );
     node.store.note_damaged(file, reason);
     Ok(())
-}
-
-/// Runs work that blocks away from the runtime's threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    spawn_blocking(work)
-        .await
-        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }

@@ -29,7 +29,7 @@ use super::{
     pack::{self, BadPart},
     queue::{Queue, Segment},
 };
-use crate::{errors::chain, metrics, node::Node, peers::PeerError};
+use crate::{blocking::blocking, errors::chain, metrics, node::Node, peers::PeerError};
 
 /// Requests to one node at a time: while one's answer ends, the next one's begins.
 const LANES: usize = 2;
@@ -469,13 +469,4 @@ fn copy(from: &File, to: &File, ranges: &[Range<u64>]) -> io::Result<u64> {
         copied += range.end - range.start;
     }
     Ok(copied)
-}
-
-/// Runs work that blocks away from the runtime's threads.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    spawn_blocking(work)
-        .await
-        .unwrap_or_else(|panic| Err(io::Error::other(panic)))
 }

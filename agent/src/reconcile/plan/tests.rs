@@ -518,6 +518,67 @@ fn an_operation_is_begun_once_and_given_up_when_it_is_too_late() {
     ));
 }
 
+/// A fork of another node's VM: its one child lives here.
+#[test]
+fn a_part_of_anothers_operation_is_begun_and_never_given_up_here() {
+    let id = OperationId(1 << 20);
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    let mut far = operation(id, 100);
+    far.node = NODE + 1;
+    state.operations.insert(id, Arc::new(far.clone()));
+    assert_eq!(
+        plan(&state, NODE, 50, &observed),
+        [],
+        "nothing is here of it"
+    );
+    let child = id.child(0);
+    let moment = Source::Snapshot(id.snapshot());
+    let mut here = vm(child.0, Power::Running, Phase::Pending, 1, 0, moment);
+    here.operation = Some(id);
+    state.vms.insert(child, Arc::new(here));
+    assert_eq!(plan(&state, NODE, 50, &observed), [Action::Run(id)]);
+    // Its node says when it is too late, or cancelled.
+    far.cancel_requested = true;
+    state.operations.insert(id, Arc::new(far.clone()));
+    assert_eq!(plan(&state, NODE, 101, &observed), [Action::Run(id)]);
+    observed.operations.insert(id);
+    assert_eq!(plan(&state, NODE, 101, &observed), []);
+    // Once that is known it ends here, too.
+    far.state = OperationState::Complete;
+    state.operations.insert(id, Arc::new(far));
+    let actions = plan(&state, NODE, 50, &observed);
+    let gives_up = |action: &Action| matches!(action, Action::GiveUp { running: true, .. });
+    assert!(actions.iter().any(gives_up), "{actions:?}");
+}
+
+#[test]
+fn what_only_others_hold_is_fetched_before_anything_starts_from_it() {
+    let (mut state, mut observed) = (State::new(), Observed::default());
+    let mut far = snapshot(9, on_disk());
+    far.nodes = [NODE + 1].into();
+    let fork = vm(
+        5,
+        Power::Running,
+        Phase::Pending,
+        1,
+        0,
+        Source::Snapshot(far.id),
+    );
+    observed.images.insert(fork.spec.image);
+    state.snapshots.insert(far.id, Arc::new(far.clone()));
+    state.vms.insert(fork.id, Arc::new(fork));
+    assert_eq!(
+        plan(&state, NODE, 0, &observed),
+        [Action::FetchSnapshot(far.id)]
+    );
+    observed.coming.insert(far.id);
+    assert_eq!(plan(&state, NODE, 0, &observed), [], "it is on its way");
+    far.nodes.insert(NODE);
+    state.snapshots.insert(far.id, Arc::new(far));
+    let actions = plan(&state, NODE, 0, &observed);
+    assert!(matches!(actions[0], Action::Restore { .. }), "{actions:?}");
+}
+
 #[test]
 fn a_child_of_a_fork_under_way_is_left_to_its_operation() {
     let id = OperationId(1 << 20);
