@@ -4,11 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "forkypig/v1/cluster.proto",
     "forkypig/v1/errors.proto",
     "forkypig/v1/guest.proto",
     "forkypig/v1/image.proto",
+    "forkypig/v1/lease.proto",
     "forkypig/v1/node.proto",
     "forkypig/v1/operation.proto",
     "forkypig/v1/owner.proto",

@@ -15,7 +15,7 @@ use raft::{
     node::Status,
     state::{
         self, Actor, CaptureMode, CaptureReport, CertificateId, EndCause, Ending, Image, ImageId,
-        Machine, Millis, Node, NodeId, Operation, OperationKind, OperationState, Owned as _,
+        Life, Machine, Millis, Node, NodeId, Operation, OperationKind, OperationState, Owned as _,
         Ownership, Phase, Power, Safety, Snapshot, SnapshotId, Source, State, Vm,
     },
 };
@@ -95,6 +95,15 @@ pub fn capture_mode(mode: v1::CaptureMode) -> CaptureMode {
         v1::CaptureMode::Unspecified | v1::CaptureMode::Auto => CaptureMode::Auto,
         v1::CaptureMode::Paused => CaptureMode::Paused,
         v1::CaptureMode::Live => CaptureMode::Live,
+    }
+}
+
+/// How long something is kept: until when, or by which lease.
+pub fn life(life: Life) -> (Option<Timestamp>, String) {
+    match life {
+        Life::Unbounded => (None, String::new()),
+        Life::Until(end) => (Some(timestamp(end)), String::new()),
+        Life::Leased(lease) => (None, lease.to_string()),
     }
 }
 
@@ -338,6 +347,8 @@ pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: boo
         },
         labels: vm.labels.clone(),
         created_at: Some(timestamp(vm.created_at)),
+        expires_at: life(vm.life).0,
+        lease: life(vm.life).1,
         generation: vm.generation,
         power: match vm.power {
             Power::Running => v1::PowerState::Running,
@@ -469,6 +480,8 @@ pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot 
         }
         .into(),
         created_at: Some(timestamp(snapshot.created_at)),
+        expires_at: life(snapshot.life).0,
+        lease: life(snapshot.life).1,
         base_bytes: content.map_or(0, |content| content.base_bytes),
         stream_bytes: content.map_or(0, |content| content.stream_bytes),
         layer_bytes: content.map_or(0, |content| content.layer_bytes),

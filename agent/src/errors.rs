@@ -344,6 +344,7 @@ fn list_command(kind: Kind) -> &'static str {
         Kind::Certificate => "cert ls",
         Kind::Quota => "quota ls",
         Kind::Authority => "authority show",
+        Kind::Lease => "lease ls",
     }
 }
 

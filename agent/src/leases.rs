@@ -46,6 +46,14 @@ impl Leases {
             .collect()
     }
 
+    /// How long a node has been silent towards this one, which has led since then.
+    pub fn silent_for(&self, node: NodeId, since: Instant) -> Duration {
+        let renewed = self.inner().renewed.get(&node).copied();
+        renewed
+            .map_or(since, |renewed| renewed.max(since))
+            .elapsed()
+    }
+
     /// Notes the leader's answer.
     pub fn learn(&self, ages: BTreeMap<NodeId, Duration>) {
         let now = Instant::now();
@@ -75,6 +83,21 @@ impl Leases {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_from_when_it_could_be_heard() {
+        let leader = Leases::default();
+        leader.renew(1);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let since = Instant::now();
+        let silent = |node| leader.silent_for(node, since);
+        assert_eq!((silent(1), silent(2)), (Duration::ZERO, Duration::ZERO));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        leader.renew(1);
+        tokio::time::advance(Duration::from_secs(2)).await;
+        let seconds = Duration::from_secs;
+        assert_eq!((silent(1), silent(2)), (seconds(2), seconds(7)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_node_that_does_not_renew_goes_offline() {

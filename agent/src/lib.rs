@@ -30,4 +30,5 @@ pub mod store;
 pub mod transfer;
 pub mod trust;
 pub mod upgrade;
+pub mod upkeep;
 pub mod vms;

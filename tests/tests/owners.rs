@@ -116,6 +116,8 @@ const NAMELESS: &[&str] = &[
     "SnapshotService/ListSnapshots",
     "OperationService/ListOperations",
     "OwnerService/ListQuotas",
+    "LeaseService/CreateLease",
+    "LeaseService/ListLeases",
     // For administrators.
     "OwnerService/SetQuota",
     "OwnerService/DeleteQuota",
@@ -162,6 +164,11 @@ fn naming(call: &str, theirs: &Theirs) -> Vec<Value> {
             json!({"vm": vm, "everyone": true}),
             json!({"image": image, "owner": "bob"}),
             json!({"snapshot": of_vm, "owner": "bob", "stop": true}),
+        ],
+        "LeaseService/RenewLease" | "LeaseService/EndLease" => vec![json!({"lease": vm})],
+        "LeaseService/SetKeep" => vec![
+            json!({"vm": vm, "keep": {"ttlMs": 1000}}),
+            json!({"snapshot": of_vm, "keep": {"ttlMs": 1000}}),
         ],
         "OwnerService/GetQuota" => vec![json!({"owner": "ann"})],
         _ => vec![json!({"vm": vm})],

@@ -139,6 +139,16 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
         ],
     ),
     (
+        "forkypig.v1.LeaseService",
+        &[
+            ("CreateLease", OPERATOR),
+            ("RenewLease", OPERATOR),
+            ("EndLease", OPERATOR),
+            ("ListLeases", VIEWER),
+            ("SetKeep", OPERATOR),
+        ],
+    ),
+    (
         "forkypig.v1.OwnerService",
         &[
             ("Share", OPERATOR),

@@ -114,6 +114,7 @@ impl Api {
         self.has_room()?;
         let source = fork_source(&request.source)?;
         let placing = placing(&request)?;
+        let life = self.life(request.keep.as_ref())?;
         let candidates = self.node.candidates();
         audit::about(|| forked(by, &source));
         let mode = convert::capture_mode(request.mode());
@@ -155,6 +156,7 @@ impl Api {
             has_secrets: given.is_some(),
             placing,
             candidates,
+            life,
             expires_at: self.expiry(),
         };
         let id = match self.change(by, key, command, deadline).await? {

@@ -9,6 +9,7 @@ mod console;
 mod fork;
 mod guest;
 mod image;
+mod lease;
 mod lists;
 mod node;
 mod operation;
@@ -31,9 +32,9 @@ use proto::{
     v1::{
         cluster_service_server::ClusterServiceServer, guest_service_server::GuestServiceServer,
         image_service_server::ImageServiceServer, join_service_server::JoinServiceServer,
-        node_service_server::NodeServiceServer, operation_service_server::OperationServiceServer,
-        owner_service_server::OwnerServiceServer, snapshot_service_server::SnapshotServiceServer,
-        vm_service_server::VmServiceServer,
+        lease_service_server::LeaseServiceServer, node_service_server::NodeServiceServer,
+        operation_service_server::OperationServiceServer, owner_service_server::OwnerServiceServer,
+        snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
     },
 };
 use raft::state::{
@@ -92,6 +93,7 @@ pub fn routes(
         .add_service(GuestServiceServer::new(api.clone()))
         .add_service(OperationServiceServer::new(api.clone()))
         .add_service(OwnerServiceServer::new(api.clone()))
+        .add_service(LeaseServiceServer::new(api.clone()))
         .add_service(reflection)
         .add_service(health_service)
         .add_service(JoinServiceServer::new(api.clone()))
@@ -245,15 +247,14 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::WarmSnapshot { snapshot, .. }
         | Command::DeleteSnapshot { snapshot } => format!("snapshot {snapshot}"),
         Command::Share { object, with, stop } => {
-            let (what, name) = match object {
-                ObjectName::Image(name) => ("image", name),
-                ObjectName::Vm(name) => ("VM", name),
-                ObjectName::Snapshot(name) => ("snapshot", name),
-            };
+            let what = called(object);
             let with = with.as_deref().unwrap_or("everyone");
             let shared = if *stop { "not shared" } else { "shared" };
-            format!("{what} {name}, {shared} with {with}")
+            format!("{what}, {shared} with {with}")
         }
+        Command::CreateLease { id, .. } => made(by, format!("lease {id}")),
+        Command::RenewLease { lease } | Command::EndLease { lease } => format!("lease {lease}"),
+        Command::SetLife { object, .. } => called(object),
         Command::SetQuota { owner, .. } | Command::DeleteQuota { owner } => {
             format!("quota of {owner}")
         }
@@ -275,10 +276,21 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::SnapshotReady { .. }
         | Command::ReportChildren { .. }
         | Command::FailOperation { .. }
+        | Command::CloseParts { .. }
+        | Command::Expire
         | Command::LostSnapshot { .. }
         | Command::HoldSnapshot { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
+    }
+}
+
+/// An object as it was named.
+fn called(object: &ObjectName) -> String {
+    match object {
+        ObjectName::Image(name) => format!("image {name}"),
+        ObjectName::Vm(name) => format!("VM {name}"),
+        ObjectName::Snapshot(name) => format!("snapshot {name}"),
     }
 }
 

@@ -32,6 +32,7 @@ impl SnapshotService for Api {
         let request = request.into_inner();
         let by = for_owner(by, &request.owner)?;
         self.has_room()?;
+        let life = self.life(request.keep.as_ref())?;
         let key = request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
         let mode = convert::capture_mode(request.mode());
@@ -48,6 +49,7 @@ impl SnapshotService for Api {
             vm: request.vm,
             name,
             mode,
+            life,
             expires_at,
         };
         let operation = match self.change(&by, key, command, deadline).await? {

@@ -55,6 +55,7 @@ impl VmService for Api {
         let machine = spec::machine(request.machine());
         let restart = spec::restart_policy(request.restart());
         let unready = spec::unready(request.unready());
+        let life = self.life(request.keep.as_ref())?;
         let command = Command::CreateVm {
             id: VmId(Ulid::new().0),
             name: request.name,
@@ -79,6 +80,7 @@ impl VmService for Api {
             publish: spec::publish(&request.publish)?,
             self_fork: request.self_fork,
             unready,
+            life,
         };
         let id = match self.change(&by, key, command, deadline).await? {
             Outcome::Vm(id) => id,

@@ -12,10 +12,12 @@ use crate::{
 };
 
 /// A command that did not do what was asked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Failure {
     /// Which way it failed.
     pub kind: FailureKind,
+    /// Why, as the agent said it for programs.
+    pub reason: Reason,
     /// What is wrong, and after a semicolon what to do about it.
     message: String,
 }
@@ -64,7 +66,12 @@ impl Failure {
         } else {
             format!("{message}; {hint}")
         };
-        Self { kind, message }
+        let reason = Reason::Unspecified;
+        Self {
+            kind,
+            reason,
+            message,
+        }
     }
 
     /// Something was refused or failed.
@@ -143,7 +150,10 @@ impl From<Status> for Failure {
         if !operation.is_empty() && !hint.contains(&operation) && !message.contains(&operation) {
             message = format!("{message} (operation {operation})");
         }
-        Self::new(kind, message, &hint)
+        Self {
+            reason: reason_of(&status),
+            ..Self::new(kind, message, &hint)
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod args;
 mod commands;
 pub mod failure;
+mod map;
 pub mod output;
 pub mod progress;
 pub mod reach;
@@ -13,7 +14,10 @@ pub mod tree;
 pub mod units;
 pub mod views;
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use clap::CommandFactory as _;
 use serde::Serialize;
@@ -33,11 +37,12 @@ struct Context {
 impl Context {
     /// The agents that the user named.
     fn reach(&self) -> Result<Reach, Failure> {
-        Reach::for_user(
-            &self.global.addr,
-            self.global.certs.as_deref(),
-            self.global.timeout(),
-        )
+        self.reach_for(self.global.timeout())
+    }
+
+    /// The same, for calls that may take so long.
+    fn reach_for(&self, timeout: Duration) -> Result<Reach, Failure> {
+        Reach::for_user(&self.global.addr, self.global.certs.as_deref(), timeout)
     }
 
     fn format(&self) -> Format {
@@ -115,11 +120,14 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Image(command) => commands::image::run(&context, command).await,
         Command::Vm(command) => commands::vm::run(&context, command).await,
         Command::Exec(args) => commands::exec::run(&context, args).await,
+        Command::Map(args) => map::run(&context, *args).await,
         Command::Cp(args) => commands::copy::run(&context, args).await,
         Command::Forward(args) => commands::forward::run(&context, args).await,
         Command::Fork(args) => commands::fork::run(&context, args).await,
         Command::Snapshot(command) => commands::snapshot::run(&context, command).await,
         Command::Tree(args) => commands::tree::run(&context, args).await,
+        Command::Keep(args) => commands::keep::keep(&context, args).await,
+        Command::Lease(command) => commands::keep::lease(&context, command).await,
         Command::Share(args) => commands::owner::share(&context, args).await,
         Command::Quota(command) => commands::owner::quota(&context, command).await,
         Command::Op(command) => commands::operation::run(&context, command).await,

@@ -18,6 +18,11 @@ impl Progress {
         Self(bar)
     }
 
+    /// Nothing is shown.
+    pub fn none() -> Self {
+        Self(ProgressBar::hidden())
+    }
+
     /// So many bytes to be sent.
     pub fn bytes(text: impl Into<String>, total: u64) -> Self {
         let bar = ProgressBar::with_draw_target(Some(total), target()).with_message(text.into());
@@ -56,6 +61,11 @@ impl Progress {
         self.0.set_position(bytes);
         self.0.set_message(more);
         self.0.tick();
+    }
+
+    /// Prints something beside it.
+    pub fn aside<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
     }
 
     /// One more is done.

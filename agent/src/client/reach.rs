@@ -12,9 +12,9 @@ use proto::v1::{
     ListOperationsRequest, ListSnapshotsRequest, ListVmsRequest, Operation, Snapshot, Vm,
     cluster_service_client::ClusterServiceClient, guest_service_client::GuestServiceClient,
     image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
-    node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
-    owner_service_client::OwnerServiceClient, snapshot_service_client::SnapshotServiceClient,
-    vm_service_client::VmServiceClient,
+    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
+    operation_service_client::OperationServiceClient, owner_service_client::OwnerServiceClient,
+    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
 };
 use rustls::ClientConfig;
 use tokio::time::{self, Instant};
@@ -123,6 +123,8 @@ impl Attempt {
         operations: OperationServiceClient,
         /// Owners.
         owners: OwnerServiceClient,
+        /// Leases, and how long things are kept.
+        leases: LeaseServiceClient,
     }
 }
 

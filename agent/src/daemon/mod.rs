@@ -61,7 +61,7 @@ use crate::{
             server::{ServerTls, TokenLookup},
         },
     },
-    upgrade,
+    upgrade, upkeep,
     vms::{
         Vms,
         fork::{self, Forks},
@@ -393,6 +393,7 @@ fn work(
     node.tasks
         .spawn(introduce(Arc::clone(node), data.admin_certs()));
     node.tasks.spawn(upgrade::run(Arc::clone(node)));
+    node.tasks.spawn(upkeep::run(Arc::clone(node)));
     node.tasks.spawn(reconcile::run(Arc::clone(node)));
     node.tasks
         .spawn(reconcile::sweep_now_and_then(Arc::clone(node)));

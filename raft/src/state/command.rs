@@ -3,12 +3,12 @@
 
 use super::authority::{AuthorityCertificate, Fingerprint, NodeTrust};
 use super::ids::{
-    CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+    CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
 };
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
-    GuestAgent, Labels, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy, Role,
-    Unready,
+    GuestAgent, Labels, Life, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy,
+    Role, Unready,
 };
 use super::{owners::Actor, quotas::Quota};
 
@@ -163,6 +163,7 @@ pub enum Command {
         publish: Vec<u16>,
         self_fork: u32,
         unready: Unready,
+        life: Life,
     },
     /// Changes how a VM should be.
     SetPower { vm: String, action: PowerAction },
@@ -188,6 +189,7 @@ pub enum Command {
         vm: String,
         name: Option<String>,
         mode: CaptureMode,
+        life: Life,
         expires_at: Millis,
     },
     /// Begins to set a VM to the moment of a snapshot (with the VM's name or id when the user gave it before the `@`); without
@@ -223,6 +225,8 @@ pub enum Command {
         placing: Placing,
         /// The nodes that the proposer knows to be online.
         candidates: Vec<NodeId>,
+        /// How long its children are kept.
+        life: Life,
         expires_at: Millis,
     },
     /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.
@@ -242,6 +246,8 @@ pub enum Command {
         reason: String,
         cancelled: bool,
     },
+    /// Closes what is open of captures and forks on a node that has been silent for too long: they go on without it.
+    CloseParts { node: NodeId, reason: String },
     /// Asks the node that does it to give an operation up.
     CancelOperation { operation: String },
     /// Names a snapshot.
@@ -269,6 +275,18 @@ pub enum Command {
         node: NodeId,
         checksums: Checksums,
     },
+
+    // -- How long things are kept ------------------------------------------------------------------------------------
+    /// Notes a lease, which ends `ttl` after it was renewed last. Answered with `Response::Lease`.
+    CreateLease { id: LeaseId, ttl: Millis },
+    /// Has a lease go on.
+    RenewLease { lease: String },
+    /// Ends a lease, and with it all that is kept by it. Answered with `Response::EndedLease`.
+    EndLease { lease: String },
+    /// Says how long a VM or a snapshot is kept. Answered as a change of it is.
+    SetLife { object: ObjectName, life: Life },
+    /// Ends what has outlived its time.
+    Expire,
 
     // -- Owners ------------------------------------------------------------------------------------------------------
     /// Says who else may see and use an object: an owner, or everybody (`with` is `None`); with `stop`, who may not any more. Answered
@@ -312,9 +330,12 @@ impl Command {
             | Self::SnapshotReady { .. }
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
+            | Self::CloseParts { .. }
             | Self::LostSnapshot { .. }
             | Self::HoldSnapshot { .. }
             | Self::SecureSnapshot { .. }
+            | Self::RenewLease { .. }
+            | Self::Expire
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
             | Self::RevokeToken { .. }
@@ -339,6 +360,9 @@ impl Command {
             | Self::TagSnapshot { .. }
             | Self::WarmSnapshot { .. }
             | Self::DeleteSnapshot { .. }
+            | Self::CreateLease { .. }
+            | Self::EndLease { .. }
+            | Self::SetLife { .. }
             | Self::Share { .. }
             | Self::SetQuota { .. }
             | Self::DeleteQuota { .. } => false,

@@ -53,6 +53,8 @@ ulid_types! {
     OperationId,
     /// A join token.
     TokenId,
+    /// A client's lease.
+    LeaseId,
     /// A certificate of somebody who uses the cluster: also its serial number.
     CertificateId,
 }

@@ -6,7 +6,8 @@ use super::{
     KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAX_CHILDREN,
     ids::{DERIVED_IDS, ImageId, SnapshotId, VmId},
     model::{
-        ObjectId, OperationKind, OperationState, Phase, Power, Snapshot, Source, State, Vm, VmSpec,
+        Life, ObjectId, OperationKind, OperationState, Phase, Power, Snapshot, Source, State, Vm,
+        VmSpec,
     },
     names,
     owners::Ownership,
@@ -28,6 +29,7 @@ pub fn check(state: &State) -> Result<(), Violation> {
     tokens(state)?;
     images(state)?;
     vms(state)?;
+    lives(state)?;
     snapshots(state)?;
     operations(state)?;
     tombstones(state)?;
@@ -105,6 +107,25 @@ fn nodes(state: &State) -> Result<(), Violation> {
         removed,
         "records of removed nodes are bounded",
     )
+}
+
+fn lives(state: &State) -> Result<(), Violation> {
+    let holds = |life: Life, owner: &str| match life {
+        Life::Leased(lease) => {
+            let lease = state.leases.get(&lease);
+            lease.is_some_and(|lease| lease.owner == owner)
+        }
+        Life::Unbounded | Life::Until(_) => true,
+    };
+    let rule = "what a lease keeps goes with it, and is of its owner";
+    for vm in state.vms.values() {
+        hold(holds(vm.life, &vm.ownership.owner), vm.id, rule)?;
+    }
+    for snapshot in state.snapshots.values() {
+        let owner = &snapshot.ownership.owner;
+        hold(holds(snapshot.life, owner), snapshot.id, rule)?;
+    }
+    Ok(())
 }
 
 fn tokens(state: &State) -> Result<(), Violation> {

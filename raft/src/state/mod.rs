@@ -63,6 +63,7 @@ impl Default for State {
             tokens: Default::default(),
             certificates: Default::default(),
             quotas: Default::default(),
+            leases: Default::default(),
             images: Default::default(),
             vms: Default::default(),
             snapshots: Default::default(),

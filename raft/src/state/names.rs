@@ -7,8 +7,8 @@
 use std::{ops::RangeInclusive, sync::Arc};
 
 use super::{
-    ids::{CertificateId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId},
-    model::{Certificate, Image, LostVm, Node, Operation, Snapshot, State, Token, Vm},
+    ids::{CertificateId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId},
+    model::{Certificate, Image, Lease, LostVm, Node, Operation, Snapshot, State, Token, Vm},
     owners::{Actor, EVERYONE, Owned},
     response::{Kind, Rejection},
 };
@@ -215,6 +215,20 @@ pub fn operation<'a>(
     )
 }
 
+/// Finds a lease that is there for somebody, by its id or a prefix of it.
+pub fn lease<'a>(
+    state: &'a State,
+    by: &Actor,
+    text: &str,
+) -> Result<(LeaseId, &'a Lease), Rejection> {
+    find_by_id(Kind::Lease, text, |range: RangeInclusive<LeaseId>| {
+        let within = state.leases.range(range);
+        within
+            .filter(|(_, lease)| by.sees(&lease.owner))
+            .map(|(id, lease)| (id, (*id, lease)))
+    })
+}
+
 /// Finds a join token, by its id or a prefix of it.
 pub fn token<'a>(state: &'a State, text: &str) -> Result<(TokenId, &'a Token), Rejection> {
     find_by_id(Kind::Token, text, |range: RangeInclusive<TokenId>| {
@@ -264,6 +278,7 @@ ulids!(
     SnapshotId,
     OperationId,
     TokenId,
+    LeaseId,
     CertificateId
 );
 

@@ -1,8 +1,8 @@
 //! Which node does what of an operation: a fork's children may be on several.
 
 use super::{
-    ids::NodeId,
-    model::{Operation, OperationKind, State},
+    ids::{NodeId, OperationId},
+    model::{Operation, OperationKind, OperationState, State},
 };
 
 impl State {
@@ -17,14 +17,41 @@ impl State {
         if operation.kind != OperationKind::Fork {
             return operation.node == node;
         }
-        let is_to_capture = || {
-            let snapshot = self.snapshots.get(&operation.snapshot);
-            operation.vm.is_some() && snapshot.is_none_or(|snapshot| snapshot.content.is_none())
+        self.is_to_capture(operation, node) || self.open_children(operation, node).next().is_some()
+    }
+
+    /// Whether a node has still to capture what an operation makes a snapshot of, or forks.
+    pub(super) fn is_to_capture(&self, operation: &Operation, node: NodeId) -> bool {
+        let snapshot = self.snapshots.get(&operation.snapshot);
+        operation.node == node
+            && operation.vm.is_some()
+            && snapshot.is_none_or(|snapshot| snapshot.content.is_none())
+    }
+
+    /// The children of which nothing is known yet, and a node says what becomes of them.
+    pub(super) fn open_children<'a>(
+        &'a self,
+        operation: &'a Operation,
+        node: NodeId,
+    ) -> impl Iterator<Item = u32> + 'a {
+        (0..operation.count)
+            .filter(|number| !operation.results.contains_key(number))
+            .filter(move |number| self.node_of_child(operation, *number) == node)
+    }
+
+    /// The captures and forks that wait for a node.
+    pub fn parts_of(&self, node: NodeId) -> Vec<OperationId> {
+        let waits = |operation: &Operation| {
+            operation.state == OperationState::Open
+                && matches!(
+                    operation.kind,
+                    OperationKind::Snapshot | OperationKind::Fork
+                )
+                && self.has_part(operation, node)
         };
-        let is_open = |number: &u32| !operation.results.contains_key(number);
-        (operation.node == node && is_to_capture())
-            || (0..operation.count)
-                .filter(is_open)
-                .any(|number| self.node_of_child(operation, number) == node)
+        let all = self.operations.values();
+        all.filter(|operation| waits(operation))
+            .map(|operation| operation.id)
+            .collect()
     }
 }

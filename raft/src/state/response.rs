@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ids::{CertificateId, ImageId, NodeId, OperationId, SnapshotId, VmId};
+use super::ids::{CertificateId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, VmId};
 
 /// What became of a command.
 pub type Outcome = Result<Response, Rejection>;
@@ -30,6 +30,10 @@ pub enum Response {
     Operation(OperationId),
     /// This certificate was noted, or made useless.
     Certificate(CertificateId),
+    /// This lease was added or renewed.
+    Lease(LeaseId),
+    /// This lease has ended, and what was kept by it goes.
+    EndedLease(LeaseId),
 }
 
 /// What kind of object a message is about.
@@ -53,6 +57,8 @@ pub enum Kind {
     Quota,
     /// The authority, or its replacement.
     Authority,
+    /// A client's lease.
+    Lease,
 }
 
 impl fmt::Display for Kind {
@@ -67,6 +73,7 @@ impl fmt::Display for Kind {
             Self::Certificate => "certificate",
             Self::Quota => "quota of owner",
             Self::Authority => "authority",
+            Self::Lease => "lease",
         })
     }
 }

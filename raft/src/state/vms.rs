@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::{
-    ids::{NodeId, SnapshotId, VmId},
-    model::{Source, Vm},
+    ids::{LeaseId, NodeId, SnapshotId, VmId},
+    model::{Life, Millis, Source, Vm},
     quotas::Usage,
     shared_map::{Iter, SharedMap},
 };
@@ -30,6 +30,8 @@ pub struct Vms {
     numbers: SharedMap<Key, Arc<Numbers>>,
     /// By the snapshot that they were made from. Follows from `all`.
     sources: SharedMap<(SnapshotId, VmId), ()>,
+    /// Those that are not kept until somebody deletes them, in the order of their ends. Follows from `all`.
+    bounded: SharedMap<(Life, VmId), ()>,
     /// What each owner has of them. Follows from `all`; only owners that have some.
     used: BTreeMap<String, Usage>,
     /// Follows from `all`. Only nodes that have some.
@@ -85,6 +87,24 @@ impl Vms {
             .filter_map(|((_, id), ())| self.all.get(id))
     }
 
+    /// Those whose time ends by then, the first to end first.
+    pub fn ending_by(&self, now: Millis) -> impl Iterator<Item = VmId> {
+        let from = (Life::Until(0), VmId(0));
+        let all = self
+            .bounded
+            .range(from..=(Life::Until(now), VmId(u128::MAX)));
+        all.map(|((_, id), ())| *id)
+    }
+
+    /// Those that are kept by a lease.
+    pub fn leased(&self, lease: LeaseId) -> impl Iterator<Item = VmId> {
+        let life = Life::Leased(lease);
+        let all = self
+            .bounded
+            .range((life, VmId(0))..=(life, VmId(u128::MAX)));
+        all.map(|((_, id), ())| *id)
+    }
+
     /// All, by their names, then by their owners.
     pub fn by_name(&self) -> impl Iterator<Item = &Arc<Vm>> {
         self.names.values().filter_map(|id| self.all.get(id))
@@ -134,7 +154,7 @@ impl Vms {
     /// Changes one. Its name, its owner and its node must stay: a VM that gets others is inserted anew. `None` when it is not there.
     pub fn change<R>(&mut self, id: &VmId, change: impl FnOnce(&mut Vm) -> R) -> Option<R> {
         let vm = Arc::make_mut(self.all.get_mut(id)?);
-        let (before, source) = (Usage::of_vm(vm), vm.source);
+        let (before, source, life) = (Usage::of_vm(vm), vm.source, vm.life);
         let changed = change(vm);
         let (after, owner) = (Usage::of_vm(vm), &vm.ownership.owner);
         if source != vm.source {
@@ -143,6 +163,12 @@ impl Vms {
             }
             if let Source::Snapshot(snapshot) = vm.source {
                 self.sources.insert((snapshot, *id), ());
+            }
+        }
+        if life != vm.life {
+            self.bounded.remove(&(life, *id));
+            if vm.life != Life::Unbounded {
+                self.bounded.insert((vm.life, *id), ());
             }
         }
         if before != after
@@ -170,6 +196,9 @@ impl Vms {
         if let Source::Snapshot(snapshot) = vm.source {
             self.sources.insert((snapshot, id), ());
         }
+        if vm.life != Life::Unbounded {
+            self.bounded.insert((vm.life, id), ());
+        }
         let used = self.used.entry(vm.ownership.owner.clone()).or_default();
         *used = used.plus(Usage::of_vm(&vm));
         self.nodes.entry(vm.node).or_default().insert(id, ());
@@ -194,6 +223,7 @@ impl Vms {
         if let Source::Snapshot(snapshot) = vm.source {
             self.sources.remove(&(snapshot, *id));
         }
+        self.bounded.remove(&(vm.life, *id));
         let owner = &vm.ownership.owner;
         if let Some(used) = self.used.get_mut(owner) {
             *used = used.minus(Usage::of_vm(&vm));

@@ -22,6 +22,7 @@ mirrors! {
     id OperationId;
     id TokenId;
     id CertificateId;
+    id LeaseId;
 
     struct Proposal { request: Option<RequestKey>, by: Actor, now: Millis, command: Command }
     struct Actor { owner: String, is_admin: bool }
@@ -93,12 +94,13 @@ mirrors! {
             publish: Vec<u16>,
             self_fork: u32,
             unready: Unready,
+            life: Life,
         },
         SetPower { vm: String, action: PowerAction },
         DeleteVm { vm: String, force: bool },
         ReportVms { node: NodeId, reports: Vec<VmReport> },
         ReportSteps { vm: Id, boot: u64, failed: Vec<String> },
-        CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, expires_at: Millis },
+        CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, life: Life, expires_at: Millis },
         ResetVm {
             operation: Id,
             vm: String,
@@ -120,11 +122,13 @@ mirrors! {
             has_secrets: bool,
             placing: Placing,
             candidates: Vec<NodeId>,
+            life: Life,
             expires_at: Millis,
         },
         SnapshotReady { operation: Id, content: Content },
         ReportChildren { operation: Id, results: Vec<(u32, ChildResult)> },
         FailOperation { operation: Id, reason: String, cancelled: bool },
+        CloseParts { node: NodeId, reason: String },
         CancelOperation { operation: String },
         TagSnapshot { snapshot: String, name: String },
         WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
@@ -132,6 +136,11 @@ mirrors! {
         LostSnapshot { snapshot: Id, node: NodeId, reason: String },
         HoldSnapshot { snapshot: Id, node: NodeId },
         SecureSnapshot { snapshot: Id, node: NodeId, checksums: Checksums },
+        CreateLease { id: Id, ttl: Millis },
+        RenewLease { lease: String },
+        EndLease { lease: String },
+        SetLife { object: ObjectName, life: Life },
+        Expire,
         SetQuota { owner: String, quota: Quota },
         DeleteQuota { owner: String },
         Share { object: ObjectName, with: Option<String>, stop: bool },
@@ -163,8 +172,10 @@ mirrors! {
         DeletedSnapshot(id: Id),
         Operation(id: Id),
         Certificate(id: Id),
+        Lease(id: Id),
+        EndedLease(id: Id),
     }
-    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority, Lease }
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
@@ -247,6 +258,8 @@ mirrors! {
         revoked_at: Option<Millis>,
         authority: [u8; 32],
     }
+    enum Life { Unbounded, Until(at: Millis), Leased(lease: Id) }
+    struct Lease { owner: String, ttl: Millis, expires_at: Millis, created_at: Millis }
     struct Ownership { owner: String, everyone: bool, shared_with: BTreeSet<String> }
     struct Captured { vm: Id, name: String, owner: String }
     struct Image {
@@ -333,6 +346,7 @@ mirrors! {
         has_secrets: bool,
         failed_steps: Vec<String>,
         lineage: Id,
+        life: Life,
     }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
@@ -349,6 +363,7 @@ mirrors! {
         content: Option<Content>,
         lost: String,
         warm: u32,
+        life: Life,
         created_at: Millis,
     }
     struct Content {
@@ -429,6 +444,7 @@ mirrors! {
         tokens: BTreeMap<Id, Token>,
         certificates: BTreeMap<Id, Certificate>,
         quotas: BTreeMap<String, Quota>,
+        leases: BTreeMap<Id, Lease>,
         images: BTreeMap<Id, Box<Image>>,
         vms: BTreeMap<Id, Box<Vm>>,
         snapshots: BTreeMap<Id, Box<Snapshot>>,

@@ -253,6 +253,40 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "create-lease",
+            Command::CreateLease {
+                id: LeaseId(0x61),
+                ttl: 60_000,
+            },
+        ),
+        (
+            "renew-lease",
+            Command::RenewLease {
+                lease: LeaseId(0x61).to_string(),
+            },
+        ),
+        (
+            "end-lease",
+            Command::EndLease {
+                lease: LeaseId(0x61).to_string(),
+            },
+        ),
+        (
+            "set-life",
+            Command::SetLife {
+                object: ObjectName::Vm("a".into()),
+                life: Life::Until(1_700_000_060_000),
+            },
+        ),
+        ("expire", Command::Expire),
+        (
+            "close-parts",
+            Command::CloseParts {
+                node: 2,
+                reason: "silent".into(),
+            },
+        ),
+        (
             "set-quota",
             Command::SetQuota {
                 owner: "bob".into(),
@@ -356,6 +390,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         },
         self_fork: 1_000,
         unready: Unready::Hold,
+        life: Life::Unbounded,
     };
     let phases = [
         Phase::Pending,
@@ -478,6 +513,7 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         vm: "a".into(),
         name: name.map(Into::into),
         mode,
+        life: Life::Unbounded,
         expires_at: 9_000,
     };
     let fork = |source, name: Option<&str>, by_guest, placing| Command::Fork {
@@ -493,6 +529,10 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         has_secrets: by_guest,
         placing,
         candidates: vec![1, 3],
+        life: match by_guest {
+            true => Life::Unbounded,
+            false => Life::Leased(LeaseId(0x61)),
+        },
         expires_at: 9_000,
     };
     let snapshot = |vm: Option<&str>| ForkSource::Snapshot {

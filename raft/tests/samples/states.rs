@@ -113,6 +113,13 @@ pub fn state() -> State {
     };
     state.images.insert(image.id, Arc::new(image));
     state.quotas.insert("bob".into(), quota());
+    let lease = Lease {
+        owner: "ann".into(),
+        ttl: 60_000,
+        expires_at: 90_000,
+        created_at: 30_000,
+    };
+    state.leases.insert(LeaseId(0x61), lease);
     add_vms(&mut state);
     add_operations(&mut state);
     for (object, name) in [
@@ -183,6 +190,10 @@ fn add_vms(state: &mut State) {
         has_secrets: source != Source::Image,
         failed_steps: vec!["hook 10-keys: it ended with 1".into()],
         lineage: VmId(0x40),
+        life: match source {
+            Source::Image => Life::Until(500),
+            Source::Snapshot(_) => Life::Unbounded,
+        },
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [
@@ -284,6 +295,10 @@ fn add_operations(state: &mut State) {
             spec: spec(),
             family: Some(VmId(0x41)),
             lineage: VmId(0x40),
+            life: match number {
+                1 => Life::Leased(LeaseId(0x61)),
+                _ => Life::Unbounded,
+            },
             operation,
             warm: number as u32,
             content,

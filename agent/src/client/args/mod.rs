@@ -2,6 +2,8 @@
 
 pub mod cluster;
 pub mod guest;
+pub mod keep;
+pub mod map;
 pub mod objects;
 pub mod owner;
 pub mod recovery;
@@ -14,6 +16,8 @@ use ulid::Ulid;
 
 use self::{
     cluster::{AuthorityCommand, CertCommand, InitArgs, JoinArgs, NodeCommand, TokenCommand},
+    keep::{KeepCommand, LeaseCommand},
+    map::MapArgs,
     objects::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
@@ -73,7 +77,7 @@ pub struct Global {
         default_value_t
     )]
     pub output: Format,
-    /// How long to wait for the answer, such as 30s or 5m [default: 60s]. Of `exec`: how long the program may take.
+    /// How long to wait for the answer, such as 30s or 5m [default: 60s]. Of `exec` and `map`: how long the program may take.
     #[arg(long, global = true, value_name = "TIME", value_parser = timeout)]
     pub timeout: Option<Duration>,
 }
@@ -191,6 +195,9 @@ Ends with 1 when a check failed.")]
     /// Runs a program in a VM.
     #[command(after_help = work::EXEC_EXAMPLES)]
     Exec(ExecArgs),
+    /// Runs a program in many forks at once, and gathers what comes of it.
+    #[command(after_help = map::MAP_EXAMPLES)]
+    Map(Box<MapArgs>),
     /// Copies files into a VM, or out of it.
     #[command(after_help = work::CP_EXAMPLES)]
     Cp(CpArgs),
@@ -203,6 +210,12 @@ Ends with 1 when a check failed.")]
     /// Draws who was forked from whom.
     #[command(after_help = objects::TREE_EXAMPLES)]
     Tree(TreeArgs),
+    /// Says how long a VM or a snapshot is kept.
+    #[command(after_help = keep::KEEP_EXAMPLES)]
+    Keep(KeepCommand),
+    /// What a client holds while it is there, and what it made goes with.
+    #[command(subcommand, after_help = keep::LEASE_EXAMPLES)]
+    Lease(LeaseCommand),
     /// Says who else sees and uses an image, a snapshot or a VM.
     #[command(after_help = owner::SHARE_EXAMPLES)]
     Share(ShareArgs),

@@ -8,6 +8,7 @@ use proto::v1;
 use super::{
     Change,
     guest::{GuestAgent, GuestArgs, SecretArg, WAIT_EXAMPLES, WaitArgs, secret},
+    keep::KeepArgs,
     label,
     owner::OwnerArg,
 };
@@ -165,6 +166,7 @@ Examples:
   fpagent vm create demo --image tiny --wait
   fpagent vm create web --image tiny --restart on-failure    # after 1 s, 2 s, 4 s, … up to 5 min
   fpagent vm create web --image tiny --publish 80 443 --no-egress
+  fpagent vm create try --image tiny --ttl 2h
   fpagent vm create job --image tiny --allow-self-fork 39    # its guests may fork their VMs
   fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
     Create(Box<CreateArgs>),
@@ -317,6 +319,9 @@ pub struct CreateArgs {
     pub labels: Vec<(String, String)>,
     /// See there.
     #[command(flatten)]
+    pub keep: KeepArgs,
+    /// See there.
+    #[command(flatten)]
     pub owner: OwnerArg,
     /// Wait until it runs, not only until it is decided.
     #[arg(long)]
@@ -379,6 +384,9 @@ pub struct ForkArgs {
     pub secrets: Vec<SecretArg>,
     /// See there.
     #[command(flatten)]
+    pub keep: KeepArgs,
+    /// See there.
+    #[command(flatten)]
     pub owner: OwnerArg,
     /// See there.
     #[command(flatten)]
@@ -399,6 +407,9 @@ pub enum SnapshotCommand {
         /// Whether the VM is copied while it runs, or after it was stopped.
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
+        /// See there.
+        #[command(flatten)]
+        keep: KeepArgs,
         /// See there.
         #[command(flatten)]
         owner: OwnerArg,

@@ -174,7 +174,8 @@ async fn copy_in(
     converse(call, mover, work, progress).await
 }
 
-async fn copy_out(
+/// Copies out of a VM.
+pub(in crate::client) async fn copy_out(
     context: &Context,
     vm: String,
     path: Vec<u8>,

@@ -20,16 +20,16 @@ use crate::client::{
     Context,
     args::work::ExecArgs,
     failure::{Failure, FailureKind},
-    reach::broken,
+    reach::{Reach, broken},
     terminal::{self, Raw},
 };
 
 /// Requests that are sent ahead of the guest.
 const AHEAD: usize = 4;
 /// What a shell says of a program that was ended by a signal: this and the signal's number.
-const BY_SIGNAL: i32 = 128;
+pub(in crate::client) const BY_SIGNAL: i32 = 128;
 /// And of one that could not be started.
-const NOT_STARTED: u8 = 127;
+pub(in crate::client) const NOT_STARTED: u8 = 127;
 
 pub(crate) async fn run(context: &Context, args: ExecArgs) -> Result<(), Failure> {
     let (input, wants_terminal) = (args.interactive, args.terminal);
@@ -62,7 +62,7 @@ pub(crate) async fn run(context: &Context, args: ExecArgs) -> Result<(), Failure
         timeout_ms: limit.map_or(0, |limit| limit.as_millis() as u64),
         input,
     };
-    let (requests, answers) = open(context, start).await?;
+    let (requests, answers) = open(&context.reach()?, start).await?;
     let raw = wants_terminal.then(Raw::enter).transpose()?;
     let end = attend(requests, answers, input, wants_terminal).await?;
     drop(raw);
@@ -101,10 +101,11 @@ fn outcome(end: ExecEnd) -> Result<(), Failure> {
     }
 }
 
-type Opened = (mpsc::Sender<ExecRequest>, Streaming<ExecResponse>);
+/// A program that was begun: where its input goes, and what it says.
+pub(in crate::client) type Opened = (mpsc::Sender<ExecRequest>, Streaming<ExecResponse>);
 
-async fn open(context: &Context, start: ExecStart) -> Result<Opened, Failure> {
-    let reach = context.reach()?;
+/// Begins a program in a VM.
+pub(in crate::client) async fn open(reach: &Reach, start: ExecStart) -> Result<Opened, Failure> {
     let opened = reach.call(async |attempt| {
         let (sender, inputs) = mpsc::channel(AHEAD);
         let first = ExecRequest {

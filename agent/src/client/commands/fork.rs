@@ -21,6 +21,7 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure
         settings: args.settings.into_iter().collect(),
         secrets,
         owner: args.owner.owner,
+        keep: args.keep.keep(),
         node: args.node,
         spread: args.spread,
         request_id: args.change.id(),

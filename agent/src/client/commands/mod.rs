@@ -11,6 +11,7 @@ pub mod forward;
 pub mod image;
 pub mod init;
 pub mod join;
+pub mod keep;
 pub mod logs;
 pub mod node;
 pub mod operation;

@@ -17,6 +17,7 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
             vm,
             name,
             mode,
+            keep,
             owner,
             change,
         } => {
@@ -27,6 +28,7 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
                 name,
                 mode,
                 owner: owner.owner,
+                keep: keep.keep(),
                 request_id: change.id(),
             };
             let created = reach.change(&request.request_id, async |attempt| {

@@ -109,6 +109,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         labels: args.labels.into_iter().collect(),
         wait: args.wait,
         owner: args.owner.owner,
+        keep: args.keep.keep(),
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

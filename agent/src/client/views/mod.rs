@@ -6,6 +6,7 @@ pub mod copy;
 pub mod fork;
 pub mod guest;
 pub mod image;
+pub mod lease;
 pub mod memory;
 pub mod node;
 pub mod operation;
@@ -20,6 +21,7 @@ use std::{
 };
 
 use prost_types::Timestamp;
+use proto::v1::SetKeepResponse;
 use serde::{Serialize, Serializer};
 
 use super::units;
@@ -57,6 +59,51 @@ fn age(time: Option<Moment>) -> String {
     time.map_or_else(String::new, |Moment(then)| {
         units::show_seconds(now.saturating_sub(u64::try_from(then.seconds).unwrap_or(0)))
     })
+}
+
+/// How long it is until a time, for a table.
+fn until(time: Option<Moment>) -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs());
+    time.map_or_else(String::new, |Moment(then)| {
+        units::show_seconds(u64::try_from(then.seconds).unwrap_or(0).saturating_sub(now))
+    })
+}
+
+/// How long something is kept, for a table.
+fn kept(expires_at: Option<Moment>, lease: &str) -> String {
+    match (expires_at, lease) {
+        (None, "") => String::new(),
+        (None, lease) => lease.to_owned(),
+        (end, _) => until(end),
+    }
+}
+
+/// How long something is kept from now on, as it is printed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct KeptView {
+    pub expires_at: Option<Moment>,
+}
+
+impl KeptView {
+    /// The same in words.
+    pub fn text(&self) -> String {
+        match self.expires_at {
+            Some(end) => format!("kept until {end}"),
+            None => "no time is set for its end".to_owned(),
+        }
+    }
+}
+
+impl From<SetKeepResponse> for KeptView {
+    fn from(kept: SetKeepResponse) -> Self {
+        Self {
+            expires_at: time(kept.expires_at),
+        }
+    }
 }
 
 /// Milliseconds with three digits after the point: more is noise.

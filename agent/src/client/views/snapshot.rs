@@ -3,7 +3,7 @@
 use proto::v1;
 use serde::Serialize;
 
-use super::{Moment, age, milliseconds, owner::SharingView, time};
+use super::{Moment, age, kept, milliseconds, owner::SharingView, time};
 use crate::client::{output::Row, units};
 
 /// A snapshot as it is printed.
@@ -26,6 +26,8 @@ pub struct SnapshotView {
     pub reason: String,
     pub safety: &'static str,
     pub created_at: Option<Moment>,
+    pub expires_at: Option<Moment>,
+    pub lease: String,
     pub base_bytes: u64,
     pub stream_bytes: u64,
     pub layer_bytes: u64,
@@ -79,6 +81,8 @@ impl From<v1::Snapshot> for SnapshotView {
             reason: snapshot.reason,
             safety,
             created_at: time(snapshot.created_at),
+            expires_at: time(snapshot.expires_at),
+            lease: snapshot.lease,
             base_bytes: snapshot.base_bytes,
             stream_bytes: snapshot.stream_bytes,
             layer_bytes: snapshot.layer_bytes,
@@ -134,7 +138,7 @@ impl Row for SnapshotView {
         ];
         if wide {
             header.extend([
-                "BASE", "STREAM", "LAYER", "PAUSE", "PARENT", "IMAGE", "QEMU", "WARM",
+                "BASE", "STREAM", "LAYER", "PAUSE", "PARENT", "IMAGE", "QEMU", "WARM", "KEPT",
             ]);
         }
         header
@@ -162,6 +166,7 @@ impl Row for SnapshotView {
                 self.image.clone(),
                 self.qemu_version.clone(),
                 self.warm.to_string(),
+                kept(self.expires_at, &self.lease),
             ]);
         }
         cells

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Moment, age,
     guest::{GuestView, NetworkView, PortView, network_text},
-    labels_text,
+    kept, labels_text,
     owner::SharingView,
     time,
 };
@@ -42,6 +42,8 @@ pub struct VmView {
     pub machine: String,
     pub labels: BTreeMap<String, String>,
     pub created_at: Option<Moment>,
+    pub expires_at: Option<Moment>,
+    pub lease: String,
     pub generation: u64,
     pub power: &'static str,
     pub warnings: Vec<String>,
@@ -157,6 +159,8 @@ impl From<v1::Vm> for VmView {
             machine: vm.machine,
             labels: vm.labels,
             created_at: time(vm.created_at),
+            expires_at: time(vm.expires_at),
+            lease: vm.lease,
             generation: vm.generation,
             power,
             warnings: vm.warnings,
@@ -194,7 +198,7 @@ impl Row for VmView {
         if wide {
             header.extend(["ID", "PID", "DISK", "SNAPSHOT", "LABELS"]);
             header.extend(["RESTART", "RESTARTS", "LAST END", "NETWORK", "SELF-FORK"]);
-            header.extend(["PLACE", "SETTINGS", "FAILED STEPS", "REASON"]);
+            header.extend(["PLACE", "SETTINGS", "FAILED STEPS", "KEPT", "REASON"]);
         }
         header
     }
@@ -230,6 +234,7 @@ impl Row for VmView {
                 ),
                 labels_text(&self.settings),
                 self.failed_steps.join("; "),
+                kept(self.expires_at, &self.lease),
                 self.reason.clone(),
             ]);
         }

@@ -673,6 +673,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         content: Some(content),
         lost: String::new(),
         warm: 0,
+        life: Default::default(),
         created_at: 0,
     }
 }

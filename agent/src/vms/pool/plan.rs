@@ -137,6 +137,7 @@ mod tests {
             content: Some(content),
             lost: String::new(),
             warm,
+            life: Default::default(),
             created_at: 0,
         }
     }

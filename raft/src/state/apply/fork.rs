@@ -5,13 +5,13 @@ use std::{
     sync::Arc,
 };
 
-use super::{check_labels, invalid, placement, removal, reset, settings, snapshot};
+use super::{check_labels, invalid, life, placement, removal, reset, settings, snapshot};
 use crate::state::{
     MAX_CHILDREN,
     command::{Command, ForkSource, Placing},
     ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
     model::{
-        Accelerator, CaptureMode, Content, Millis, ObjectId, Operation, OperationKind,
+        Accelerator, CaptureMode, Content, Life, Millis, ObjectId, Operation, OperationKind,
         OperationState, Phase, Place, Power, Snapshot, Source, State, Vm, VmSpec,
     },
     names,
@@ -31,6 +31,7 @@ pub(super) fn create_snapshot(
         vm,
         name,
         mode,
+        life: how_long,
         expires_at,
     } = command
     else {
@@ -38,6 +39,7 @@ pub(super) fn create_snapshot(
     };
     check_operation_id(state, *operation, 0)?;
     names::check_owner("owner", &by.owner)?;
+    life::check(state, by, &by.owner, now, *how_long)?;
     let vm = Arc::clone(names::vm(state, by, vm)?);
     check_capturable(state, &vm)?;
     if let Some(name) = name {
@@ -52,7 +54,11 @@ pub(super) fn create_snapshot(
         paused: false,
         expires_at: *expires_at,
     };
-    begin_capture(state, now, *operation, &vm, name.clone(), begun)
+    let begun = begin_capture(state, now, *operation, &vm, name.clone(), begun);
+    if let Some(snapshot) = state.snapshots.get_mut(&operation.snapshot()) {
+        Arc::make_mut(snapshot).life = *how_long;
+    }
+    begun
 }
 
 pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
@@ -69,6 +75,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         has_secrets,
         placing,
         candidates,
+        life: how_long,
         expires_at,
     } = command
     else {
@@ -80,6 +87,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
     check_operation_id(state, *operation, *count)?;
     check_labels(labels)?;
     settings::check(settings)?;
+    life::check(state, by, &by.owner, now, *how_long)?;
     names::check_owner("owner", &by.owner)?;
     let origin = origin(state, by, *operation, source, candidates)?;
     if *by_guest {
@@ -135,6 +143,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
             by_guest: *by_guest,
             has_secrets: *has_secrets,
             lineage: origin.lineage,
+            life: *how_long,
             ..Vm::new(id, name, &owner, node, origin.spec.clone(), source, now)
         };
         state.vms.insert(id, Arc::new(child));
@@ -445,6 +454,7 @@ fn add_capture(
         content: None,
         lost: String::new(),
         warm: 0,
+        life: Life::Unbounded,
         created_at: now,
     };
     state.snapshots.insert(snapshot.id, Arc::new(snapshot));

@@ -6,6 +6,7 @@ mod authority;
 mod fork;
 mod image;
 mod leaving;
+mod life;
 mod membership;
 mod operation;
 mod placement;
@@ -169,6 +170,7 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
             reason,
             cancelled,
         } => operation::fail_operation(state, now, *operation, reason, *cancelled),
+        Command::CloseParts { node, reason } => operation::close_parts(state, now, *node, reason),
         Command::CancelOperation { operation } => operation::cancel_operation(state, by, operation),
         Command::TagSnapshot { snapshot, name } => snapshot::tag(state, by, snapshot, name),
         Command::WarmSnapshot {
@@ -188,6 +190,12 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
             node,
             checksums,
         } => snapshot::secure(state, *snapshot, *node, checksums),
+
+        Command::CreateLease { id, ttl } => life::create(state, by, now, *id, *ttl),
+        Command::RenewLease { lease } => life::renew(state, by, now, lease),
+        Command::EndLease { lease } => life::end(state, by, now, lease),
+        Command::SetLife { object, life } => life::set(state, by, now, object, *life),
+        Command::Expire => life::expire(state, now),
 
         Command::Share { object, with, stop } => {
             share::share(state, by, object, with.as_deref(), *stop)

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use super::{removal, reset, vm};
 use crate::state::{
     KEPT_OPERATIONS,
-    ids::OperationId,
+    ids::{NodeId, OperationId},
     model::{
         ChildResult, Content, Millis, Operation, OperationKind, OperationState, Phase, Power,
         State, Unready, Vm,
@@ -207,6 +207,28 @@ pub(super) fn fail_operation(
     }
     removal::collect(state, now, Some(operation.snapshot));
     Ok(Response::Operation(id))
+}
+
+/// Never refused: what was open may have ended.
+pub(super) fn close_parts(state: &mut State, now: Millis, node: NodeId, reason: &str) -> Outcome {
+    for id in state.parts_of(node) {
+        let Some(operation) = state.operations.get(&id).map(Arc::clone) else {
+            continue;
+        };
+        if state.is_to_capture(&operation, node) {
+            // Nobody else can.
+            fail_operation(state, now, id, reason, false)?;
+            continue;
+        }
+        let lost = ChildResult {
+            error: reason.to_owned(),
+            ..ChildResult::default()
+        };
+        let numbers = state.open_children(&operation, node);
+        let results: Vec<_> = numbers.map(|number| (number, lost.clone())).collect();
+        report_children(state, now, id, &results)?;
+    }
+    Ok(Response::Done)
 }
 
 pub(super) fn cancel_operation(state: &mut State, by: &Actor, operation: &str) -> Outcome {

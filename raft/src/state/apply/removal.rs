@@ -7,7 +7,8 @@ use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 use crate::state::{
     ids::{ImageId, NodeId, SnapshotId},
     model::{
-        Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, State, Tombstone,
+        Life, Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, State,
+        Tombstone,
     },
     names,
     owners::{Actor, Owned},
@@ -155,7 +156,7 @@ pub(super) fn remove_snapshot(
     Some(snapshot)
 }
 
-/// Removes a snapshot that nobody named, or that never became ready, once nothing depends on it; then the ones it came
+/// Removes a snapshot that nobody named or has for a time, or that never became ready, once nothing depends on it; then the ones it came
 /// from in the same way.
 pub(super) fn collect(state: &mut State, now: Millis, from: Option<SnapshotId>) {
     let mut next = from;
@@ -163,7 +164,8 @@ pub(super) fn collect(state: &mut State, now: Millis, from: Option<SnapshotId>) 
         let Some(snapshot) = state.snapshots.get(&id) else {
             return;
         };
-        let wanted = snapshot.name.is_some() && snapshot.content.is_some();
+        let is_kept = snapshot.name.is_some() || snapshot.life != Life::Unbounded;
+        let wanted = is_kept && snapshot.content.is_some();
         if wanted || is_being_made(state, snapshot) || has_dependents(state, id) {
             return;
         }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{check_labels, check_line, invalid, operation, placement, removal, reset};
+use super::{check_labels, check_line, invalid, life, operation, placement, removal, reset};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
@@ -53,6 +53,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         publish,
         self_fork,
         unready,
+        life: how_long,
     } = command
     else {
         unreachable!("called for this command only");
@@ -74,6 +75,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
     }
     check_limits(limits)?;
     check_labels(labels)?;
+    life::check(state, by, &by.owner, now, *how_long)?;
     let publish = published(publish, *network)?;
     if *self_fork > MAX_SELF_FORK {
         return Err(invalid(
@@ -129,6 +131,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
     let vm = Vm {
         labels: labels.clone(),
         family: (*self_fork > 0).then_some(*id),
+        life: *how_long,
         ..Vm::new(*id, name.clone(), &by.owner, node, spec, Source::Image, now)
     };
     state.check_quota(&by.owner, Usage::of_vm(&vm))?;

@@ -4,12 +4,14 @@
 //! of the state costs little and readers keep theirs while the next command is applied.
 
 mod image;
+mod life;
 mod node;
 mod operation;
 mod snapshot;
 mod vm;
 
 pub use image::*;
+pub use life::*;
 pub use node::*;
 pub use operation::*;
 pub use snapshot::*;
@@ -22,7 +24,9 @@ use std::{
 
 use super::{
     authority::Replacement,
-    ids::{CertificateId, ClusterId, ImageId, NodeId, OperationId, SnapshotId, TokenId, VmId},
+    ids::{
+        CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+    },
     owned_map::OwnedMap,
     quotas::Quota,
     requests::Requests,
@@ -55,6 +59,8 @@ pub struct State {
     pub certificates: BTreeMap<CertificateId, Certificate>,
     /// How much owners may have; of those that are not in it, as much as there is.
     pub quotas: BTreeMap<String, Quota>,
+    /// What clients hold while they are there.
+    pub leases: BTreeMap<LeaseId, Lease>,
     /// Images.
     pub images: OwnedMap<ImageId, Image>,
     /// Virtual machines.

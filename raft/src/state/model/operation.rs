@@ -71,7 +71,7 @@ pub struct Operation {
 }
 
 /// What became of a child, or of a VM that is reset or suspended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ChildResult {
     /// From the operation's beginning on its node to `cont` having returned, microseconds.
     pub running_us: u64,

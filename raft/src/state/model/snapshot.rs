@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Accelerator, Millis, VmSpec};
+use super::{Accelerator, Life, Millis, VmSpec};
 use crate::state::{
     ids::{NodeId, OperationId, SnapshotId, VmId},
     owners::{Captured, Ownership},
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub lost: String,
     /// How many of its forks are to be kept ready on each node that holds it.
     pub warm: u32,
+    /// How long it is kept. After that it goes with the last that depends on it.
+    pub life: Life,
     /// When it was asked for.
     pub created_at: Millis,
 }

@@ -1,6 +1,6 @@
 //! VMs: what they are made of, how they should be and how they are.
 
-use super::{Labels, Millis};
+use super::{Labels, Life, Millis};
 use crate::state::{
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
     owners::{Captured, Ownership},
@@ -252,6 +252,8 @@ pub struct Vm {
     pub failed_steps: Vec<String>,
     /// The VM that its line began with, which was booted and may be gone: what their snapshots are made of, all of a line may share.
     pub lineage: VmId,
+    /// How long it is kept.
+    pub life: Life,
 }
 
 /// A VM's place among the forks that were made together.
@@ -302,6 +304,7 @@ impl Vm {
             has_secrets: false,
             failed_steps: Vec::new(),
             lineage: id,
+            life: Life::Unbounded,
         }
     }
 

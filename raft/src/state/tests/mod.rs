@@ -4,6 +4,7 @@ mod authority;
 mod family;
 mod forks;
 mod leaving;
+mod life;
 mod membership;
 mod owners;
 mod placing;
@@ -130,6 +131,7 @@ impl World {
             publish: Vec::new(),
             self_fork: 0,
             unready: Unready::default(),
+            life: Life::Unbounded,
         }
     }
 
@@ -181,6 +183,7 @@ impl World {
             has_secrets: false,
             placing: Placing::WithSource,
             candidates: self.state.nodes.keys().copied().collect(),
+            life: Life::Unbounded,
             expires_at: self.now + 60_000,
         }
     }
@@ -203,6 +206,7 @@ impl World {
             vm: vm.into(),
             name: name.map(Into::into),
             mode: CaptureMode::Auto,
+            life: Life::Unbounded,
             expires_at: self.now + 60_000,
         }
     }

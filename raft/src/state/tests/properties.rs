@@ -111,7 +111,7 @@ fn network() -> impl Strategy<Value = Network> {
 }
 
 fn create() -> impl Strategy<Value = Command> {
-    let reach = (network(), vec(0..5u16, 0..3), 0..4u32);
+    let reach = (network(), vec(0..5u16, 0..3), 0..4u32, life());
     (
         vm_id(),
         name(),
@@ -122,7 +122,7 @@ fn create() -> impl Strategy<Value = Command> {
         reach,
     )
         .prop_map(
-            |(id, name, node, candidates, memory, restart, (network, publish, self_fork))| {
+            |(id, name, node, candidates, memory, restart, (network, publish, self_fork, life))| {
                 Command::CreateVm {
                     id,
                     name,
@@ -143,6 +143,7 @@ fn create() -> impl Strategy<Value = Command> {
                     publish,
                     self_fork,
                     unready: Unready::default(),
+                    life,
                 }
             },
         )
@@ -179,9 +180,10 @@ fn fork() -> impl Strategy<Value = Command> {
             (1..3u64).prop_map(|node| Placing::On(node.to_string())),
         ],
         vec(1..3u64, 0..3),
+        life(),
     )
         .prop_map(
-            |(operation, source, count, name, (paused, by_guest), placing, candidates)| {
+            |(operation, source, count, name, (paused, by_guest), placing, candidates, life)| {
                 Command::Fork {
                     operation,
                     source,
@@ -195,6 +197,7 @@ fn fork() -> impl Strategy<Value = Command> {
                     has_secrets: paused,
                     placing,
                     candidates,
+                    life,
                     expires_at: 9,
                 }
             },
@@ -385,6 +388,33 @@ fn quotas() -> impl Strategy<Value = Command> {
     prop_oneof![3 => set, 1 => delete]
 }
 
+fn lease() -> impl Strategy<Value = LeaseId> {
+    (1..4u128).prop_map(LeaseId)
+}
+
+fn life() -> impl Strategy<Value = Life> {
+    prop_oneof![
+        3 => Just(Life::Unbounded),
+        1 => (1..100u64).prop_map(Life::Until),
+        1 => lease().prop_map(Life::Leased),
+    ]
+}
+
+fn lives() -> impl Strategy<Value = Command> {
+    let object = prop_oneof![
+        vm().prop_map(ObjectName::Vm),
+        snapshot().prop_map(ObjectName::Snapshot),
+        image_name().prop_map(ObjectName::Image),
+    ];
+    prop_oneof![
+        3 => (lease(), 9_999..10_002u64).prop_map(|(id, ttl)| Command::CreateLease { id, ttl }),
+        1 => lease().prop_map(|lease| Command::RenewLease { lease: lease.to_string() }),
+        1 => lease().prop_map(|lease| Command::EndLease { lease: lease.to_string() }),
+        2 => (object, life()).prop_map(|(object, life)| Command::SetLife { object, life }),
+        2 => Just(Command::Expire),
+    ]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         1 => membership(),
@@ -400,11 +430,12 @@ fn command() -> impl Strategy<Value = Command> {
             boot,
             failed: failed.then(|| "hook".to_owned()).into_iter().collect(),
         }),
-        2 => (operation(), vm(), option::of(name())).prop_map(|(operation, vm, name)| Command::CreateSnapshot {
+        2 => (operation(), vm(), option::of(name()), life()).prop_map(|(operation, vm, name, life)| Command::CreateSnapshot {
             operation,
             vm,
             name,
             mode: CaptureMode::Auto,
+            life,
             expires_at: 9,
         }),
         4 => fork(),
@@ -422,6 +453,7 @@ fn command() -> impl Strategy<Value = Command> {
             reason: "x".into(),
             cancelled,
         }),
+        1 => (1..3u64).prop_map(|node| Command::CloseParts { node, reason: "silent".into() }),
         1 => operation().prop_map(|id| Command::CancelOperation { operation: id.to_string() }),
         1 => (snapshot(), name()).prop_map(|(snapshot, name)| Command::TagSnapshot { snapshot, name }),
         1 => (snapshot(), 0..5_u32).prop_map(|(snapshot, count)| Command::WarmSnapshot { snapshot, vm: None, count }),
@@ -432,6 +464,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => purged(),
         2 => share(),
         1 => quotas(),
+        3 => lives(),
     ]
 }
 
@@ -442,7 +475,9 @@ fn proposal() -> impl Strategy<Value = Proposal> {
         body: [u8::from(body == 0); 32],
     });
     let request = option::weighted(0.3, request);
-    (request, actor(), 0..100u64, command()).prop_map(|(request, by, now, command)| Proposal {
+    // Now and then after the leases' end.
+    let now = prop_oneof![9 => 0..100u64, 1 => 20_000..40_000u64];
+    (request, actor(), now, command()).prop_map(|(request, by, now, command)| Proposal {
         request,
         by,
         now,
@@ -473,6 +508,10 @@ fn is_of_users(command: &Command) -> bool {
         | Command::TagSnapshot { .. }
         | Command::WarmSnapshot { .. }
         | Command::DeleteSnapshot { .. }
+        | Command::CreateLease { .. }
+        | Command::RenewLease { .. }
+        | Command::EndLease { .. }
+        | Command::SetLife { .. }
         | Command::Share { .. } => true,
         // What a guest asks for is its owner's.
         Command::Fork { by_guest, .. } => !by_guest,

@@ -38,9 +38,9 @@ use raft::{
     node::{Dialer, Handle},
     state::{
         Accelerator, Actor, Blob, Capacity, CaptureMode, CaptureReport, ChildResult, ClusterId,
-        Command, Content, DiskBlob, ForkSource, ImageId, Labels, Limits, MAX_CHILDREN, Machine,
-        Network, NodeId, ObjectId, OperationId, Outcome, Phase, Placing, Proposal, RestartPolicy,
-        Safety, Unready, VmId, VmReport,
+        Command, Content, DiskBlob, ForkSource, ImageId, Labels, Life, Limits, MAX_CHILDREN,
+        Machine, Network, NodeId, ObjectId, OperationId, Outcome, Phase, Placing, Proposal,
+        RestartPolicy, Safety, Unready, VmId, VmReport,
     },
 };
 use tokio::{
@@ -226,6 +226,7 @@ impl FakeHost {
             publish: Vec::new(),
             self_fork: 0,
             unready: Unready::default(),
+            life: Life::Unbounded,
         })
         .await?;
         let report = VmReport {
@@ -261,6 +262,7 @@ impl FakeHost {
             has_secrets: false,
             placing: Placing::WithSource,
             candidates: vec![self.id],
+            life: Life::Unbounded,
             expires_at: u64::try_from(now)? + 60_000,
         })
         .await?;

@@ -1,0 +1,70 @@
+//! What the leader does about time: what has outlived its own is deleted, and operations do not wait for ever for a node that is gone.
+
+use std::{sync::Arc, time::Duration};
+
+use raft::state::{Command, NodeId, State};
+use tokio::time::{Instant, sleep};
+
+use crate::{convert::node_name, node::Node};
+
+/// How often is looked.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a command may take before it is proposed again.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// So long after a leader was elected nothing ends for want of being renewed: while there was none, nobody could.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a node is silent before forks and captures go on without it: more than an agent takes that is started anew.
+const LOST: Duration = Duration::from_secs(20);
+
+/// Looks after that where this node leads, until it ends.
+pub async fn run(node: Arc<Node>) {
+    let mut leads_since = None;
+    loop {
+        tokio::select! {
+            () = node.cancel.cancelled() => return,
+            () = sleep(PAUSE) => {}
+        }
+        if node.raft.status().leader != Some(node.id()) {
+            leads_since = None;
+            continue;
+        }
+        let since = *leads_since.get_or_insert_with(Instant::now);
+        if since.elapsed() < GRACE {
+            continue;
+        }
+        let state = node.state();
+        if !state.overdue(node.now()).is_empty() {
+            propose(&node, Command::Expire).await;
+        }
+        let silent_for = |id| node.leases.silent_for(id, since);
+        for command in waited_for_too_long(&state, silent_for) {
+            propose(&node, command).await;
+        }
+    }
+}
+
+/// What is given up of nodes that are silent for so long.
+fn waited_for_too_long(state: &State, silent_for: impl Fn(NodeId) -> Duration) -> Vec<Command> {
+    let lost = state.nodes.keys().filter_map(|node| {
+        let silent = Some(silent_for(*node)).filter(|silent| *silent >= LOST)?;
+        let reason = format!(
+            "node {} has not been heard of for {} s",
+            node_name(state, *node),
+            silent.as_secs()
+        );
+        let node = *node;
+        (!state.parts_of(node).is_empty()).then_some(Command::CloseParts { node, reason })
+    });
+    lost.collect()
+}
+
+/// The next look repeats what did not get through.
+async fn propose(node: &Node, command: Command) {
+    match node
+        .propose(None, command.clone(), Instant::now() + PATIENCE)
+        .await
+    {
+        Ok(_) => tracing::info!(?command, "done for want of time"),
+        Err(error) => tracing::debug!(%error, "not done yet: it is tried again"),
+    }
+}
