@@ -28,6 +28,7 @@ of it, some hours, and the guests' tests are run once more in Debian. Each can b
   FP_FAULT_SECONDS                 90    1800  seconds that clusters of three and of five are cut and killed, each
   FP_FORKS                         12     100  forks whose every trait is compared
   FP_SPREAD                         6      30  forks of one request over three hosts
+  FP_MAP                           18     200  items of a map while a host is killed
   FP_SELF_FORKS                     2       3  children of each machine that forks itself, three levels deep
   FP_EXEC_MIB                      32    1024  MiB through a program in a guest, and back
   FP_EXACT_CASES                   12     100  random memories that are captured and compared, and
@@ -46,7 +47,7 @@ profile=default
 if [ -n "$full" ]; then
     profile=full
     export FP_AGENT_KILLS=${FP_AGENT_KILLS:-1000} FP_CUTS=${FP_CUTS:-2000} FP_FAULT_SECONDS=${FP_FAULT_SECONDS:-1800}
-    export FP_KILLS=${FP_KILLS:-300} FP_FORKS=${FP_FORKS:-100} FP_SELF_FORKS=${FP_SELF_FORKS:-3} FP_SPREAD=${FP_SPREAD:-30}
+    export FP_KILLS=${FP_KILLS:-300} FP_FORKS=${FP_FORKS:-100} FP_SELF_FORKS=${FP_SELF_FORKS:-3} FP_SPREAD=${FP_SPREAD:-30} FP_MAP=${FP_MAP:-200}
     export FP_EXEC_MIB=${FP_EXEC_MIB:-1024} FP_EXACT_CASES=${FP_EXACT_CASES:-100} FP_EXACT_ROUNDS=${FP_EXACT_ROUNDS:-40}
     FP_FUZZ_SECONDS=${FP_FUZZ_SECONDS:-1800}
 fi

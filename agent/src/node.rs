@@ -114,6 +114,8 @@ pub struct Node {
     pub tasks: TaskTracker,
     /// How long a newcomer may take until its agent starts.
     pub newcomer_patience: Duration,
+    /// How long another node is silent before forks and captures go on without it.
+    pub lost_after: Duration,
     /// When the agent started.
     pub started_at: SystemTime,
 }

@@ -13,8 +13,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// So long after a leader was elected nothing ends for want of being renewed: while there was none, nobody could.
 const GRACE: Duration = Duration::from_secs(10);
-/// How long a node is silent before forks and captures go on without it: more than an agent takes that is started anew.
-const LOST: Duration = Duration::from_secs(20);
 
 /// Looks after that where this node leads, until it ends.
 pub async fn run(node: Arc<Node>) {
@@ -37,16 +35,20 @@ pub async fn run(node: Arc<Node>) {
             propose(&node, Command::Expire).await;
         }
         let silent_for = |id| node.leases.silent_for(id, since);
-        for command in waited_for_too_long(&state, silent_for) {
+        for command in waited_for_too_long(&state, node.lost_after, silent_for) {
             propose(&node, command).await;
         }
     }
 }
 
 /// What is given up of nodes that are silent for so long.
-fn waited_for_too_long(state: &State, silent_for: impl Fn(NodeId) -> Duration) -> Vec<Command> {
+fn waited_for_too_long(
+    state: &State,
+    lost_after: Duration,
+    silent_for: impl Fn(NodeId) -> Duration,
+) -> Vec<Command> {
     let lost = state.nodes.keys().filter_map(|node| {
-        let silent = Some(silent_for(*node)).filter(|silent| *silent >= LOST)?;
+        let silent = Some(silent_for(*node)).filter(|silent| *silent >= lost_after)?;
         let reason = format!(
             "node {} has not been heard of for {} s",
             node_name(state, *node),

@@ -77,6 +77,22 @@ pub fn run_on(
     address: Option<&str>,
     args: &[&str],
 ) -> anyhow::Result<Answer> {
+    let mut command = command(host, address, args);
+    let output = command.output().with_context(|| {
+        format!(
+            "{}: build it with `cargo build --release -p fp-agent`",
+            binary().display()
+        )
+    })?;
+    Ok(Answer {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    })
+}
+
+/// The command as it would be run.
+pub fn command(host: Option<&Namespace>, address: Option<&str>, args: &[&str]) -> Command {
     let mut command = match host {
         Some(host) => host.command(binary()),
         None => Command::new(binary()),
@@ -89,17 +105,7 @@ pub fn run_on(
     if let Some(address) = address {
         command.env("FPAGENT_ADDR", address);
     }
-    let output = command.output().with_context(|| {
-        format!(
-            "{}: build it with `cargo build --release -p fp-agent`",
-            binary().display()
-        )
-    })?;
-    Ok(Answer {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8_lossy(&output.stdout).into_owned(),
-        err: String::from_utf8_lossy(&output.stderr).into_owned(),
-    })
+    command
 }
 
 /// Changes and reads, one after the other, through whichever node answers, until it is told to end: how often. None may fail.

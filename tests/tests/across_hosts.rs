@@ -263,6 +263,14 @@ fn missed(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
 #[test]
 fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()> {
     let mut cluster = cluster()?;
+    for number in [1, 3] {
+        let agent = cluster.node_mut(number);
+        agent.terminate()?;
+        agent.set_options(&["--lost-after", "10m"]);
+        agent.start()?;
+        agent.wait_answers()?;
+    }
+    cluster.wait_online(3)?;
     cluster.node_mut(2).kill()?;
     // It is not missed yet.
     let address = cluster.node(3).address();

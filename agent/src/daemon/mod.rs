@@ -264,6 +264,7 @@ impl Agent {
             ports,
             tasks,
             newcomer_patience: options.newcomer_patience,
+            lost_after: options.lost_after,
             started_at: SystemTime::now(),
         });
         // Before anything else is done to them, guests that an earlier agent left are found.

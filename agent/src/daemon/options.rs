@@ -82,6 +82,9 @@ pub struct RunOptions {
     /// After how long without an answer a voter may be replaced by another node.
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_duration, hide = true)]
     pub voter_away: Duration,
+    /// How long a node is silent before forks and captures go on without it: more than an agent takes that is started anew.
+    #[arg(long, value_name = "TIME", default_value = "20s", value_parser = parse_duration)]
+    pub lost_after: Duration,
     /// How long a host that has joined may take until its agent starts; until its token ends at least.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration, hide = true)]
     pub newcomer_patience: Duration,

@@ -1,10 +1,10 @@
 //! Arguments of `map`.
 
-use std::{ffi::OsString, path::PathBuf};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::label;
+use super::{label, timeout};
 
 /// Help of `map`.
 pub const MAP_EXAMPLES: &str = "\
@@ -19,7 +19,7 @@ line with the item's number before it, or with -o json one object a line. Where 
 a program may run more than once; its result is taken once. A program that ends with another code than 0 is not run again.
 
 Ends with 0 when all did. Nothing is left when this command ends, however it ends: its forks are kept by a lease that it renews,
-and are deleted a minute after it is gone.";
+and are deleted a minute (--lease) after it is gone.";
 
 /// Arguments of `map`.
 #[derive(Debug, Args)]
@@ -56,6 +56,9 @@ pub struct MapArgs {
     /// How often an item is done again whose fork or host failed.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub retries: u32,
+    /// How long its forks stay when this command is gone without having ended: 10s to 24h.
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = timeout)]
+    pub lease: Duration,
     /// A file or folder in each fork that is copied here when its program has ended, whatever with.
     #[arg(long, value_name = "PATH", requires = "into")]
     pub collect: Option<OsString>,

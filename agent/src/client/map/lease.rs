@@ -8,23 +8,23 @@ use proto::v1::{
 use tokio::time::{Instant, sleep};
 use ulid::Ulid;
 
-use crate::client::{failure::Failure, reach::Reach};
+use crate::client::{args::keep::millis, failure::Failure, reach::Reach};
 
-/// How long what was made stays when nobody is there any more.
-const TTL: Duration = Duration::from_secs(60);
-/// How often the lease is renewed.
-const RENEWAL: Duration = Duration::from_secs(10);
+/// How often the lease is renewed while it lasts.
+const RENEWALS: u32 = 6;
 
 /// A lease that is held.
 pub(super) struct Lease<'a> {
     reach: &'a Reach,
     id: String,
+    /// How long what was made stays when nobody is there any more.
+    ttl: Duration,
 }
 
 impl<'a> Lease<'a> {
-    pub async fn take(reach: &'a Reach) -> Result<Self, Failure> {
+    pub async fn take(reach: &'a Reach, ttl: Duration) -> Result<Self, Failure> {
         let request = CreateLeaseRequest {
-            ttl_ms: TTL.as_millis() as u64,
+            ttl_ms: millis(ttl),
             request_id: Ulid::new().to_string(),
             ..CreateLeaseRequest::default()
         };
@@ -33,7 +33,7 @@ impl<'a> Lease<'a> {
             attempt.leases().create_lease(request).await
         });
         let id = taken.await?.id;
-        Ok(Self { reach, id })
+        Ok(Self { reach, id, ttl })
     }
 
     /// Its id.
@@ -57,7 +57,7 @@ impl<'a> Lease<'a> {
     pub async fn keep(&self) -> Failure {
         let mut renewed = Instant::now();
         loop {
-            sleep(RENEWAL).await;
+            sleep(self.ttl / RENEWALS).await;
             let request = RenewLeaseRequest {
                 lease: self.id.clone(),
             };
@@ -70,7 +70,7 @@ impl<'a> Lease<'a> {
                 Err(failure) if failure.reason == Reason::NotFound => {
                     return failure.and("its forks are deleted");
                 }
-                Err(failure) if renewed.elapsed() > TTL => return failure,
+                Err(failure) if renewed.elapsed() > self.ttl => return failure,
                 Err(_) => {}
             }
         }
@@ -90,7 +90,7 @@ impl<'a> Lease<'a> {
             Ok(_) => Ok(()),
             Err(failure) if failure.reason == Reason::NotFound => Ok(()),
             Err(failure) => {
-                let seconds = TTL.as_secs();
+                let seconds = self.ttl.as_secs();
                 Err(failure.and(&format!(
                     "what is left of its forks is deleted when lease {} ends, within {seconds} s",
                     self.id

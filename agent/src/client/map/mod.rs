@@ -58,7 +58,7 @@ const INTERRUPTED: u8 = 130;
 pub(super) async fn run(context: &Context, args: MapArgs) -> Result<(), Failure> {
     let inputs = inputs(&args)?;
     let reach = context.reach_for(CALL_PATIENCE)?;
-    let lease = Lease::take(&reach).await?;
+    let lease = Lease::take(&reach, args.lease).await?;
     let worked = async {
         let source = source(&reach, &args.source, &lease).await?;
         let map = Map::new(context, &reach, &args, &lease, source, inputs);
