@@ -34,6 +34,7 @@ impl fmt::Debug for ForkRequest {
             owner,
             node,
             spread,
+            constraints,
         } = self;
         f.debug_struct("ForkRequest")
             .field("source", source)
@@ -48,6 +49,7 @@ impl fmt::Debug for ForkRequest {
             .field("owner", owner)
             .field("node", node)
             .field("spread", spread)
+            .field("constraints", constraints)
             .finish()
     }
 }

@@ -183,6 +183,7 @@ fn add_vms(state: &mut State) {
         has_secrets: source != Source::Image,
         failed_steps: vec!["hook 10-keys: it ended with 1".into()],
         lineage: VmId(0x40),
+        own_bytes: 17 << 20,
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [

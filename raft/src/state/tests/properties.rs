@@ -110,24 +110,53 @@ fn network() -> impl Strategy<Value = Network> {
     select(&[None, User { egress: true }, User { egress: false }][..])
 }
 
+/// One label, so that VMs are apart from each other now and then.
+fn vm_labels() -> impl Strategy<Value = Labels> {
+    option::of(Just(("k".to_owned(), "v".to_owned()))).prop_map(|label| label.into_iter().collect())
+}
+
+fn constraints() -> impl Strategy<Value = Constraints> {
+    let zone = option::weighted(0.1, Just((ZONE.to_owned(), "west".to_owned())));
+    let apart = select(&["a", "k=v", "k=w"][..]).prop_map(str::to_owned);
+    (zone, vec(apart, 0..2)).prop_map(|(zone, apart_from)| Constraints {
+        node_labels: zone.into_iter().collect(),
+        apart_from,
+    })
+}
+
+/// Some with much room, some with little, some that have not said.
+fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+    let room = (0..2000u32, 0..4u32).prop_map(|(memory_mib, disk_mib)| Room {
+        memory_mib,
+        disk_mib,
+    });
+    let candidate = (1..4u64, option::of(room));
+    vec(
+        candidate.prop_map(|(node, room)| Candidate { node, room }),
+        0..5,
+    )
+}
+
 fn create() -> impl Strategy<Value = Command> {
     let reach = (network(), vec(0..5u16, 0..3), 0..4u32);
     (
         vm_id(),
         name(),
         option::weighted(0.2, node()),
-        vec(1..4u64, 0..5),
+        (constraints(), candidates(), vm_labels()),
         0..5u64,
         restart(),
         reach,
     )
         .prop_map(
-            |(id, name, node, candidates, memory, restart, (network, publish, self_fork))| {
+            |(id, name, node, (constraints, candidates, labels), memory, restart, reach)| {
+                let (network, publish, self_fork) = reach;
                 Command::CreateVm {
                     id,
                     name,
                     image: "tiny".into(),
                     node,
+                    constraints,
                     candidates,
                     cpus: 1,
                     memory_bytes: memory * 1024 * MIB + 256 * MIB,
@@ -138,7 +167,7 @@ fn create() -> impl Strategy<Value = Command> {
                     cmdline: String::new(),
                     limits: Limits::default(),
                     restart,
-                    labels: Labels::new(),
+                    labels,
                     network,
                     publish,
                     self_fork,
@@ -176,12 +205,14 @@ fn fork() -> impl Strategy<Value = Command> {
         prop_oneof![
             Just(Placing::WithSource),
             Just(Placing::Spread),
+            Just(Placing::Near),
             (1..3u64).prop_map(|node| Placing::On(node.to_string())),
         ],
-        vec(1..3u64, 0..3),
+        (constraints(), candidates(), vm_labels()),
     )
         .prop_map(
-            |(operation, source, count, name, (paused, by_guest), placing, candidates)| {
+            |(operation, source, count, name, (paused, by_guest), placing, given)| {
+                let (constraints, candidates, labels) = given;
                 Command::Fork {
                     operation,
                     source,
@@ -189,11 +220,12 @@ fn fork() -> impl Strategy<Value = Command> {
                     name,
                     mode: CaptureMode::Auto,
                     paused,
-                    labels: Labels::new(),
+                    labels,
                     settings: Labels::from([("k".into(), String::new())]),
                     by_guest,
                     has_secrets: paused,
                     placing,
+                    constraints,
                     candidates,
                     expires_at: 9,
                 }
@@ -292,6 +324,11 @@ fn membership() -> impl Strategy<Value = Command> {
         (0..3u32).prop_map(|to| Command::RaiseVersion { to }),
         (node(), any::<bool>())
             .prop_map(|(node, schedulable)| Command::CordonNode { node, schedulable }),
+        node().prop_map(|node| Command::LabelNode {
+            node,
+            set: Labels::from([(ZONE.to_owned(), "west".to_owned())]),
+            remove: Vec::new(),
+        }),
     ]
 }
 
