@@ -270,6 +270,7 @@ pub fn node(
                 seen.filter(|vm| vm.ownership.is_seen_by(by)).count() as u32
             }
         },
+        room: None,
     }
 }
 

@@ -110,11 +110,13 @@ fn who_lacks_room_is_told_with_how_many_it_is_short_of() -> anyhow::Result<()> {
         "cannot place 3 of 3: node2 memory 3 short (16 MiB each; 0 MiB are free beyond what is kept back)",
         "--reserve-memory",
     ];
-    // As soon as the others have heard it.
-    wait_for("what node2 has free to be known", PATIENCE, || {
-        let answer = cluster.node(3).fp(&to_second)?;
-        Ok((answer.code == 1).then_some(()))
-    })?;
+    for node in 1..=3 {
+        wait_for("what node2 has free to be known", PATIENCE, || {
+            let shown = cluster.node(node).json(&["node", "show", "node2"])?;
+            let free = &shown["room"]["freeMemoryBytes"];
+            Ok((*free == 0).then_some(()))
+        })?;
+    }
     for node in 1..=3 {
         cluster.node(node).fp(&to_second)?.refused(&said)?;
     }

@@ -43,6 +43,13 @@ pub struct Load {
     pub cpus: u64,
 }
 
+impl Load {
+    /// Memory that the VMs may take, as far as it was promised to them, bytes.
+    pub fn promised_bytes(&self) -> u64 {
+        self.own_bytes.saturating_add(self.shared_bytes)
+    }
+}
+
 /// The VMs of one lineage on a node: its number, the lineage, and the memory of each.
 type Line = (NodeId, VmId, u64);
 

@@ -95,11 +95,6 @@ enum Limit {
 }
 
 impl Host<'_> {
-    /// Memory that its VMs may take in the end, bytes.
-    fn promised_bytes(&self) -> u64 {
-        self.load.own_bytes.saturating_add(self.load.shared_bytes)
-    }
-
     /// Memory that it has free now, without what VMs take of which it may not have known, bytes. What it says is believed up to what it has.
     fn free_bytes(&self) -> Option<u64> {
         let said = u64::from(self.room?.memory_mib) << 20;
@@ -117,7 +112,7 @@ impl Host<'_> {
         let of = |room: u64, each: u64| room.checked_div(each).unwrap_or(u64::MAX);
         let beyond = self
             .memory_bytes
-            .checked_sub(self.promised_bytes().saturating_add(self.shared_bytes));
+            .checked_sub(self.load.promised_bytes().saturating_add(self.shared_bytes));
         let mut most = (
             of(beyond.unwrap_or(0), request.memory_bytes),
             Limit::Promised,
@@ -141,7 +136,7 @@ impl Host<'_> {
     fn load_with(&self, request: &Request, count: u32) -> u64 {
         let first = if count > 0 { self.shared_bytes } else { 0 };
         let count = u128::from(count);
-        let memory = u128::from(self.promised_bytes())
+        let memory = u128::from(self.load.promised_bytes())
             + u128::from(first)
             + count * u128::from(request.memory_bytes);
         let cpus = u128::from(self.load.cpus) + count * u128::from(request.cpus);

@@ -126,7 +126,7 @@ fn reason(request: &Request, host: &Host<'_>, limit: Limit, lacking: u32) -> Str
         (None, Limit::Promised) => format!(
             "{name} memory {lacking} short ({each} MiB each; of {} MiB {} are promised{})",
             mib(host.memory_bytes),
-            mib(host.promised_bytes()),
+            mib(host.load.promised_bytes()),
             match host.shared_bytes {
                 0 => String::new(),
                 shared => format!(", {} to be shared", mib(shared)),
