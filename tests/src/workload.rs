@@ -96,7 +96,7 @@ impl Workload {
         };
         // Its kernel is none: what is made of it does not start.
         let kernel = cluster.folder().join("hollow");
-        fs::write(&kernel, "nothing that could be started")?;
+        fs::write(&kernel, b"\x7fELF and nothing else")?;
         let kernel = kernel.display().to_string();
         node.fp(&["image", "import", HOLLOW, "--kernel", &kernel])?
             .success()?;

@@ -1,5 +1,7 @@
 //! Any commands in any order.
 
+use std::collections::BTreeMap;
+
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
@@ -555,6 +557,63 @@ fn outgrown(before: &State, after: &State) -> Option<String> {
     None
 }
 
+/// A VM that was made is on a node that should not have taken it.
+fn misplaced(before: &State, after: &State, proposal: &Proposal) -> Option<String> {
+    let (constraints, candidates, waits) = match &proposal.command {
+        Command::CreateVm {
+            constraints,
+            candidates,
+            ..
+        } => (constraints, candidates, false),
+        Command::Fork {
+            constraints,
+            candidates,
+            placing,
+            ..
+        } => (constraints, candidates, *placing == Placing::WithSource),
+        _ => return None,
+    };
+    let is_new = |vm: &&Arc<Vm>| !before.vms.contains_key(&vm.id);
+    let mut taken: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for vm in after.vms.values().filter(is_new) {
+        let node = &after.nodes[&vm.node];
+        let said = candidates.iter().rfind(|one| one.node == vm.node);
+        let has_labels = constraints
+            .node_labels
+            .iter()
+            .all(|(key, value)| node.labels.get(key) == Some(value));
+        if !node.schedulable || (said.is_none() && !waits) || !has_labels {
+            return Some(format!("{} is on {node:?}", vm.name));
+        }
+        for what in &constraints.apart_from {
+            let is_it = |vm: &&Arc<Vm>| match what.split_once('=') {
+                Some((key, value)) => {
+                    let sees = proposal.by.is_admin || vm.ownership.owner == proposal.by.owner;
+                    sees && vm.labels.get(key).is_some_and(|has| has == value)
+                }
+                None => names::vm(before, &proposal.by, what).is_ok_and(|one| one.id == vm.id),
+            };
+            if before.vms.of(vm.node).any(|vm| is_it(&vm)) {
+                return Some(format!("{} is not apart from {what}", vm.name));
+            }
+        }
+        let taken = taken.entry(vm.node).or_default();
+        *taken += vm.own_bytes;
+        let unseen = before.vms.load_of(vm.node).unseen_bytes;
+        let free = said
+            .and_then(|said| said.room)
+            .map(|room| u64::from(room.memory_mib) * MIB);
+        let memory = node.capacity.as_ref().map(|capacity| capacity.memory_bytes);
+        let promised = after.vms.load_of(vm.node).promised_bytes();
+        if free.is_some_and(|free| *taken + unseen > free)
+            || memory.is_some_and(|memory| promised > memory)
+        {
+            return Some(format!("{} takes what is not there", vm.name));
+        }
+    }
+    None
+}
+
 /// A world in which commands find something: nodes, an image, VMs that run.
 fn start() -> State {
     let mut world = World::new();
@@ -592,6 +651,7 @@ proptest! {
                 prop_assert_eq!(of_others(&state, owner), of_others(&before, owner), "{:?}", proposal);
             }
             prop_assert_eq!(outgrown(&before, &state), None, "{:?}", proposal);
+            prop_assert_eq!(misplaced(&before, &state, proposal), None, "{:?}", proposal);
             let held = check(&state);
             prop_assert!(held.is_ok(), "{:?} after {:?}", held, proposal);
 
