@@ -1,15 +1,13 @@
 //! Whether this host has room for new work: what it needs, by an estimate on the safe side, against what is free now beyond what
 //! is kept back. Work that is refused has not begun.
 //!
-//! Two pieces of work that are admitted at the same time are not added up: what is kept back covers that.
+//! Two pieces of work that are admitted at the same time are not added up: what is kept back covers that. The planner, which places VMs on
+//! nodes, estimates them alike (`raft::state::memory_of_boot` and `memory_of_fork`); this is the last word.
+
+use raft::state::{Room, memory_of_boot};
 
 use crate::node::Node;
 
-/// Private memory of a fork that has just been started: QEMU's own heap and buffers, and the pages that its stream brings.
-/// Measured: 11 to 13 MiB under emulation.
-pub const CHILD_BYTES: u64 = 16 << 20;
-/// What QEMU takes besides a guest's memory.
-const QEMU_BYTES: u64 = 64 << 20;
 /// A reason begins with one of these, so that whoever waits for the work is told apart what is short.
 pub const NO_MEMORY: &str = "no-capacity: ";
 /// See [`NO_MEMORY`].
@@ -36,7 +34,7 @@ pub struct Need {
 /// What a boot needs: in the end the guest touches all of its memory.
 pub fn boot(memory_bytes: u64) -> Need {
     Need {
-        memory: memory_bytes + QEMU_BYTES,
+        memory: memory_of_boot(memory_bytes),
         disk: 0,
     }
 }
@@ -64,6 +62,27 @@ fn check(need: Need, free: Need, reserves: Reserves) -> Result<(), String> {
 }
 
 impl Node {
+    /// What the planner is told that is free; `None` when it cannot be read.
+    pub fn room(&self) -> Option<Room> {
+        let read = || -> std::io::Result<Room> {
+            let mib = |free: u64, kept: u64| {
+                let mib = free.saturating_sub(kept) >> 20;
+                u32::try_from(mib).unwrap_or(u32::MAX)
+            };
+            let memory = qemu::host::available_memory()?;
+            Ok(Room {
+                memory_mib: match self.density.is_short() {
+                    true => 0,
+                    false => mib(memory, self.reserves.memory),
+                },
+                disk_mib: mib(self.free_bytes()?, self.reserves.disk),
+            })
+        };
+        read()
+            .inspect_err(|error| tracing::debug!(%error, "what is free cannot be read"))
+            .ok()
+    }
+
     /// Refuses work that does not fit into what is free now.
     pub fn admit(&self, need: Need) -> Result<(), String> {
         if need.memory > 0 && self.density.is_short() {

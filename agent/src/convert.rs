@@ -6,7 +6,7 @@ use std::{
 };
 
 use prost_types::Timestamp;
-use proto::v1;
+use proto::{peer, v1};
 use qemu::{
     capture::Report,
     past::{Cause, End},
@@ -14,9 +14,10 @@ use qemu::{
 use raft::{
     node::Status,
     state::{
-        self, Actor, CaptureMode, CaptureReport, CertificateId, EndCause, Ending, Image, ImageId,
-        Life, Machine, Millis, Node, NodeId, Operation, OperationKind, OperationState, Owned as _,
-        Ownership, Phase, Power, Safety, Snapshot, SnapshotId, Source, State, Vm,
+        self, Actor, CaptureMode, CaptureReport, CertificateId, Constraints, EndCause, Ending,
+        Image, ImageId, Life, Machine, Millis, Node, NodeId, Operation, OperationKind,
+        OperationState, Owned as _, Ownership, Phase, Power, Room, Safety, Snapshot, SnapshotId,
+        Source, State, Vm,
     },
 };
 
@@ -54,6 +55,34 @@ pub fn capture_report(report: &Report) -> CaptureReport {
         new_base: report.new_base,
         live: report.live,
         note: report.note.clone(),
+    }
+}
+
+/// What a node says that it has free.
+pub fn room(room: peer::Room) -> Room {
+    Room {
+        memory_mib: room.memory_mib,
+        disk_mib: room.disk_mib,
+    }
+}
+
+/// The same, to be sent.
+pub fn room_message(room: Room) -> peer::Room {
+    peer::Room {
+        memory_mib: room.memory_mib,
+        disk_mib: room.disk_mib,
+    }
+}
+
+/// Which nodes may take what a request makes.
+pub fn constraints(constraints: Option<v1::Constraints>) -> Constraints {
+    let v1::Constraints {
+        node_labels,
+        apart_from,
+    } = constraints.unwrap_or_default();
+    Constraints {
+        node_labels,
+        apart_from,
     }
 }
 
@@ -251,6 +280,7 @@ pub fn node(
                 seen.filter(|vm| vm.ownership.is_seen_by(by)).count() as u32
             }
         },
+        room: None,
     }
 }
 

@@ -315,7 +315,8 @@ fn rejected(rejection: &Rejection) -> Answer {
         Rejection::NoCapacity { .. } => Answer::new(
             ResourceExhausted,
             Reason::NoCapacity,
-            "ask for less, or add a node; see `fpagent node ls -o wide`",
+            "ask for less, use --spread or other nodes, free room on these (they keep back --reserve-memory and --reserve-disk), or add one; \
+             see `fpagent node ls -o wide`",
         ),
         Rejection::RequestIdReused { .. } => Answer {
             field: Some("requestId".to_owned()),

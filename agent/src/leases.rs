@@ -1,4 +1,5 @@
-//! Who is there: every agent renews its lease with the leader, which tells it how long it has not heard of the others.
+//! Who is there: every agent renews its lease with the leader, and says what it has free; the leader tells it how long it has not heard of
+//! the others, and what they had free then.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use raft::state::NodeId;
+use raft::state::{Candidate, NodeId, Room};
 use tokio::time::Instant;
 
 /// How often a lease is renewed.
@@ -22,27 +23,30 @@ pub struct Leases {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Renewals that this node received as the leader.
-    renewed: BTreeMap<NodeId, Instant>,
-    /// When each node was last heard of, by the leader's latest answer.
-    heard: BTreeMap<NodeId, Instant>,
+    /// Renewals that this node received as the leader, and what came with them.
+    renewed: BTreeMap<NodeId, (Instant, Option<Room>)>,
+    /// When each node was last heard of, by the leader's latest answer, and what it had free.
+    heard: BTreeMap<NodeId, (Instant, Option<Room>)>,
     /// When that answer came.
     answered: Option<Instant>,
 }
+
+/// What the leader tells of a node: how long it has not heard of it, and what it had free then.
+pub type Told = (Duration, Option<Room>);
 
 impl Leases {
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a renewal, as the leader, and gives how old everyone's last one is.
-    pub fn renew(&self, node: NodeId) -> BTreeMap<NodeId, Duration> {
+    /// Notes a renewal, as the leader, and gives what is known of everyone's last one.
+    pub fn renew(&self, node: NodeId, room: Option<Room>) -> BTreeMap<NodeId, Told> {
         let mut inner = self.inner();
-        inner.renewed.insert(node, Instant::now());
+        inner.renewed.insert(node, (Instant::now(), room));
         inner
             .renewed
             .iter()
-            .map(|(node, at)| (*node, at.elapsed()))
+            .map(|(node, (at, room))| (*node, (at.elapsed(), *room)))
             .collect()
     }
 
@@ -50,31 +54,40 @@ impl Leases {
     pub fn silent_for(&self, node: NodeId, since: Instant) -> Duration {
         let renewed = self.inner().renewed.get(&node).copied();
         renewed
-            .map_or(since, |renewed| renewed.max(since))
+            .map_or(since, |(renewed, _)| renewed.max(since))
             .elapsed()
     }
 
     /// Notes the leader's answer.
-    pub fn learn(&self, ages: BTreeMap<NodeId, Duration>) {
+    pub fn learn(&self, told: BTreeMap<NodeId, Told>) {
         let now = Instant::now();
         let mut inner = self.inner();
-        inner.heard = ages
+        inner.heard = told
             .into_iter()
-            .filter_map(|(node, age)| Some((node, now.checked_sub(age)?)))
+            .filter_map(|(node, (age, room))| Some((node, (now.checked_sub(age)?, room))))
             .collect();
         inner.answered = Some(now);
     }
 
     /// The nodes that are online; `None` when no leader answered for a while, so that nothing is known.
     pub fn online(&self) -> Option<BTreeSet<NodeId>> {
+        let candidates = self.candidates()?.into_iter();
+        Some(candidates.map(|candidate| candidate.node).collect())
+    }
+
+    /// The same, with what they had free when they were heard of last.
+    pub fn candidates(&self) -> Option<Vec<Candidate>> {
         let inner = self.inner();
         let known = inner.answered.is_some_and(|at| at.elapsed() < LEASE);
         known.then(|| {
             inner
                 .heard
                 .iter()
-                .filter(|(_, at)| at.elapsed() < LEASE)
-                .map(|(node, _)| *node)
+                .filter(|(_, (at, _))| at.elapsed() < LEASE)
+                .map(|(node, (_, room))| Candidate {
+                    node: *node,
+                    room: *room,
+                })
                 .collect()
         })
     }
@@ -87,13 +100,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn silence_counts_from_when_it_could_be_heard() {
         let leader = Leases::default();
-        leader.renew(1);
+        leader.renew(1, None);
         tokio::time::advance(Duration::from_secs(60)).await;
         let since = Instant::now();
         let silent = |node| leader.silent_for(node, since);
         assert_eq!((silent(1), silent(2)), (Duration::ZERO, Duration::ZERO));
         tokio::time::advance(Duration::from_secs(5)).await;
-        leader.renew(1);
+        leader.renew(1, None);
         tokio::time::advance(Duration::from_secs(2)).await;
         let seconds = Duration::from_secs;
         assert_eq!((silent(1), silent(2)), (seconds(2), seconds(7)));
@@ -102,13 +115,20 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_that_does_not_renew_goes_offline() {
         let (leader, follower) = (Leases::default(), Leases::default());
-        leader.renew(1);
-        follower.learn(leader.renew(2));
+        let room = Some(Room {
+            memory_mib: 7,
+            disk_mib: 8,
+        });
+        leader.renew(1, None);
+        follower.learn(leader.renew(2, room));
         assert_eq!(follower.online(), Some([1, 2].into()));
+        let of = |node, room| Candidate { node, room };
+        let all = vec![of(1, None), of(2, room)];
+        assert_eq!(follower.candidates(), Some(all));
         tokio::time::advance(Duration::from_secs(2)).await;
-        follower.learn(leader.renew(2));
+        follower.learn(leader.renew(2, room));
         tokio::time::advance(Duration::from_secs(2)).await;
-        follower.learn(leader.renew(2));
+        follower.learn(leader.renew(2, room));
         assert_eq!(follower.online(), Some([2].into()));
         tokio::time::advance(LEASE).await;
         assert_eq!(follower.online(), None);

@@ -14,8 +14,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use raft::{
     node::{Handle, ProposeError},
     state::{
-        Actor, ClusterId, Command, GuestAgent, ImageId, Millis, NodeId, Outcome, Proposal,
-        Rejection, RequestKey, State, Vm, VmId,
+        Actor, Candidate, ClusterId, Command, GuestAgent, ImageId, Millis, NodeId, Outcome,
+        Proposal, Rejection, RequestKey, State, Vm, VmId,
     },
 };
 use tokio::{
@@ -286,12 +286,13 @@ impl Node {
         });
     }
 
-    /// The nodes that can be given work, as far as this node knows: those that renewed their leases.
-    pub fn candidates(&self) -> Vec<NodeId> {
-        self.leases
-            .online()
-            .map(|online| online.into_iter().collect())
-            .unwrap_or_default()
+    /// The nodes that can be given work, as far as this node knows: those that renewed their leases. Of itself it knows best what is free.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let mut all = self.leases.candidates().unwrap_or_default();
+        if let Some(own) = all.iter_mut().find(|one| one.node == self.id()) {
+            own.room = self.room();
+        }
+        all
     }
 
     /// Takes the turn to send a report; `false` while another is on its way.

@@ -35,6 +35,7 @@ impl fmt::Debug for ForkRequest {
             node,
             spread,
             keep,
+            constraints,
         } = self;
         f.debug_struct("ForkRequest")
             .field("source", source)
@@ -50,6 +51,7 @@ impl fmt::Debug for ForkRequest {
             .field("node", node)
             .field("spread", spread)
             .field("keep", keep)
+            .field("constraints", constraints)
             .finish()
     }
 }

@@ -1,7 +1,7 @@
 //! Clients that create, fork, rename, label, delete and read at the same time, each over its own connections, and the history of
 //! what they did: for every object apart, since what is linearizable for each is for all.
 //!
-//! The objects: names of VMs, which are created (with more memory than is free, so that no guest has to run), forked into being
+//! The objects: names of VMs, which are created (of an image that does not start, so that no guest has to run), forked into being
 //! (from a guest that does run) and deleted; labels of nodes; and the name of a snapshot, which is the one thing that the API
 //! renames. All of them are a [`Cell`].
 
@@ -9,6 +9,7 @@ mod client;
 mod history;
 
 use std::{
+    fs,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -32,6 +33,8 @@ use crate::{
 /// How many configurations the check of one object may try. A few hundred thousand are a second.
 const MOST: usize = 3_000_000;
 
+/// The image of VMs that do not start.
+const HOLLOW: &str = "hollow";
 /// The guest that is forked.
 const PARENT: &str = "parent";
 
@@ -45,8 +48,6 @@ pub(crate) struct Shared {
     /// The agents, as clients on their host reach them.
     addresses: Vec<String>,
     certs: PathBuf,
-    /// Memory that no node has free.
-    too_much: u64,
     /// The id of the snapshot that is renamed and forked.
     snapshot: String,
 }
@@ -93,18 +94,12 @@ impl Workload {
                 made["id"].as_str().context("no id")?.to_owned()
             }
         };
-        let mut too_much = 0;
-        let nodes = node.json(&["node", "ls"])?;
-        for node in nodes["items"].as_array().context("no items")? {
-            let memory = node["capacity"]["memoryBytes"].as_u64();
-            let memory = memory.context("a node has not reported")?;
-            // Their hosts are one machine: the least is what fits all.
-            too_much = if too_much == 0 {
-                memory
-            } else {
-                memory.min(too_much)
-            };
-        }
+        // Its kernel is none: what is made of it does not start.
+        let kernel = cluster.folder().join("hollow");
+        fs::write(&kernel, b"\x7fELF and nothing else")?;
+        let kernel = kernel.display().to_string();
+        node.fp(&["image", "import", HOLLOW, "--kernel", &kernel])?
+            .success()?;
         let shared = Arc::new(Shared {
             history: Mutex::new(History::new()),
             keys: Mutex::new(Keys::new(cluster.agents.len(), seed)),
@@ -116,7 +111,6 @@ impl Workload {
                 .map(|agent| format!("https://{}", agent.listen))
                 .collect(),
             certs: node.data.join("certs/admin"),
-            too_much: too_much >> 21 << 21,
             snapshot,
         });
         let host = Arc::new(cluster.network()?.clients().share()?);

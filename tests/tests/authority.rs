@@ -453,6 +453,7 @@ fn ask_as_node(
             node: 2,
             address: cluster.node(2).listen.clone(),
             now_ms: 0,
+            room: None,
         };
         let asked = peers.renew_lease(request).await;
         Ok(match asked {

@@ -532,6 +532,7 @@ async fn a_nodes_certificate_speaks_for_no_other_node() -> anyhow::Result<()> {
         node,
         address: thief.listen.clone(),
         now_ms: 0,
+        room: None,
     };
     peers.renew_lease(renew(thiefs)).await?;
 

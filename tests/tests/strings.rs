@@ -40,8 +40,12 @@ const FREE: &[(&str, &[&str])] = &[
     ("VmService/CreateVm cmdline", NO_LINE),
     ("VmService/CreateVm labels value", NO_LINE),
     ("VmService/CreateVm labels key", NO_LINE),
+    ("VmService/CreateVm constraints node_labels value", NO_LINE),
+    ("VmService/CreateVm constraints node_labels key", NO_LINE),
     ("VmService/Fork labels value", NO_LINE),
     ("VmService/Fork labels key", NO_LINE),
+    ("VmService/Fork constraints node_labels value", NO_LINE),
+    ("VmService/Fork constraints node_labels key", NO_LINE),
     // Values of any program of the guest's: lines, and more than one.
     ("VmService/Fork settings value", &["NUL", "a mebibyte"]),
     ("NodeService/LabelNode set value", NO_LINE),

@@ -7,8 +7,9 @@ use proto::{
     v1::{ForkRequest, ForkResponse, ForkedVm},
 };
 use raft::state::{
-    Actor, CaptureMode, Command, ForkSource, Kind, MAX_CHILDREN, Millis, NodeId, Operation,
-    OperationId, OperationState, Placing, Rejection, Response, State, names, places_of_fork,
+    Actor, Candidate, CaptureMode, Command, Constraints, ForkSource, Kind, MAX_CHILDREN, Millis,
+    NodeId, Operation, OperationId, OperationState, Placing, Rejection, Response, State, Wanted,
+    names, places_of_fork,
 };
 use tokio::{
     sync::oneshot,
@@ -56,9 +57,10 @@ fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
 }
 
 /// Where a request's forks are to go.
-fn placing(request: &ForkRequest) -> Result<Placing, ApiError> {
+fn placing(request: &ForkRequest, constraints: &Constraints) -> Result<Placing, ApiError> {
     match (request.node.as_str(), request.spread) {
-        ("", false) => Ok(Placing::WithSource),
+        ("", false) if constraints.is_empty() => Ok(Placing::WithSource),
+        ("", false) => Ok(Placing::Near),
         ("", true) => Ok(Placing::Spread),
         (node, false) => Ok(Placing::On(node.to_owned())),
         (_, true) => Err(ApiError::InvalidField {
@@ -73,7 +75,7 @@ fn located(
     state: &State,
     by: &Actor,
     source: &ForkSource,
-    candidates: &[NodeId],
+    candidates: &[Candidate],
 ) -> Result<(NodeId, Source), Rejection> {
     match source {
         ForkSource::Vm(name) => {
@@ -83,7 +85,8 @@ fn located(
         ForkSource::Snapshot { snapshot, vm } => {
             let found = names::snapshot_of(state, by, snapshot, vm.as_deref())?;
             let mut holders = found.nodes.iter();
-            let holder = holders.find(|node| candidates.contains(node));
+            let online = |node: &NodeId| candidates.iter().any(|one| one.node == *node);
+            let holder = holders.find(|node| online(node));
             let node = holder
                 .or(found.nodes.first())
                 .ok_or_else(|| Rejection::WrongState {
@@ -113,8 +116,9 @@ impl Api {
     ) -> Result<ForkResponse, ApiError> {
         self.has_room()?;
         let source = fork_source(&request.source)?;
-        let placing = placing(&request)?;
         let life = self.life(request.keep.as_ref())?;
+        let constraints = convert::constraints(request.constraints.clone());
+        let placing = placing(&request, &constraints)?;
         let candidates = self.node.candidates();
         audit::about(|| forked(by, &source));
         let mode = convert::capture_mode(request.mode());
@@ -122,12 +126,18 @@ impl Api {
         let given = secrets::take(std::mem::take(&mut request.secrets))?;
         let key = request_key(&request, |request| &mut request.request_id);
         let operation = OperationId::from_ulid(Ulid::new().0);
+        let wanted = Wanted {
+            by,
+            labels: &request.labels,
+            constraints: &constraints,
+            candidates: &candidates,
+            count: request.count,
+        };
         let handed = match &given {
             Some(given) => Some(
                 self.hand_ahead(by, &key, operation, given, deadline, |state| {
-                    let count = request.count;
                     // A fork that will be refused is refused by who carries it out, under the request's id.
-                    places_of_fork(state, by, &source, &placing, &candidates, count).or_else(|_| {
+                    places_of_fork(state, &source, &placing, &wanted).or_else(|_| {
                         located(state, by, &source, &candidates).map(|(node, _)| vec![node])
                     })
                 })
@@ -137,11 +147,9 @@ impl Api {
         };
         let told = match self.was_carried_out(by, &key) {
             true => BTreeMap::new(),
-            false => {
-                let places = (request.count, &placing, &candidates[..]);
-                self.prepare_fork(by, &source, operation, places, mode)
-                    .unwrap_or_default()
-            }
+            false => self
+                .prepare_fork(&source, operation, &placing, &wanted, mode)
+                .unwrap_or_default(),
         };
         let command = Command::Fork {
             operation,
@@ -155,6 +163,7 @@ impl Api {
             by_guest,
             has_secrets: given.is_some(),
             placing,
+            constraints,
             candidates,
             life,
             expires_at: self.expiry(),
@@ -185,16 +194,18 @@ impl Api {
     /// where that is. Nothing depends on it. Gives the times at which they knew.
     fn prepare_fork(
         &self,
-        by: &Actor,
         source: &ForkSource,
         operation: OperationId,
-        (count, placing, candidates): (u32, &Placing, &[NodeId]),
+        placing: &Placing,
+        wanted: &Wanted<'_>,
         mode: CaptureMode,
     ) -> Option<BTreeMap<NodeId, oneshot::Receiver<Instant>>> {
         let state = self.node.state();
-        let (node, found) = located(&state, by, source, candidates).ok()?;
-        let count = Some(count).filter(|count| (1..=MAX_CHILDREN).contains(count))?;
-        let places = places_of_fork(&state, by, source, placing, candidates, count).ok()?;
+        let (node, found) = located(&state, wanted.by, source, wanted.candidates).ok()?;
+        if !(1..=MAX_CHILDREN).contains(&wanted.count) {
+            return None;
+        }
+        let places = places_of_fork(&state, source, placing, wanted).ok()?;
         let mut children = BTreeMap::from([(node, Vec::new())]);
         for (number, place) in (0..).zip(places) {
             children.entry(place).or_default().push(number);

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use proto::v1::{
     CordonNodeRequest, DeleteNodeRequest, DeleteNodeResponse, GetNodeRequest, LabelNodeRequest,
-    ListNodesRequest, ListNodesResponse, Node, node_service_server::NodeService,
+    ListNodesRequest, ListNodesResponse, Node, NodeRoom, node_service_server::NodeService,
 };
 use raft::state::{Actor, Command, Kind, NodeId, Rejection, Response as Outcome, State, names};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -179,13 +179,22 @@ impl Api {
     }
 
     fn node_message(&self, state: &State, by: &Actor, node: &raft::state::Node) -> Node {
-        convert::node(
+        let mut message = convert::node(
             state,
             by,
             node,
             self.node.leases.online().as_ref(),
             &self.node.raft.status(),
-        )
+        );
+        let candidates = self.node.leases.candidates().unwrap_or_default();
+        let said = candidates.iter().find(|one| one.node == node.id);
+        let bytes = |mib: u32| u64::from(mib) << 20;
+        message.room = said.and_then(|said| said.room).map(|room| NodeRoom {
+            free_memory_bytes: bytes(room.memory_mib),
+            free_disk_bytes: bytes(room.disk_mib),
+            promised_memory_bytes: state.vms.load_of(node.id).promised_bytes(),
+        });
+        message
     }
 
     fn changed_node(&self, by: &Actor, outcome: Outcome) -> Result<Node, ApiError> {

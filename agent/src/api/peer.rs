@@ -65,14 +65,16 @@ impl PeerService for Api {
             node,
             address,
             now_ms,
+            room,
         } = request.into_inner();
         let voters = self.node.raft.status().voters;
         let now_ms = self.node.clock.hear(node, now_ms, &voters);
         self.note_address(node, address).await;
-        let ages = self.node.leases.renew(node);
-        let ages = ages.into_iter().map(|(node, age)| NodeAge {
+        let told = self.node.leases.renew(node, room.map(convert::room));
+        let ages = told.into_iter().map(|(node, (age, room))| NodeAge {
             node,
             age_ms: Some(age.as_millis() as u64),
+            room: room.map(convert::room_message),
         });
         Ok(Response::new(RenewLeaseResponse {
             ages: ages.collect(),
@@ -388,7 +390,8 @@ pub async fn renew_leases(node: std::sync::Arc<Node>) {
     loop {
         match node.raft.status().leader {
             Some(leader) if leader == node.id() => {
-                node.leases.learn(node.leases.renew(node.id()));
+                let told = node.leases.renew(node.id(), node.room());
+                node.leases.learn(told);
                 node.hear_own_clock();
             }
             Some(leader) => renew_with(&node, leader).await,
@@ -417,6 +420,7 @@ async fn renew_with(node: &Node, other: NodeId) {
         node: node.id(),
         address: node.identity.advertise.clone(),
         now_ms: clock::of_host(),
+        room: node.room().map(convert::room_message),
     };
     let asked = Instant::now();
     match tokio::time::timeout(RENEW_PATIENCE, client.renew_lease(request)).await {
@@ -425,10 +429,11 @@ async fn renew_with(node: &Node, other: NodeId) {
             if let Some(now) = now_ms {
                 node.clock.learn(now, asked.elapsed());
             }
-            let ages = ages
-                .into_iter()
-                .filter_map(|one| Some((one.node, Duration::from_millis(one.age_ms?))));
-            node.leases.learn(ages.collect());
+            let told = ages.into_iter().filter_map(|one| {
+                let age = Duration::from_millis(one.age_ms?);
+                Some((one.node, (age, one.room.map(convert::room))))
+            });
+            node.leases.learn(told.collect());
         }
         Ok(Err(status)) => {
             node.peers.note_refusal(other, &status);

@@ -61,6 +61,7 @@ impl VmService for Api {
             name: request.name,
             image: request.image,
             node: Some(request.node).filter(|node| !node.is_empty()),
+            constraints: convert::constraints(request.constraints),
             candidates: self.node.candidates(),
             cpus: if request.cpus == 0 { 1 } else { request.cpus },
             memory_bytes: if request.memory_bytes == 0 {

@@ -371,7 +371,7 @@ impl Node {
     }
 
     fn best_first(&self, nodes: &mut Vec<NodeId>) {
-        let online = self.candidates();
+        let online = self.leases.online().unwrap_or_default();
         nodes.retain(|node| *node != self.id());
         nodes.sort_by_key(|node| !online.contains(node));
     }

@@ -139,14 +139,15 @@ pub enum Command {
     DeleteImage { image: String },
 
     // -- VMs ---------------------------------------------------------------------------------------------------------
-    /// Creates a VM. `node` is the user's choice, `candidates` are the nodes that the proposer knows to be online; without
-    /// a choice the schedulable candidate with enough capacity and the fewest VMs is taken, the lowest number first.
+    /// Creates a VM. `node` is the user's choice; without one the planner takes the least loaded that can take it (see
+    /// `state::placement`).
     CreateVm {
         id: VmId,
         name: String,
         image: String,
         node: Option<String>,
-        candidates: Vec<NodeId>,
+        constraints: Constraints,
+        candidates: Vec<Candidate>,
         cpus: u32,
         memory_bytes: u64,
         disk_bytes: u64,
@@ -223,10 +224,10 @@ pub enum Command {
         /// Whether secrets were given with the request, which are not here.
         has_secrets: bool,
         placing: Placing,
-        /// The nodes that the proposer knows to be online.
-        candidates: Vec<NodeId>,
         /// How long its children are kept.
         life: Life,
+        constraints: Constraints,
+        candidates: Vec<Candidate>,
         expires_at: Millis,
     },
     /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.
@@ -408,8 +409,44 @@ pub enum Placing {
     WithSource,
     /// To this node.
     On(String),
+    /// Where what is forked is, and where something like it is, before other nodes: what has to move is as little as can be.
+    Near,
     /// Over all nodes that can take them.
     Spread,
+}
+
+/// Which nodes may take what a request makes. Looked at when it is carried out, and not remembered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Constraints {
+    /// Labels that a node must have, all of them.
+    pub node_labels: Labels,
+    /// Each a VM, or a label `KEY=VALUE` of VMs, that a node must not have. Of what the request makes with such a label each node takes one.
+    pub apart_from: Vec<String>,
+}
+
+impl Constraints {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.node_labels.is_empty() && self.apart_from.is_empty()
+    }
+}
+
+/// A node that the proposer knows to be online.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which.
+    pub node: NodeId,
+    /// What it had free when it was heard of last; `None` where it has not said.
+    pub room: Option<Room>,
+}
+
+/// What a node has free for new work, beyond what it keeps back. In MiB: an entry has one for each node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Memory.
+    pub memory_mib: u32,
+    /// Its data directory's disk.
+    pub disk_mib: u32,
 }
 
 /// An object that has an owner, as somebody names it.

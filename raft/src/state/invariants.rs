@@ -185,7 +185,7 @@ fn vms(state: &State) -> Result<(), Violation> {
     hold(
         state.vms.is_sound(),
         "VMs",
-        "a VM is found by its name and its node, and counted for its owner",
+        "a VM is found by its name, its node and its labels, and counted for its owner and its node",
     )?;
     let going_back: BTreeSet<VmId> = (state.operations.values())
         .filter(|one| one.kind == OperationKind::Reset && one.state == OperationState::Open)

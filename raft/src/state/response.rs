@@ -125,9 +125,14 @@ pub enum Rejection {
         name: String,
         problem: String,
     },
-    /// No node can take it: one line for each that was considered. Or a family of VMs is as large as it may be: one line.
-    #[error("there is no room: {}", reasons.join("; "))]
-    NoCapacity { reasons: Vec<String> },
+    /// So many of those that were wanted fit nowhere: one line for each node that was considered, the most telling first. Or a family of VMs is
+    /// as large as it may be: one line.
+    #[error("cannot place {short} of {wanted}: {}", reasons.join(", "))]
+    NoCapacity {
+        short: u32,
+        wanted: u32,
+        reasons: Vec<String>,
+    },
     /// An owner would have more than it may: one line for each kind of thing.
     #[error("owner {owner:?} may not have so much: {}", exceeded.join("; "))]
     OverQuota {

@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     ids::{LeaseId, NodeId, SnapshotId, VmId},
+    loads::{Load, Loads, Part},
     model::{Life, Millis, Source, Vm},
     quotas::Usage,
     shared_map::{Iter, SharedMap},
@@ -19,6 +20,9 @@ type Key = (Arc<str>, Arc<str>);
 
 /// The numbers that are in use, side by side: a thousand are gone through without a look at as many names, which lie anywhere.
 type Numbers = SharedMap<u32, ()>;
+
+/// A label's key and value, the owner of VMs that have it, and the node that they are on.
+type Labelled = (Arc<str>, Arc<str>, Arc<str>, NodeId);
 
 /// All VMs. A copy costs little: see [`SharedMap`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,6 +40,10 @@ pub struct Vms {
     used: BTreeMap<String, Usage>,
     /// Follows from `all`. Only nodes that have some.
     nodes: BTreeMap<NodeId, SharedMap<VmId, ()>>,
+    /// What they take of their nodes. Follows from `all`.
+    loads: Loads,
+    /// How many have a label. Follows from `all`.
+    labels: SharedMap<Labelled, u32>,
 }
 
 impl Vms {
@@ -121,6 +129,38 @@ impl Vms {
         self.nodes.get(&node).map_or(0, SharedMap::len)
     }
 
+    /// What those of a node take of it.
+    pub fn load_of(&self, node: NodeId) -> Load {
+        self.loads.of(node)
+    }
+
+    /// Whether a node has VMs of a lineage, of this memory, that are to have a process.
+    pub fn has_line(&self, node: NodeId, lineage: VmId, memory_bytes: u64) -> bool {
+        self.loads.has(node, lineage, memory_bytes)
+    }
+
+    /// The nodes that have VMs with a label, in no particular order: an owner's, or with `None` anybody's.
+    pub fn nodes_labelled(
+        &self,
+        key: &str,
+        value: &str,
+        owner: Option<&str>,
+    ) -> impl Iterator<Item = NodeId> {
+        let (key, value): (Arc<str>, Arc<str>) = (key.into(), value.into());
+        let from = (
+            Arc::clone(&key),
+            Arc::clone(&value),
+            owner.unwrap_or_default().into(),
+            0,
+        );
+        let is_wanted = move |of: &str| owner.is_none_or(|owner| owner == of);
+        self.labels
+            .range(from..)
+            .map(|(found, _)| found)
+            .take_while(move |(found, has, of, _)| *found == key && *has == value && is_wanted(of))
+            .map(|(_, _, _, node)| *node)
+    }
+
     /// The nodes that have some.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.keys().copied()
@@ -151,12 +191,14 @@ impl Vms {
         self.used.keys().map(String::as_str)
     }
 
-    /// Changes one. Its name, its owner and its node must stay: a VM that gets others is inserted anew. `None` when it is not there.
+    /// Changes one. Its name, its owner, its node and its labels must stay: a VM that gets others is inserted anew. `None` when it is not there.
     pub fn change<R>(&mut self, id: &VmId, change: impl FnOnce(&mut Vm) -> R) -> Option<R> {
         let vm = Arc::make_mut(self.all.get_mut(id)?);
         let (before, source, life) = (Usage::of_vm(vm), vm.source, vm.life);
+        let part = Part::of(vm);
         let changed = change(vm);
         let (after, owner) = (Usage::of_vm(vm), &vm.ownership.owner);
+        self.loads.change(part, Part::of(vm));
         if source != vm.source {
             if let Source::Snapshot(snapshot) = source {
                 self.sources.remove(&(snapshot, *id));
@@ -202,6 +244,13 @@ impl Vms {
         let used = self.used.entry(vm.ownership.owner.clone()).or_default();
         *used = used.plus(Usage::of_vm(&vm));
         self.nodes.entry(vm.node).or_default().insert(id, ());
+        self.loads.change(None, Part::of(&vm));
+        for label in labels(&vm) {
+            match self.labels.get_mut(&label) {
+                Some(count) => *count += 1,
+                None => drop(self.labels.insert(label, 1)),
+            }
+        }
         self.all.insert(id, vm);
     }
 
@@ -237,6 +286,15 @@ impl Vms {
                 self.nodes.remove(&vm.node);
             }
         }
+        self.loads.change(Part::of(&vm), None);
+        for label in labels(&vm) {
+            if let Some(count) = self.labels.get_mut(&label) {
+                *count = count.saturating_sub(1);
+                if *count == 0 {
+                    self.labels.remove(&label);
+                }
+            }
+        }
         Some(vm)
     }
 
@@ -248,6 +306,16 @@ impl Vms {
             .collect::<Self>()
             == *self
     }
+}
+
+/// A VM's labels, as they are found.
+fn labels(vm: &Vm) -> impl Iterator<Item = Labelled> {
+    let owner: Arc<str> = vm.ownership.owner.as_str().into();
+    let node = vm.node;
+    vm.labels.iter().map(move |(key, value)| {
+        let (key, value) = (key.as_str().into(), value.as_str().into());
+        (key, value, Arc::clone(&owner), node)
+    })
 }
 
 fn key(vm: &Vm) -> Key {

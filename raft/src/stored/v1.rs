@@ -79,7 +79,8 @@ mirrors! {
             name: String,
             image: String,
             node: Option<String>,
-            candidates: Vec<NodeId>,
+            constraints: Constraints,
+            candidates: Vec<Candidate>,
             cpus: u32,
             memory_bytes: u64,
             disk_bytes: u64,
@@ -121,8 +122,9 @@ mirrors! {
             by_guest: bool,
             has_secrets: bool,
             placing: Placing,
-            candidates: Vec<NodeId>,
             life: Life,
+            constraints: Constraints,
+            candidates: Vec<Candidate>,
             expires_at: Millis,
         },
         SnapshotReady { operation: Id, content: Content },
@@ -150,7 +152,10 @@ mirrors! {
 
     enum PowerAction { Start, Stop, ForceStop, Pause, Resume, Restart }
     enum ForkSource { Vm(vm: String), Snapshot { snapshot: String, vm: Option<String> } }
-    enum Placing { WithSource, On(node: String), Spread }
+    enum Placing { WithSource, On(node: String), Near, Spread }
+    struct Constraints { node_labels: Labels, apart_from: Vec<String> }
+    struct Candidate { node: NodeId, room: Option<Room> }
+    struct Room { memory_mib: u32, disk_mib: u32 }
     struct VmReport {
         vm: Id,
         boot: u64,
@@ -185,7 +190,7 @@ mirrors! {
         NotOwner { kind: Kind, name: String },
         InUse { kind: Kind, name: String, dependents: Vec<String> },
         WrongState { kind: Kind, name: String, problem: String },
-        NoCapacity { reasons: Vec<String> },
+        NoCapacity { short: u32, wanted: u32, reasons: Vec<String> },
         OverQuota { owner: String, exceeded: Vec<String> },
         RequestIdReused { id: String },
         BadToken,
@@ -347,6 +352,7 @@ mirrors! {
         failed_steps: Vec<String>,
         lineage: Id,
         life: Life,
+        own_bytes: u64,
     }
     struct Place { index: u32, count: u32 }
     struct Snapshot {

@@ -351,6 +351,28 @@ fn commands() -> Vec<(&'static str, Command)> {
     commands
 }
 
+fn constraints() -> Constraints {
+    Constraints {
+        node_labels: labels(),
+        apart_from: vec!["db".into(), "tier=db".into()],
+    }
+}
+
+fn candidates() -> Vec<Candidate> {
+    let candidate = |node, room| Candidate { node, room };
+    let room = |memory_mib, disk_mib| {
+        Some(Room {
+            memory_mib,
+            disk_mib,
+        })
+    };
+    vec![
+        candidate(1, None),
+        candidate(3, room(22_000, 2_000_000)),
+        candidate(300, room(0, u32::MAX)),
+    ]
+}
+
 fn images_and_vms() -> Vec<(&'static str, Command)> {
     let image = |kernel, initrd, disk, ready_line| Command::ImportImage {
         id: ImageId(0x31),
@@ -369,7 +391,8 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         name: "a".into(),
         image: "tiny".into(),
         node,
-        candidates: vec![1, 2, 300],
+        constraints: constraints(),
+        candidates: candidates(),
         cpus: 4,
         memory_bytes: 256 << 20,
         disk_bytes: 0,
@@ -528,11 +551,12 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         by_guest,
         has_secrets: by_guest,
         placing,
-        candidates: vec![1, 3],
         life: match by_guest {
             true => Life::Unbounded,
             false => Life::Leased(LeaseId(0x61)),
         },
+        constraints: constraints(),
+        candidates: candidates(),
         expires_at: 9_000,
     };
     let snapshot = |vm: Option<&str>| ForkSource::Snapshot {
@@ -554,6 +578,10 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         (
             "fork-snapshot",
             fork(snapshot(None), None, false, Placing::Spread),
+        ),
+        (
+            "fork-near",
+            fork(snapshot(None), None, false, Placing::Near),
         ),
         (
             "fork-vm-and-snapshot",

@@ -177,7 +177,9 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
         (
             "no-capacity".into(),
             Err(Rejection::NoCapacity {
-                reasons: vec!["node n1 is offline".into()],
+                short: 3,
+                wanted: 1_000,
+                reasons: vec!["n1 is offline".into()],
             }),
         ),
         (

@@ -194,6 +194,7 @@ fn add_vms(state: &mut State) {
             Source::Image => Life::Until(500),
             Source::Snapshot(_) => Life::Unbounded,
         },
+        own_bytes: 17 << 20,
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [

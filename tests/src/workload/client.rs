@@ -14,7 +14,7 @@ use proto::v1::{
 use tonic::{Response, Status};
 
 use super::{
-    PARENT, Shared,
+    HOLLOW, PARENT, Shared,
     history::{Action, Key, Kind, Outcome},
 };
 use crate::random::Random;
@@ -283,8 +283,8 @@ impl Client {
         let value = self.value();
         let request = CreateVmRequest {
             name: key.name.clone(),
-            image: "tiny".to_owned(),
-            memory_bytes: self.shared.too_much,
+            image: HOLLOW.to_owned(),
+            memory_bytes: 32 << 20,
             labels: [made_by(value)].into(),
             request_id: self.request_id(value),
             ..Default::default()

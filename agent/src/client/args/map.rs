@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::Args;
 
-use super::{label, timeout};
+use super::{label, objects::ConstraintArgs, timeout};
 
 /// Help of `map`.
 pub const MAP_EXAMPLES: &str = "\
@@ -47,6 +47,9 @@ pub struct MapArgs {
     /// Over all nodes that can take them, evenly.
     #[arg(long, conflicts_with = "node")]
     pub spread: bool,
+    /// See there.
+    #[command(flatten)]
+    pub constraints: ConstraintArgs,
     /// A setting in the programs' environments, NAME=VALUE; can be repeated.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = label)]
     pub env: Vec<(String, String)>,

@@ -36,12 +36,15 @@ Examples:
   fpagent fork demo -n 10 --name worker
   fpagent fork demo -n 30 --spread
   fpagent fork @golden --node node2
+  fpagent fork web -n 6 --spread --where disk=ssd --apart-from db
+  fpagent fork web -n 3 --label app=web --apart-from app=web     # each on another node
   fpagent fork demo@before-test --paused
   fpagent fork demo -n 3 --set role=worker --secret token=@token.txt
   fpagent fork @golden -n 3 -o json
 
 One fork gets exactly the name that is given, N get NAME-1 to NAME-N. Ends with 1 when one of them failed. In a fork `fpguest get`
-prints what --set and --secret say. Settings are seen by whoever may ask for the VM; secrets reach the guest and nothing else, and
+prints what --set and --secret say. --where and --apart-from count now and are not remembered; with them, and neither --node nor
+--spread, forks go where what is forked is, or as little of it as can be has to be brought. Settings are seen by whoever may ask for the VM; secrets reach the guest and nothing else, and
 are read as they are, with a line break at the end if there is one.";
 
 /// Help of `snapshot`.
@@ -168,6 +171,7 @@ Examples:
   fpagent vm create web --image tiny --publish 80 443 --no-egress
   fpagent vm create try --image tiny --ttl 2h
   fpagent vm create job --image tiny --allow-self-fork 39    # its guests may fork their VMs
+  fpagent vm create db2 --image tiny --where zone=west --apart-from db1    # where those nodes are that may take it
   fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
     Create(Box<CreateArgs>),
     /// Lists all VMs.
@@ -256,6 +260,27 @@ Examples:
     },
 }
 
+/// Which nodes may take what a command makes.
+#[derive(Debug, Clone, Args)]
+pub struct ConstraintArgs {
+    /// Only on nodes with this label; can be repeated, and then they have all of them.
+    #[arg(long = "where", value_name = "KEY=VALUE", value_parser = label)]
+    pub node_labels: Vec<(String, String)>,
+    /// Not on a node that has this VM, or any with this label; can be repeated. With a --label that what is made has itself, each node
+    /// takes one of them.
+    #[arg(long, value_name = "VM|KEY=VALUE")]
+    pub apart_from: Vec<String>,
+}
+
+impl From<ConstraintArgs> for v1::Constraints {
+    fn from(args: ConstraintArgs) -> Self {
+        Self {
+            node_labels: args.node_labels.into_iter().collect(),
+            apart_from: args.apart_from,
+        }
+    }
+}
+
 /// Arguments of `vm create`.
 #[derive(Debug, Args)]
 pub struct CreateArgs {
@@ -273,9 +298,12 @@ pub struct CreateArgs {
     /// Disk, such as 2G. Without it the image's own size.
     #[arg(long, value_name = "SIZE", value_parser = nonzero_size)]
     pub disk: Option<u64>,
-    /// Where to put it. Without it the node with the fewest VMs.
+    /// Where to put it. Without it the least loaded node that can take it.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub node: String,
+    /// See there.
+    #[command(flatten)]
+    pub constraints: ConstraintArgs,
     /// What kind of machine it is.
     #[arg(long, value_enum, default_value_t)]
     pub machine: Machine,
@@ -364,9 +392,12 @@ pub struct ForkArgs {
         hide_default_value = true
     )]
     pub node: String,
-    /// Over all nodes that can take them, evenly.
+    /// Over all nodes that can take them, evenly: zones (nodes' label `zone`) first, then nodes.
     #[arg(long, conflicts_with = "node")]
     pub spread: bool,
+    /// See there.
+    #[command(flatten)]
+    pub constraints: ConstraintArgs,
     /// Whether the parent is copied while it runs, or after it was stopped.
     #[arg(long, value_enum, default_value_t)]
     pub mode: Mode,

@@ -63,6 +63,8 @@ fn the_contract() {
         "vm rm V W X --force",
         "fork P -n 3 --name X --mode paused --paused --label a=b",
         "fork V@S",
+        "fork V -n 6 --spread --where disk=ssd --where zone=west --apart-from db --apart-from app=web",
+        "vm create V --image I --where disk=ssd --apart-from db",
         "fork P --set role=worker --set x= --secret token=@token.txt --secret key=@-",
         "snapshot create V",
         "snapshot create V S --mode live",

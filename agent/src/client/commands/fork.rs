@@ -24,6 +24,7 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure
         keep: args.keep.keep(),
         node: args.node,
         spread: args.spread,
+        constraints: Some(args.constraints.into()),
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

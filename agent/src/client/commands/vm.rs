@@ -92,6 +92,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         memory_bytes: args.memory,
         disk_bytes: args.disk.unwrap_or(0),
         node: args.node,
+        constraints: Some(args.constraints.into()),
         machine: Machine::from(args.machine).into(),
         accelerator: Accelerator::from(args.accel).into(),
         cpu_model: args.cpu_model,

@@ -43,26 +43,19 @@ type Answer = oneshot::Sender<Result<Fork, Refused>>;
 pub(super) struct Forks<'a> {
     reach: &'a Reach,
     lease: &'a Lease<'a>,
-    source: String,
-    /// A node's name, or whether they are spread.
-    place: (String, bool),
+    /// What all requests have in common.
+    asked_for: ForkRequest,
     asked: RefCell<VecDeque<Answer>>,
     /// Rung when one is asked for.
     rung: Notify,
 }
 
 impl<'a> Forks<'a> {
-    pub fn new(
-        reach: &'a Reach,
-        lease: &'a Lease<'a>,
-        source: String,
-        place: (String, bool),
-    ) -> Self {
+    pub fn new(reach: &'a Reach, lease: &'a Lease<'a>, asked_for: ForkRequest) -> Self {
         Self {
             reach,
             lease,
-            source,
-            place,
+            asked_for,
             asked: RefCell::default(),
             rung: Notify::new(),
         }
@@ -138,16 +131,12 @@ impl<'a> Forks<'a> {
     }
 
     async fn fork(&self, count: usize) -> Result<Vec<ForkedVm>, Failure> {
-        let (node, spread) = self.place.clone();
         let request = ForkRequest {
-            source: self.source.clone(),
             count: count as u32,
-            node,
-            spread,
             labels: [("map".to_owned(), self.lease.id().to_owned())].into(),
             keep: Some(self.lease.keeps()),
             request_id: Ulid::new().to_string(),
-            ..ForkRequest::default()
+            ..self.asked_for.clone()
         };
         let forked = self.reach.change(&request.request_id, async |attempt| {
             attempt.vms().fork(attempt.request(request.clone())).await

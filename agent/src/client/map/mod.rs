@@ -20,7 +20,7 @@ use std::{
 
 use futures::future::try_join_all;
 use guest::files::To;
-use proto::v1::{CreateSnapshotRequest, ListNodesRequest, NodeState};
+use proto::v1::{CreateSnapshotRequest, ForkRequest, ListNodesRequest, NodeState};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Notify, watch},
@@ -171,12 +171,18 @@ impl<'a> Map<'a> {
         source: String,
         inputs: Vec<Option<Vec<u8>>>,
     ) -> Self {
-        let place = (args.node.clone(), args.spread);
+        let asked_for = ForkRequest {
+            source,
+            node: args.node.clone(),
+            spread: args.spread,
+            constraints: Some(args.constraints.clone().into()),
+            ..ForkRequest::default()
+        };
         Self {
             context,
             reach,
             args,
-            forks: Forks::new(reach, lease, source, place),
+            forks: Forks::new(reach, lease, asked_for),
             progress: Progress::things("mapping", inputs.len() as u64),
             items: RefCell::new(Items::new(inputs, args.retries)),
             results: RefCell::default(),

@@ -24,6 +24,17 @@ pub struct NodeView {
     pub created_at: Option<Moment>,
     pub vms: u32,
     pub capacity: Option<CapacityView>,
+    pub room: Option<RoomView>,
+}
+
+/// What a host has room for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct RoomView {
+    pub free_memory_bytes: u64,
+    pub free_disk_bytes: u64,
+    pub promised_memory_bytes: u64,
 }
 
 /// What a host has to offer.
@@ -56,6 +67,17 @@ impl From<v1::Node> for NodeView {
             created_at: time(node.created_at),
             vms: node.vms,
             capacity: node.capacity.map(CapacityView::from),
+            room: node.room.map(RoomView::from),
+        }
+    }
+}
+
+impl From<v1::NodeRoom> for RoomView {
+    fn from(room: v1::NodeRoom) -> Self {
+        Self {
+            free_memory_bytes: room.free_memory_bytes,
+            free_disk_bytes: room.free_disk_bytes,
+            promised_memory_bytes: room.promised_memory_bytes,
         }
     }
 }
@@ -135,6 +157,9 @@ impl Row for NodeView {
                 "ID",
                 "CPUS",
                 "MEMORY",
+                "PROMISED",
+                "FREE",
+                "DISK FREE",
                 "QEMU",
                 "ACCELERATORS",
                 "AGENT",
@@ -162,11 +187,24 @@ impl Row for NodeView {
                 Some(capacity) => [
                     capacity.cpus.to_string(),
                     units::show_size(capacity.memory_bytes),
+                ],
+                None => [const { String::new() }; 2],
+            });
+            cells.extend(match &self.room {
+                Some(room) => [
+                    units::show_size(room.promised_memory_bytes),
+                    units::show_size(room.free_memory_bytes),
+                    units::show_size(room.free_disk_bytes),
+                ],
+                None => [const { String::new() }; 3],
+            });
+            cells.extend(match &self.capacity {
+                Some(capacity) => [
                     capacity.qemu_version.clone(),
                     capacity.accelerators.join(","),
                     capacity.agent_version.clone(),
                 ],
-                None => [const { String::new() }; 5],
+                None => [const { String::new() }; 3],
             });
             cells.push(labels_text(&self.labels));
         }

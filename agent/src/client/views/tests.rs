@@ -74,6 +74,11 @@ fn a_node() {
         created_at: Some(TIME),
         capacity: Some(capacity),
         vms: 3,
+        room: Some(v1::NodeRoom {
+            free_memory_bytes: 1 << 33,
+            free_disk_bytes: 1 << 35,
+            promised_memory_bytes: 1 << 32,
+        }),
     });
     check(
         &node,
@@ -82,6 +87,7 @@ fn a_node() {
             "role": "voter", "leader": false, "labels": {"rack": "7"}, "createdAt": "2023-11-14T22:13:20.250Z", "vms": 3,
             "capacity": {"cpus": 2, "memoryBytes": 17_179_869_184_u64, "qemuVersion": "10.0.2", "accelerators": ["tcg"],
                          "agentVersion": "0.1.0", "newestVersion": 1, "processor": "a processor", "problems": []},
+            "room": {"freeMemoryBytes": 8_589_934_592_u64, "freeDiskBytes": 34_359_738_368_u64, "promisedMemoryBytes": 4_294_967_296_u64},
         }),
     );
     rows(&node);

@@ -7,14 +7,14 @@
 use std::{sync::Arc, time::Duration};
 
 use qemu::failpoint;
-use raft::state::{ChildResult, Operation, Snapshot, State, Vm, VmId};
+use raft::state::{CHILD_BYTES, ChildResult, Operation, Snapshot, State, Vm, VmId};
 
 use super::{
     Parts,
     run::{Became, Run, became, check, destroy, failed, go_on, load_child, running},
 };
 use crate::{
-    admission::{CHILD_BYTES, Need},
+    admission::Need,
     reconcile::plan::Is,
     vms::{VmHandle, command::Command, launch},
 };

@@ -10,15 +10,15 @@ use qemu::{
     record::{StreamName, StreamRef},
 };
 use raft::state::{
-    Accelerator, ChildResult, Command as Change, Content, Operation, OperationId, OperationKind,
-    OperationState, Power, Safety, Snapshot, State, VmId,
+    Accelerator, CHILD_BYTES, ChildResult, Command as Change, Content, Operation, OperationId,
+    OperationKind, OperationState, Power, Safety, Snapshot, State, VmId,
 };
 use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{Parts, Prepared, Starting, engine_mode, fresh_file, start_child};
 use crate::{
-    admission::{CHILD_BYTES, Need},
+    admission::Need,
     convert::capture_report,
     errors::chain,
     guest::{

@@ -5,10 +5,14 @@ use std::{
     sync::Arc,
 };
 
-use super::{check_labels, invalid, life, placement, removal, reset, settings, snapshot};
+use super::{
+    check_labels, invalid, life,
+    placement::{self, Wanted},
+    removal, reset, settings, snapshot,
+};
 use crate::state::{
     MAX_CHILDREN,
-    command::{Command, ForkSource, Placing},
+    command::{Candidate, Command, ForkSource, Placing},
     ids::{DERIVED_IDS, NodeId, OperationId, SnapshotId, VmId},
     model::{
         Accelerator, CaptureMode, Content, Life, Millis, ObjectId, Operation, OperationKind,
@@ -74,6 +78,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         by_guest,
         has_secrets,
         placing,
+        constraints,
         candidates,
         life: how_long,
         expires_at,
@@ -86,6 +91,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
     }
     check_operation_id(state, *operation, *count)?;
     check_labels(labels)?;
+    placement::check(constraints)?;
     settings::check(settings)?;
     life::check(state, by, &by.owner, now, *how_long)?;
     names::check_owner("owner", &by.owner)?;
@@ -98,7 +104,15 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         (true, Some(vm)) => vm.ownership.owner.clone(),
         _ => by.owner.clone(),
     };
-    let places = placement::of_forks(state, &origin.moment(state), placing, candidates, *count)?;
+    let moment = origin.moment(state);
+    let wanted = Wanted {
+        by,
+        labels,
+        constraints,
+        candidates,
+        count: *count,
+    };
+    let places = placement::of_forks(state, &moment, placing, &wanted)?;
     let names = child_names(state, &owner, name.as_deref(), &origin.prefix, *count)?;
 
     let kept = match origin.captured {
@@ -144,6 +158,7 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
             has_secrets: *has_secrets,
             lineage: origin.lineage,
             life: *how_long,
+            own_bytes: moment.own_bytes(),
             ..Vm::new(id, name, &owner, node, origin.spec.clone(), source, now)
         };
         state.vms.insert(id, Arc::new(child));
@@ -167,14 +182,12 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
 /// Where forks would go now; of those that are made later, nothing is said by that.
 pub fn places_of_fork(
     state: &State,
-    by: &Actor,
     source: &ForkSource,
     placing: &Placing,
-    candidates: &[NodeId],
-    count: u32,
+    wanted: &Wanted<'_>,
 ) -> Result<Vec<NodeId>, Rejection> {
-    let origin = origin(state, by, OperationId(0), source, candidates)?;
-    placement::of_forks(state, &origin.moment(state), placing, candidates, count)
+    let origin = origin(state, wanted.by, OperationId(0), source, wanted.candidates)?;
+    placement::of_forks(state, &origin.moment(state), placing, wanted)
 }
 
 /// What the names of forks begin with whose snapshot has no name that may be said.
@@ -201,7 +214,7 @@ struct Origin {
 
 impl Origin {
     /// What is restored, and what that takes. A VM is captured as its node runs it.
-    fn moment(&self, state: &State) -> placement::Moment {
+    fn moment(&self, state: &State) -> placement::Moment<'_> {
         let capacity = state
             .nodes
             .get(&self.node)
@@ -225,8 +238,10 @@ impl Origin {
         };
         placement::Moment {
             node: self.node,
-            holders: self.holders.clone(),
-            memory_bytes: self.spec.memory_bytes,
+            holders: &self.holders,
+            lineage: self.lineage,
+            spec: &self.spec,
+            content: self.content.as_ref(),
             accelerator,
             processor,
             qemu_version,
@@ -239,7 +254,7 @@ fn origin(
     by: &Actor,
     operation: OperationId,
     source: &ForkSource,
-    candidates: &[NodeId],
+    candidates: &[Candidate],
 ) -> Result<Origin, Rejection> {
     match source {
         ForkSource::Vm(vm) => {
@@ -273,7 +288,10 @@ fn origin(
             };
             // One that is there, if there is one.
             let mut holders = snapshot.nodes.iter();
-            let holder = holders.find(|node| candidates.contains(node));
+            let holder = holders.find(|node| {
+                let mut online = candidates.iter();
+                online.any(|candidate| candidate.node == **node)
+            });
             let node = holder.or(snapshot.nodes.first()).ok_or_else(|| {
                 refuse(&format!(
                     "is lost: no node holds it any more ({})",
@@ -321,7 +339,10 @@ fn check_right(state: &State, origin: &Origin, count: u32) -> Result<(), Rejecti
         .count();
     let most = vm.spec.self_fork;
     if alive as u64 + u64::from(count) > u64::from(most) {
+        let room = u64::from(most).saturating_sub(alive as u64);
         return Err(Rejection::NoCapacity {
+            short: count - (room as u32).min(count),
+            wanted: count,
             reasons: vec![format!(
                 "guests of the family of VM {:?} may make {most} VMs, {alive} of theirs are alive, and {count} more are wanted",
                 vm.name

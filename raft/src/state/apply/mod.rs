@@ -29,6 +29,7 @@ use super::{
 pub(super) use authority::revoke;
 pub use fork::places_of_fork;
 pub(super) use membership::add_node;
+pub use placement::Wanted;
 pub use removal::{dependents_of_image, dependents_of_snapshot};
 
 /// How long a request id may be.
@@ -245,20 +246,24 @@ fn check_line(field: &str, line: &str) -> Result<(), Rejection> {
 }
 
 fn check_labels(labels: &Labels) -> Result<(), Rejection> {
+    check_labels_in("labels", labels)
+}
+
+fn check_labels_in(field: &str, labels: &Labels) -> Result<(), Rejection> {
     if labels.len() > MAX_LABELS {
-        return Err(invalid("labels", format!("must be at most {MAX_LABELS}")));
+        return Err(invalid(field, format!("must be at most {MAX_LABELS}")));
     }
     let printable = |text: &str| !text.chars().any(char::is_control);
     for (key, value) in labels {
         if key.is_empty() || key.len() > MAX_LABEL.0 || !printable(key) {
             return Err(invalid(
-                "labels",
+                field,
                 format!("a key must be 1 to {} printable bytes", MAX_LABEL.0),
             ));
         }
         if value.len() > MAX_LABEL.1 || !printable(value) {
             return Err(invalid(
-                "labels",
+                field,
                 format!("a value must be at most {} printable bytes", MAX_LABEL.1),
             ));
         }

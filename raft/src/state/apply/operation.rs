@@ -6,9 +6,10 @@ use super::{removal, reset, vm};
 use crate::state::{
     KEPT_OPERATIONS,
     ids::{NodeId, OperationId},
+    loads::memory_of_fork,
     model::{
         ChildResult, Content, Millis, Operation, OperationKind, OperationState, Phase, Power,
-        State, Unready, Vm,
+        Source, State, Unready, Vm,
     },
     names,
     owners::Actor,
@@ -26,6 +27,7 @@ pub(super) fn snapshot_ready(
         .get(&id)
         .ok_or_else(|| names::not_found(Kind::Operation, &id.to_string()))?;
     let (node, open) = (operation.node, operation.state == OperationState::Open);
+    let children = operation.count;
     let refuse = |problem: &str| Rejection::WrongState {
         kind: Kind::Operation,
         name: id.to_string(),
@@ -48,8 +50,22 @@ pub(super) fn snapshot_ready(
     let snapshot = Arc::make_mut(snapshot);
     snapshot.content = Some(content.clone());
     snapshot.nodes = BTreeSet::from([node]);
+    weigh_children(state, id, children, content.stream_bytes);
     complete_when_done(state, now, id);
     Ok(Response::Snapshot(id.snapshot()))
+}
+
+/// What is captured for a fork is known: its children take what its stream brings.
+fn weigh_children(state: &mut State, id: OperationId, children: u32, stream_bytes: u64) {
+    for child in (0..children).map(|index| id.child(index)) {
+        let is_of = |vm: &&Arc<Vm>| is_first(vm) && vm.source == Source::Snapshot(id.snapshot());
+        let Some(vm) = state.vms.get(&child).filter(is_of) else {
+            continue;
+        };
+        if vm.own_bytes != memory_of_fork(vm.spec.memory_bytes, stream_bytes) {
+            state.vms.change(&child, |vm| vm.goes_on_from(stream_bytes));
+        }
+    }
 }
 
 /// Never refused: the operation may have ended.

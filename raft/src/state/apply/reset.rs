@@ -202,6 +202,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
     if failed && !result.gave_way {
         return;
     }
+    let stream_bytes = snapshot.stream_bytes();
     let before = state.vms.change(&vm, |vm| {
         let before = std::mem::replace(&mut vm.source, Source::Snapshot(operation.snapshot));
         vm.spec = snapshot.spec.clone();
@@ -211,6 +212,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
             Some(_) if snapshot.vm.owner != vm.ownership.owner => Some(vm.id),
             family => *family,
         };
+        vm.goes_on_from(stream_bytes);
         vm.boot += 1;
         vm.reported_boot = vm.boot;
         vm.generation += 1;
@@ -242,7 +244,10 @@ pub(super) fn was_suspended(state: &mut State, now: Millis, id: OperationId) {
     if operation.results.get(&0).is_some_and(done)
         && let Some(vm) = operation.vm
     {
+        let moment = state.snapshots.get(&operation.snapshot);
+        let stream_bytes = moment.map_or(0, |moment| moment.stream_bytes());
         state.vms.change(&vm, |vm| {
+            vm.goes_on_from(stream_bytes);
             vm.source = Source::Snapshot(operation.snapshot);
             vm.power = Power::Suspended;
             vm.phase = Phase::Suspended;

@@ -38,6 +38,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         name,
         image,
         node,
+        constraints,
         candidates,
         cpus,
         memory_bytes,
@@ -76,6 +77,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
     check_limits(limits)?;
     check_labels(labels)?;
     life::check(state, by, &by.owner, now, *how_long)?;
+    placement::check(constraints)?;
     let publish = published(publish, *network)?;
     if *self_fork > MAX_SELF_FORK {
         return Err(invalid(
@@ -123,11 +125,14 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
     if state.vms.contains_key(id) || state.tombstones.contains_key(&ObjectId::Vm(*id)) {
         return Err(removal::id_taken(Kind::Vm, id));
     }
-    let needs = placement::Needs {
-        memory_bytes: *memory_bytes,
-        accelerator: *accelerator,
+    let wanted = placement::Wanted {
+        by,
+        labels,
+        constraints,
+        candidates,
+        count: 1,
     };
-    let node = placement::choose(state, node.as_deref(), candidates, &needs)?;
+    let node = placement::of_vm(state, &wanted, node.as_deref(), &spec, image)?;
     let vm = Vm {
         labels: labels.clone(),
         family: (*self_fork > 0).then_some(*id),
@@ -243,6 +248,7 @@ pub(super) fn set_power(
             vm.generation += 1;
             if boots {
                 vm.boot += 1;
+                vm.boots();
                 vm.phase = Phase::Pending;
                 vm.reason.clear();
                 vm.restarts = 0;
@@ -378,6 +384,9 @@ fn note(vm: &mut Vm, report: &VmReport) {
         vm.ending.clone_from(&report.ending);
     }
     vm.restarts = report.restarts;
+    if vm.restarts > 0 {
+        vm.boots();
+    }
     // What was stopped meanwhile waits for nothing.
     let waits = report.phase == Phase::Restarting && !is_stopped(vm.power);
     vm.next_start = report.next_start.filter(|_| waits);

@@ -43,6 +43,14 @@ pub struct Snapshot {
     pub created_at: Millis,
 }
 
+impl Snapshot {
+    /// Bytes of its stream, once they are known.
+    pub fn stream_bytes(&self) -> u64 {
+        let content = self.content.as_ref();
+        content.map_or(0, |content| content.stream_bytes)
+    }
+}
+
 /// The content of a snapshot that is ready.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {

@@ -3,6 +3,7 @@
 use super::{Labels, Life, Millis};
 use crate::state::{
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
+    loads::{memory_of_boot, memory_of_fork},
     owners::{Captured, Ownership},
 };
 
@@ -254,6 +255,9 @@ pub struct Vm {
     pub lineage: VmId,
     /// How long it is kept.
     pub life: Life,
+    /// Memory of its own, bytes, by an estimate of when it was begun: see [`crate::state::memory_of_boot`] and
+    /// [`crate::state::memory_of_fork`].
+    pub own_bytes: u64,
 }
 
 /// A VM's place among the forks that were made together.
@@ -276,6 +280,10 @@ impl Vm {
         source: Source,
         created_at: Millis,
     ) -> Self {
+        let own_bytes = match source {
+            Source::Image => memory_of_boot(spec.memory_bytes),
+            Source::Snapshot(_) => memory_of_fork(spec.memory_bytes, 0),
+        };
         Self {
             id,
             name,
@@ -305,7 +313,18 @@ impl Vm {
             failed_steps: Vec::new(),
             lineage: id,
             life: Life::Unbounded,
+            own_bytes,
         }
+    }
+
+    /// It begins anew from its disk: its guest will touch all of its memory.
+    pub fn boots(&mut self) {
+        self.own_bytes = memory_of_boot(self.spec.memory_bytes);
+    }
+
+    /// It begins with a moment whose stream has so many bytes: the rest it shares with its lineage.
+    pub fn goes_on_from(&mut self, stream_bytes: u64) {
+        self.own_bytes = memory_of_fork(self.spec.memory_bytes, stream_bytes);
     }
 
     /// Whether it takes up one of its family's places for VMs that guests made: one that has stopped or failed has left its own.

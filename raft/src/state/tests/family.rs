@@ -39,7 +39,7 @@ impl World {
     fn no_room(&mut self, vm: &str, count: u32) -> String {
         let command = self.guests_fork(vm, count);
         match self.refused(command) {
-            Rejection::NoCapacity { reasons } => reasons.join(";"),
+            Rejection::NoCapacity { reasons, .. } => reasons.join(";"),
             other => panic!("{other}"),
         }
     }

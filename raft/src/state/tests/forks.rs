@@ -100,6 +100,7 @@ fn names_of_children() {
         let command = world.fork_command(vm(), count, None);
         assert_eq!(world.invalid(command), "count");
     }
+    world.report_capacity(1, large());
     let command = world.fork_command(vm(), MAX_CHILDREN, Some("thousand"));
     world.ok(command);
     assert!(names::vm(&world.state, &world.by, "thousand-1000").is_ok());

@@ -116,7 +116,8 @@ impl World {
             name: name.into(),
             image: "tiny".into(),
             node: None,
-            candidates: vec![1, 2],
+            constraints: Constraints::default(),
+            candidates: online([1, 2]),
             cpus: 1,
             memory_bytes: 256 * MIB,
             disk_bytes: 0,
@@ -133,6 +134,14 @@ impl World {
             unready: Unready::default(),
             life: Life::Unbounded,
         }
+    }
+
+    fn report_capacity(&mut self, node: NodeId, capacity: Capacity) {
+        self.ok(Command::ReportNode {
+            node,
+            address: format!("h{node}:7000"),
+            capacity,
+        });
     }
 
     /// Makes a VM that runs.
@@ -182,8 +191,9 @@ impl World {
             by_guest: false,
             has_secrets: false,
             placing: Placing::WithSource,
-            candidates: self.state.nodes.keys().copied().collect(),
             life: Life::Unbounded,
+            constraints: Constraints::default(),
+            candidates: online(self.state.nodes.keys().copied()),
             expires_at: self.now + 60_000,
         }
     }
@@ -293,6 +303,12 @@ impl World {
     }
 }
 
+/// Nodes that are online and have not said what they have free.
+fn online(nodes: impl IntoIterator<Item = NodeId>) -> Vec<Candidate> {
+    let candidate = |node| Candidate { node, room: None };
+    nodes.into_iter().map(candidate).collect()
+}
+
 /// What became of a child.
 fn result(error: &str) -> ChildResult {
     ChildResult {
@@ -327,6 +343,14 @@ fn capacity() -> Capacity {
         agent_version: "0.1.0".into(),
         newest_version: 1,
         problems: Vec::new(),
+    }
+}
+
+/// Of a host on which a thousand forks have room.
+fn large() -> Capacity {
+    Capacity {
+        memory_bytes: 64 << 30,
+        ..capacity()
     }
 }
 

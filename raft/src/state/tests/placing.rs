@@ -6,17 +6,9 @@ use super::*;
 fn world() -> (World, NodeId) {
     let mut world = World::new();
     let third = world.join("n3");
-    report_capacity(&mut world, third, capacity());
+    world.report_capacity(third, capacity());
     world.running("a");
     (world, third)
-}
-
-fn report_capacity(world: &mut World, node: NodeId, capacity: Capacity) {
-    world.ok(Command::ReportNode {
-        node,
-        address: format!("h{node}:7000"),
-        capacity,
-    });
 }
 
 /// A fork of several that are placed this way.
@@ -52,7 +44,7 @@ fn nodes_of(world: &World, operation: OperationId) -> Vec<NodeId> {
 
 fn reasons(rejection: Rejection) -> String {
     match rejection {
-        Rejection::NoCapacity { reasons } => reasons.join("; "),
+        Rejection::NoCapacity { reasons, .. } => reasons.join("; "),
         other => panic!("{other}"),
     }
 }
@@ -82,7 +74,7 @@ fn a_node_that_cannot_restore_it_is_no_choice() {
         qemu_version: "9.2.0".into(),
         ..capacity()
     };
-    report_capacity(&mut world, 2, other_qemu);
+    world.report_capacity(2, other_qemu);
     let command = placed(&mut world, vm(), 1, on("n2"));
     let said = reasons(world.refused(command));
     assert!(
@@ -110,7 +102,7 @@ fn a_node_that_cannot_restore_it_is_no_choice() {
     else {
         unreachable!("it is a fork")
     };
-    (*candidates, *operation) = (vec![2, 3], OperationId(world.next + DERIVED_IDS));
+    (*candidates, *operation) = (online([2, 3]), OperationId(world.next + DERIVED_IDS));
     let said = reasons(world.refused(command));
     assert!(
         said.contains("n1 is offline") && said.contains("n3 is cordoned"),
@@ -126,9 +118,9 @@ fn under_kvm_the_processor_must_be_the_same() {
         processor: processor.into(),
         ..capacity()
     };
-    report_capacity(&mut world, 1, with("one"));
-    report_capacity(&mut world, 2, with("another"));
-    report_capacity(&mut world, third, with("one"));
+    world.report_capacity(1, with("one"));
+    world.report_capacity(2, with("another"));
+    world.report_capacity(third, with("one"));
     let command = placed(&mut world, vm(), 1, on("n2"));
     let said = reasons(world.refused(command));
     assert!(said.contains("another processor (another)"), "{said}");
@@ -187,7 +179,7 @@ fn a_snapshot_is_forked_from_who_holds_it_and_is_there() {
     let Command::Fork { candidates, .. } = &mut command else {
         unreachable!("it is a fork")
     };
-    *candidates = vec![2, third];
+    *candidates = online([2, third]);
     let operation = world.begun(command);
     assert_eq!(nodes_of(&world, operation), [third]);
     // Its lineage is its parent's, wherever it is.
@@ -202,4 +194,220 @@ fn a_snapshot_is_forked_from_who_holds_it_and_is_there() {
     let command = placed(&mut world, snapshot("s"), 1, Placing::WithSource);
     let operation = world.begun(command);
     assert_eq!(nodes_of(&world, operation), [third]);
+}
+
+/// A fork, with constraints.
+fn constrained(world: &mut World, on: Placing, labels: &[&str], apart: &[&str]) -> Command {
+    let mut command = placed(world, vm(), 3, on);
+    let Command::Fork { constraints, .. } = &mut command else {
+        unreachable!("it is a fork")
+    };
+    let label = |text: &&str| text.split_once('=').map(|(k, v)| (k.into(), v.into()));
+    constraints.node_labels = labels.iter().filter_map(label).collect();
+    constraints.apart_from = apart.iter().map(|what| (*what).to_owned()).collect();
+    command
+}
+
+fn label_node(world: &mut World, node: &str, key: &str, value: &str) {
+    world.ok(Command::LabelNode {
+        node: node.into(),
+        set: Labels::from([(key.into(), value.into())]),
+        remove: Vec::new(),
+    });
+}
+
+#[test]
+fn nodes_are_chosen_by_their_labels_and_by_what_they_have() {
+    let (mut world, third) = world();
+    for node in ["n2", "n3"] {
+        label_node(&mut world, node, "disk", "ssd");
+    }
+    // Near: where the parent is does not do, of the others one is enough.
+    let command = constrained(&mut world, Placing::Near, &["disk=ssd"], &[]);
+    let operation = world.begun(command);
+    assert_eq!(nodes_of(&world, operation), [2, 2, 2]);
+    let command = constrained(&mut world, Placing::Spread, &["disk=ssd"], &["a-1"]);
+    let operation = world.begun(command);
+    assert_eq!(nodes_of(&world, operation), [third; 3]);
+    let command = constrained(&mut world, on("n1"), &["disk=ssd"], &[]);
+    let said = world.refused(command).to_string();
+    assert_eq!(said, "cannot place 3 of 3: n1 has no label disk=ssd");
+    let command = constrained(&mut world, Placing::Spread, &["disk=ssd"], &["a-1", "a-4"]);
+    let said = world.refused(command).to_string();
+    let all = "cannot place 3 of 3: n1 has no label disk=ssd, n2 has VM a-1, n3 has VM a-4";
+    assert_eq!(said, all);
+    let command = constrained(&mut world, Placing::Spread, &[], &["nobody"]);
+    assert!(matches!(
+        world.refused(command),
+        Rejection::NotFound { kind: Kind::Vm, .. }
+    ));
+    let command = constrained(&mut world, Placing::Spread, &[], &["a"; 17]);
+    assert_eq!(world.invalid(command), "apartFrom");
+}
+
+#[test]
+fn vms_with_a_label_are_kept_apart() {
+    let (mut world, _) = world();
+    let mut labelled = |count: u32, apart: &str| {
+        let mut command = constrained(&mut world, Placing::Spread, &[], &[apart]);
+        let Command::Fork {
+            labels,
+            count: number,
+            ..
+        } = &mut command
+        else {
+            unreachable!("it is a fork")
+        };
+        labels.insert("app".into(), "web".into());
+        *number = count;
+        world.apply(command)
+    };
+    let said = labelled(4, "app=web").unwrap_err().to_string();
+    assert_eq!(
+        said,
+        "cannot place 1 of 4: n1 takes one, n2 takes one, n3 takes one"
+    );
+    assert!(labelled(2, "app=web").is_ok());
+    let said = labelled(2, "app=web").unwrap_err().to_string();
+    assert_eq!(
+        said,
+        "cannot place 1 of 2: n3 takes one, n1 has a VM with app=web, n2 has a VM with app=web"
+    );
+    assert!(labelled(2, "app=db").is_ok(), "nothing has that");
+    world.delete("a-1");
+    let there = world.state.vms.nodes_labelled("app", "web", None);
+    assert_eq!(there.collect::<Vec<_>>(), [2]);
+}
+
+/// Others' VMs are not there for somebody: neither by name nor by label.
+#[test]
+fn nobody_finds_out_by_being_apart_where_others_vms_are() {
+    let (mut world, third) = world();
+    let mut command = constrained(&mut world, Placing::Spread, &[], &[]);
+    let Command::Fork { labels, .. } = &mut command else {
+        unreachable!("it is a fork")
+    };
+    labels.insert("app".into(), "web".into());
+    world.begun(command);
+    world.ok(Command::Share {
+        object: ObjectName::Vm("a".into()),
+        with: Some("ann".into()),
+        stop: false,
+    });
+    world.by = Actor::user("ann");
+    let spread = |world: &mut World, apart: &str| {
+        let mut command = constrained(world, Placing::Spread, &[], &[apart]);
+        let Command::Fork { source, .. } = &mut command else {
+            unreachable!("it is a fork")
+        };
+        let of = Actor::cluster().owner;
+        *source = ForkSource::Vm(format!("{of}/a"));
+        world.apply(command)
+    };
+    assert!(matches!(
+        spread(&mut world, "a-1"),
+        Err(Rejection::NotFound { .. })
+    ));
+    let Ok(Response::Operation(operation)) = spread(&mut world, "app=web") else {
+        panic!("it is refused")
+    };
+    assert_eq!(nodes_of(&world, operation), [1, 2, third]);
+}
+
+#[test]
+fn what_was_promised_and_not_seen_leaves_no_room_twice() {
+    let mut world = World::new();
+    world.running("a");
+    let room = |memory_mib| {
+        let disk_mib = 1_000;
+        Some(Room {
+            memory_mib,
+            disk_mib,
+        })
+    };
+    let fork = |world: &mut World, count, on| {
+        let mut command = placed(world, vm(), count, on);
+        let Command::Fork { candidates, .. } = &mut command else {
+            unreachable!("it is a fork")
+        };
+        let of = |node, room| Candidate { node, room };
+        *candidates = vec![of(1, room(320)), of(2, room(160))];
+        world.apply(command)
+    };
+    let Ok(Response::Operation(first)) = fork(&mut world, 18, Placing::Spread) else {
+        panic!("it is refused")
+    };
+    // Both have seen nothing of them yet.
+    let said = fork(&mut world, 13, Placing::Spread).unwrap_err();
+    assert!(
+        said.to_string()
+            .starts_with("cannot place 1 of 13: n2 memory 1 short (16 MiB each; 16 MiB are free"),
+        "{said}"
+    );
+    let said = fork(&mut world, 12, Placing::WithSource).unwrap_err();
+    assert!(
+        said.to_string().starts_with("cannot place 1 of 12: n1"),
+        "{said}"
+    );
+    world.ready(first);
+    world.children(
+        first,
+        &(0..18).map(|number| (number, "")).collect::<Vec<_>>(),
+    );
+    assert!(fork(&mut world, 30, Placing::Spread).is_ok());
+    // One that is away carries it out when it is back, if that is promised.
+    let mut command = placed(&mut world, vm(), 100, Placing::WithSource);
+    let Command::Fork { candidates, .. } = &mut command else {
+        unreachable!("it is a fork")
+    };
+    candidates.clear();
+    world.begun(command);
+}
+
+#[test]
+fn what_a_vm_takes_follows_how_it_began() {
+    let mut world = World::new();
+    world.running("a");
+    let load = |world: &World| world.state.vms.load_of(1);
+    let booted = memory_of_boot(256 * MIB);
+    assert_eq!((load(&world).own_bytes, load(&world).cpus), (booted, 1));
+    let operation = world.fork("a", 2, Some("f"));
+    let forks = 2 * CHILD_BYTES;
+    let Load {
+        own_bytes,
+        unseen_bytes,
+        shared_bytes,
+        ..
+    } = load(&world);
+    assert_eq!(
+        (own_bytes, unseen_bytes, shared_bytes),
+        (booted + forks, forks, 0)
+    );
+    // Its stream brings 20 MiB.
+    let stream_bytes = 24 * MIB;
+    world.ok(Command::SnapshotReady {
+        operation,
+        content: Content {
+            stream_bytes,
+            ..content(operation)
+        },
+    });
+    let forks = forks + 40 * MIB;
+    assert_eq!(load(&world).own_bytes, booted + forks);
+    world.children(operation, &[(0, ""), (1, "no room")]);
+    // The one that failed takes nothing.
+    assert_eq!(load(&world).own_bytes, booted + forks / 2);
+    assert_eq!(load(&world).unseen_bytes, 0);
+    // Without the parent they share what it began with.
+    world.delete("a");
+    assert_eq!(load(&world).shared_bytes, 256 * MIB);
+    world.power("f-1", PowerAction::Restart).unwrap();
+    let again = load(&world);
+    assert_eq!(
+        (again.own_bytes, again.unseen_bytes, again.shared_bytes),
+        (booted, booted, 0)
+    );
+    world.delete("f-1");
+    world.delete("f-2");
+    assert_eq!(load(&world), Load::default());
 }

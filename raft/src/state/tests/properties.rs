@@ -1,5 +1,7 @@
 //! Any commands in any order.
 
+use std::collections::BTreeMap;
+
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use super::*;
@@ -110,24 +112,53 @@ fn network() -> impl Strategy<Value = Network> {
     select(&[None, User { egress: true }, User { egress: false }][..])
 }
 
+/// One label, so that VMs are apart from each other now and then.
+fn vm_labels() -> impl Strategy<Value = Labels> {
+    option::of(Just(("k".to_owned(), "v".to_owned()))).prop_map(|label| label.into_iter().collect())
+}
+
+fn constraints() -> impl Strategy<Value = Constraints> {
+    let zone = option::weighted(0.1, Just((ZONE.to_owned(), "west".to_owned())));
+    let apart = select(&["a", "k=v", "k=w"][..]).prop_map(str::to_owned);
+    (zone, vec(apart, 0..2)).prop_map(|(zone, apart_from)| Constraints {
+        node_labels: zone.into_iter().collect(),
+        apart_from,
+    })
+}
+
+/// Some with much room, some with little, some that have not said.
+fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
+    let room = (0..2000u32, 0..4u32).prop_map(|(memory_mib, disk_mib)| Room {
+        memory_mib,
+        disk_mib,
+    });
+    let candidate = (1..4u64, option::of(room));
+    vec(
+        candidate.prop_map(|(node, room)| Candidate { node, room }),
+        0..5,
+    )
+}
+
 fn create() -> impl Strategy<Value = Command> {
     let reach = (network(), vec(0..5u16, 0..3), 0..4u32, life());
     (
         vm_id(),
         name(),
         option::weighted(0.2, node()),
-        vec(1..4u64, 0..5),
+        (constraints(), candidates(), vm_labels()),
         0..5u64,
         restart(),
         reach,
     )
         .prop_map(
-            |(id, name, node, candidates, memory, restart, (network, publish, self_fork, life))| {
+            |(id, name, node, (constraints, candidates, labels), memory, restart, reach)| {
+                let (network, publish, self_fork, life) = reach;
                 Command::CreateVm {
                     id,
                     name,
                     image: "tiny".into(),
                     node,
+                    constraints,
                     candidates,
                     cpus: 1,
                     memory_bytes: memory * 1024 * MIB + 256 * MIB,
@@ -138,7 +169,7 @@ fn create() -> impl Strategy<Value = Command> {
                     cmdline: String::new(),
                     limits: Limits::default(),
                     restart,
-                    labels: Labels::new(),
+                    labels,
                     network,
                     publish,
                     self_fork,
@@ -177,13 +208,14 @@ fn fork() -> impl Strategy<Value = Command> {
         prop_oneof![
             Just(Placing::WithSource),
             Just(Placing::Spread),
+            Just(Placing::Near),
             (1..3u64).prop_map(|node| Placing::On(node.to_string())),
         ],
-        vec(1..3u64, 0..3),
-        life(),
+        (constraints(), candidates(), vm_labels(), life()),
     )
         .prop_map(
-            |(operation, source, count, name, (paused, by_guest), placing, candidates, life)| {
+            |(operation, source, count, name, (paused, by_guest), placing, given)| {
+                let (constraints, candidates, labels, life) = given;
                 Command::Fork {
                     operation,
                     source,
@@ -191,11 +223,12 @@ fn fork() -> impl Strategy<Value = Command> {
                     name,
                     mode: CaptureMode::Auto,
                     paused,
-                    labels: Labels::new(),
+                    labels,
                     settings: Labels::from([("k".into(), String::new())]),
                     by_guest,
                     has_secrets: paused,
                     placing,
+                    constraints,
                     candidates,
                     life,
                     expires_at: 9,
@@ -295,6 +328,11 @@ fn membership() -> impl Strategy<Value = Command> {
         (0..3u32).prop_map(|to| Command::RaiseVersion { to }),
         (node(), any::<bool>())
             .prop_map(|(node, schedulable)| Command::CordonNode { node, schedulable }),
+        node().prop_map(|node| Command::LabelNode {
+            node,
+            set: Labels::from([(ZONE.to_owned(), "west".to_owned())]),
+            remove: Vec::new(),
+        }),
     ]
 }
 
@@ -557,6 +595,63 @@ fn outgrown(before: &State, after: &State) -> Option<String> {
     None
 }
 
+/// A VM that was made is on a node that should not have taken it.
+fn misplaced(before: &State, after: &State, proposal: &Proposal) -> Option<String> {
+    let (constraints, candidates, waits) = match &proposal.command {
+        Command::CreateVm {
+            constraints,
+            candidates,
+            ..
+        } => (constraints, candidates, false),
+        Command::Fork {
+            constraints,
+            candidates,
+            placing,
+            ..
+        } => (constraints, candidates, *placing == Placing::WithSource),
+        _ => return None,
+    };
+    let is_new = |vm: &&Arc<Vm>| !before.vms.contains_key(&vm.id);
+    let mut taken: BTreeMap<NodeId, u64> = BTreeMap::new();
+    for vm in after.vms.values().filter(is_new) {
+        let node = &after.nodes[&vm.node];
+        let said = candidates.iter().rfind(|one| one.node == vm.node);
+        let has_labels = constraints
+            .node_labels
+            .iter()
+            .all(|(key, value)| node.labels.get(key) == Some(value));
+        if !node.schedulable || (said.is_none() && !waits) || !has_labels {
+            return Some(format!("{} is on {node:?}", vm.name));
+        }
+        for what in &constraints.apart_from {
+            let is_it = |vm: &&Arc<Vm>| match what.split_once('=') {
+                Some((key, value)) => {
+                    let sees = proposal.by.is_admin || vm.ownership.owner == proposal.by.owner;
+                    sees && vm.labels.get(key).is_some_and(|has| has == value)
+                }
+                None => names::vm(before, &proposal.by, what).is_ok_and(|one| one.id == vm.id),
+            };
+            if before.vms.of(vm.node).any(|vm| is_it(&vm)) {
+                return Some(format!("{} is not apart from {what}", vm.name));
+            }
+        }
+        let taken = taken.entry(vm.node).or_default();
+        *taken += vm.own_bytes;
+        let unseen = before.vms.load_of(vm.node).unseen_bytes;
+        let free = said
+            .and_then(|said| said.room)
+            .map(|room| u64::from(room.memory_mib) * MIB);
+        let memory = node.capacity.as_ref().map(|capacity| capacity.memory_bytes);
+        let promised = after.vms.load_of(vm.node).promised_bytes();
+        if free.is_some_and(|free| *taken + unseen > free)
+            || memory.is_some_and(|memory| promised > memory)
+        {
+            return Some(format!("{} takes what is not there", vm.name));
+        }
+    }
+    None
+}
+
 /// A world in which commands find something: nodes, an image, VMs that run.
 fn start() -> State {
     let mut world = World::new();
@@ -594,6 +689,7 @@ proptest! {
                 prop_assert_eq!(of_others(&state, owner), of_others(&before, owner), "{:?}", proposal);
             }
             prop_assert_eq!(outgrown(&before, &state), None, "{:?}", proposal);
+            prop_assert_eq!(misplaced(&before, &state, proposal), None, "{:?}", proposal);
             let held = check(&state);
             prop_assert!(held.is_ok(), "{:?} after {:?}", held, proposal);
 

@@ -2,7 +2,6 @@
 //! VMs are only claimed. So a cluster can have more of them than this machine could run; nothing else of it is pretended.
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     pin::Pin,
     sync::Arc,
@@ -37,10 +36,10 @@ use proto::{
 use raft::{
     node::{Dialer, Handle},
     state::{
-        Accelerator, Actor, Blob, Capacity, CaptureMode, CaptureReport, ChildResult, ClusterId,
-        Command, Content, DiskBlob, ForkSource, ImageId, Labels, Life, Limits, MAX_CHILDREN,
-        Machine, Network, NodeId, ObjectId, OperationId, Outcome, Phase, Placing, Proposal,
-        RestartPolicy, Safety, Unready, VmId, VmReport,
+        Accelerator, Actor, Blob, Candidate, Capacity, CaptureMode, CaptureReport, ChildResult,
+        ClusterId, Command, Constraints, Content, DiskBlob, ForkSource, ImageId, Labels, Life,
+        Limits, MAX_CHILDREN, Machine, Network, NodeId, ObjectId, OperationId, Outcome, Phase,
+        Placing, Proposal, RestartPolicy, Safety, Unready, VmId, VmReport,
     },
 };
 use tokio::{
@@ -204,6 +203,13 @@ impl FakeHost {
         Ok(())
     }
 
+    fn candidates(&self) -> Vec<Candidate> {
+        vec![Candidate {
+            node: self.id,
+            room: None,
+        }]
+    }
+
     async fn boot(&self, name: &str) -> anyhow::Result<()> {
         let id = VmId(Ulid::new().0);
         self.must(Command::CreateVm {
@@ -211,7 +217,8 @@ impl FakeHost {
             name: name.to_owned(),
             image: "none".to_owned(),
             node: Some(self.id.to_string()),
-            candidates: vec![self.id],
+            constraints: Constraints::default(),
+            candidates: self.candidates(),
             cpus: 1,
             memory_bytes: MEMORY,
             disk_bytes: 0,
@@ -261,8 +268,9 @@ impl FakeHost {
             by_guest: false,
             has_secrets: false,
             placing: Placing::WithSource,
-            candidates: vec![self.id],
             life: Life::Unbounded,
+            constraints: Constraints::default(),
+            candidates: self.candidates(),
             expires_at: u64::try_from(now)? + 60_000,
         })
         .await?;
@@ -326,7 +334,8 @@ pub fn line_name(line: u32) -> String {
     format!("line-{line}")
 }
 
-fn content(operation: OperationId) -> Content {
+/// What a capture is claimed to have given.
+pub fn content(operation: OperationId) -> Content {
     Content {
         processor: String::new(),
         base: operation.0 + 60_000,
@@ -381,10 +390,11 @@ async fn renew_leases(calls: Calls, peers: Arc<Peers>, stop: CancellationToken) 
             node: calls.id,
             address: calls.address.clone(),
             now_ms: clock::of_host(),
+            room: None,
         };
         if let Some(leader) = calls.raft.status().leader {
             if calls.leads() {
-                calls.leases.renew(calls.id);
+                calls.leases.renew(calls.id, None);
             } else if let Ok(mut client) = peers.client(leader).await
                 && let Err(status) = client.renew_lease(request).await
             {
@@ -413,10 +423,11 @@ impl PeerService for Calls {
         if !self.leads() {
             return Err(Status::failed_precondition("the fake host does not lead"));
         }
-        let ages: BTreeMap<NodeId, Duration> = self.leases.renew(request.into_inner().node);
-        let ages = ages.into_iter().map(|(node, age)| NodeAge {
+        let told = self.leases.renew(request.into_inner().node, None);
+        let ages = told.into_iter().map(|(node, (age, _))| NodeAge {
             node,
             age_ms: Some(age.as_millis() as u64),
+            room: None,
         });
         Ok(Response::new(RenewLeaseResponse {
             ages: ages.collect(),
