@@ -1,9 +1,11 @@
 //! As little as can be that has to be brought.
 
+use std::cmp::Reverse;
+
 use super::{Request, Taker};
 
-/// How exactly the least load is looked for: within a fiftieth.
-const EXACTNESS: u64 = 50;
+/// How exactly the least load is looked for: within a twentieth.
+const EXACTNESS: u64 = 20;
 
 /// The hosts that are to share a request: of all choices that have room for it and to which the least has to be brought, one whose largest load
 /// is the least.
@@ -67,18 +69,16 @@ impl Taker<'_> {
 /// Some that have room for so many together at the least cost, and the cost: the knapsack problem, solved exactly. `None` when not all
 /// of them have.
 fn cheapest(count: usize, costs: &[u64], room: &[u32]) -> Option<(u64, Vec<usize>)> {
+    let some = useful(count, costs, room);
     // The least cost of room for each number, and of which the last one was chosen for that, row by row.
     let mut least = vec![u64::MAX; count + 1];
     least[0] = 0;
-    let mut is_taken = vec![false; costs.len() * (count + 1)];
-    for (number, (cost, room)) in costs.iter().zip(room).enumerate() {
-        let taken = &mut is_taken[number * (count + 1)..][..=count];
-        if *room == 0 {
-            continue;
-        }
+    let mut is_taken = vec![false; some.len() * (count + 1)];
+    for (row, number) in some.iter().enumerate() {
+        let taken = &mut is_taken[row * (count + 1)..][..=count];
         for wanted in (1..=count).rev() {
-            let without = least[wanted.saturating_sub(*room as usize)];
-            let with = without.saturating_add(*cost);
+            let without = least[wanted.saturating_sub(room[*number] as usize)];
+            let with = without.saturating_add(costs[*number]);
             if with < least[wanted] {
                 (least[wanted], taken[wanted]) = (with, true);
             }
@@ -88,11 +88,27 @@ fn cheapest(count: usize, costs: &[u64], room: &[u32]) -> Option<(u64, Vec<usize
         return None;
     }
     let (mut wanted, mut chosen) = (count, Vec::new());
-    for number in (0..costs.len()).rev() {
-        if is_taken[number * (count + 1) + wanted] {
-            chosen.push(number);
-            wanted = wanted.saturating_sub(room[number] as usize);
+    for (row, number) in some.iter().enumerate().rev() {
+        if is_taken[row * (count + 1) + wanted] {
+            chosen.push(*number);
+            wanted = wanted.saturating_sub(room[*number] as usize);
         }
     }
     Some((least[count], chosen))
+}
+
+/// Those that may be chosen: of some that cost the same, the roomiest that have room for all, which mostly are a few of a thousand.
+fn useful(count: usize, costs: &[u64], room: &[u32]) -> Vec<usize> {
+    let mut all: Vec<usize> = (0..costs.len()).filter(|one| room[*one] > 0).collect();
+    all.sort_by_key(|one| (costs[*one], Reverse(room[*one])));
+    let (mut cost, mut enough) = (None, 0);
+    all.retain(|one| {
+        if cost != Some(costs[*one]) {
+            (cost, enough) = (Some(costs[*one]), 0);
+        }
+        let is_useful = enough < count;
+        enough += room[*one] as usize;
+        is_useful
+    });
+    all
 }

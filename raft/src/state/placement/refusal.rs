@@ -3,7 +3,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap, fmt};
 
 use super::{Host, Limit, Request};
-use crate::state::model::Accelerator;
+use crate::state::{command::Room, model::Accelerator};
 
 /// Of so many nodes at most is said why.
 const LISTED: usize = 12;
@@ -133,8 +133,13 @@ fn reason(request: &Request, host: &Host<'_>, limit: Limit, lacking: u32) -> Str
             }
         ),
         (None, Limit::Memory) => format!(
-            "{name} memory {lacking} short ({each} MiB each; {} MiB are free beyond what is kept back)",
+            "{name} memory {lacking} short ({each} MiB each; {} MiB are free beyond what is kept back{})",
             mib(host.free_bytes().unwrap_or(0)),
+            // A host under pressure says that, too.
+            match host.room {
+                Some(Room { memory_mib: 0, .. }) => ", or memory is short",
+                _ => "",
+            }
         ),
         (None, Limit::Disk) => format!(
             "{name} disk {lacking} short ({} MiB are free beyond what is kept back; {} MiB have to be brought)",
