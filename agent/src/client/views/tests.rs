@@ -74,6 +74,16 @@ fn a_node() {
         created_at: Some(TIME),
         capacity: Some(capacity),
         vms: 3,
+        drain: Some(v1::NodeDrain {
+            since: Some(TIME),
+            moving: vec!["a".into()],
+            stays: vec![v1::StayingVm {
+                vm: "b".into(),
+                reason: "no room".into(),
+            }],
+            snapshots: vec!["gold".into()],
+            done: false,
+        }),
     });
     check(
         &node,
@@ -82,6 +92,8 @@ fn a_node() {
             "role": "voter", "leader": false, "labels": {"rack": "7"}, "createdAt": "2023-11-14T22:13:20.250Z", "vms": 3,
             "capacity": {"cpus": 2, "memoryBytes": 17_179_869_184_u64, "qemuVersion": "10.0.2", "accelerators": ["tcg"],
                          "agentVersion": "0.1.0", "newestVersion": 1, "processor": "a processor", "problems": []},
+            "drain": {"since": "2023-11-14T22:13:20.250Z", "moving": ["a"], "stays": [{"vm": "b", "reason": "no room"}],
+                      "snapshots": ["gold"], "done": false},
         }),
     );
     rows(&node);
@@ -434,6 +446,8 @@ fn an_operation() {
             total_bytes: 4 << 20,
             moved_bytes: 1000,
         }],
+        to: String::new(),
+        pause_ms: 0.0,
     });
     check(
         &operation,
@@ -442,6 +456,7 @@ fn an_operation() {
             "node": "host-b", "createdAt": "2023-11-14T22:13:20.250Z", "endedAt": null, "error": "",
             "cancelRequested": false, "done": 1, "total": 2,
             "transfers": [{"node": "host-c", "doneBytes": 3_145_728, "totalBytes": 4_194_304, "movedBytes": 1000}],
+            "to": "", "pauseMs": 0.0,
         }),
     );
     let cells = operation.cells(false);

@@ -1,6 +1,6 @@
 //! VMs: what they are made of, how they should be and how they are.
 
-use super::{Labels, Millis};
+use super::{FileId, Labels, Millis};
 use crate::state::{
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
     owners::{Captured, Ownership},
@@ -252,6 +252,9 @@ pub struct Vm {
     pub failed_steps: Vec<String>,
     /// The VM that its line began with, which was booted and may be gone: what their snapshots are made of, all of a line may share.
     pub lineage: VmId,
+    /// The layers of its disk, the newest first, where it was moved to its node without a process: its node has no record of them before it
+    /// is started there. What it writes then lies on them.
+    pub disk: Option<Vec<FileId>>,
 }
 
 /// A VM's place among the forks that were made together.
@@ -302,6 +305,7 @@ impl Vm {
             has_secrets: false,
             failed_steps: Vec::new(),
             lineage: id,
+            disk: None,
         }
     }
 

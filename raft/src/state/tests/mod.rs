@@ -5,6 +5,7 @@ mod family;
 mod forks;
 mod leaving;
 mod membership;
+mod moving;
 mod owners;
 mod placing;
 mod properties;
