@@ -246,7 +246,11 @@ pub fn node(
     };
     let is = match online {
         None => v1::NodeState::Unspecified,
-        Some(online) if online.contains(&node.id) => v1::NodeState::Online,
+        Some(online) if online.contains(&node.id) => match &node.drain {
+            None => v1::NodeState::Online,
+            Some(_) if state.vms.count_of(node.id) == 0 => v1::NodeState::Drained,
+            Some(_) => v1::NodeState::Draining,
+        },
         Some(_) => v1::NodeState::Offline,
     };
     v1::Node {
@@ -281,6 +285,32 @@ pub fn node(
             }
         },
         room: None,
+        drain: node.drain.as_ref().map(|of| drain(state, by, node, of)),
+    }
+}
+
+/// How far a node is drained, in front of somebody.
+fn drain(state: &State, by: &Actor, node: &Node, drain: &state::Drain) -> v1::NodeDrain {
+    let here = || state.vms.of(node.id);
+    let seen = || here().filter(|vm| vm.ownership.is_seen_by(by));
+    let moving = seen().filter(|vm| !drain.stays.contains_key(&vm.id));
+    let stays = seen().filter_map(|vm| {
+        Some(v1::StayingVm {
+            vm: vm.name_for(by),
+            reason: drain.stays.get(&vm.id)?.clone(),
+        })
+    });
+    let only_here = state.snapshots.values().filter(|snapshot| {
+        snapshot.nodes.len() == 1
+            && snapshot.nodes.contains(&node.id)
+            && snapshot.ownership.is_seen_by(by)
+    });
+    v1::NodeDrain {
+        since: Some(timestamp(drain.since)),
+        moving: moving.map(|vm| vm.name_for(by)).collect(),
+        stays: stays.collect(),
+        snapshots: only_here.map(|one| one.name_for(by)).collect(),
+        done: here().all(|vm| drain.stays.contains_key(&vm.id)),
     }
 }
 
@@ -534,10 +564,12 @@ pub fn operation(state: &State, by: &Actor, operation: &Operation) -> v1::Operat
     let capture = match operation.kind {
         OperationKind::Snapshot | OperationKind::Fork => operation.vm.is_some(),
         OperationKind::Suspend => true,
-        OperationKind::Reset => false,
+        OperationKind::Reset | OperationKind::Move => false,
     };
     let vms = match (operation.kind, operation.vm) {
-        (OperationKind::Reset | OperationKind::Suspend, Some(vm)) => vec![vm.to_string()],
+        (OperationKind::Reset | OperationKind::Suspend | OperationKind::Move, Some(vm)) => {
+            vec![vm.to_string()]
+        }
         _ => (0..operation.count)
             .map(|number| operation.id.child(number).to_string())
             .collect(),
@@ -554,6 +586,7 @@ pub fn operation(state: &State, by: &Actor, operation: &Operation) -> v1::Operat
             OperationKind::Fork => v1::OperationKind::Fork,
             OperationKind::Reset => v1::OperationKind::Reset,
             OperationKind::Suspend => v1::OperationKind::Suspend,
+            OperationKind::Move => v1::OperationKind::Move,
         }
         .into(),
         state: is.into(),
@@ -580,5 +613,18 @@ pub fn operation(state: &State, by: &Actor, operation: &Operation) -> v1::Operat
         done: operation.results.len() as u32 + u32::from(capture && captured),
         total: operation.count + u32::from(capture),
         transfers: Vec::new(),
+        to: operation
+            .to
+            .map_or_else(String::new, |to| node_name(state, to)),
+        pause_ms: pause_ms(operation),
     }
+}
+
+/// How long a VM stood still that was moved, milliseconds: see [`raft::state::ChildResult::running_us`].
+pub fn pause_ms(operation: &Operation) -> f64 {
+    let moved = operation
+        .results
+        .get(&0)
+        .filter(|_| operation.kind == OperationKind::Move);
+    moved.map_or(0.0, |result| ms(result.running_us))
 }

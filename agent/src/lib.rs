@@ -12,6 +12,7 @@ pub mod convert;
 pub mod daemon;
 pub mod density;
 pub mod doctor;
+pub mod draining;
 pub mod errors;
 pub mod guest;
 pub mod images;

@@ -320,6 +320,7 @@ mod tests {
                     authority: [1; 32],
                     holds: [byte; 32],
                 }),
+                drain: None,
             };
             (id, Arc::new(node))
         };

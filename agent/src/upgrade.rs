@@ -102,6 +102,7 @@ mod tests {
                 created_at: 0,
                 start_by: None,
                 trust: None,
+                drain: None,
                 capacity,
             };
             (id, Arc::new(node))

@@ -98,6 +98,9 @@ pub struct VmRecord {
     /// Layers that are not in the chain any more and may belong to a snapshot that is not known yet.
     #[serde(default)]
     pub replaced: Vec<LayerName>,
+    /// Whether its guest was stopped to go on elsewhere, or later: it goes on here only for who knows that this did not come about.
+    #[serde(default)]
+    pub held: bool,
     /// Whether the kernel may merge its pages.
     #[serde(default)]
     pub merge_memory: bool,
@@ -265,6 +268,7 @@ mod tests {
             image_disk: None,
             merge: None,
             replaced: Vec::new(),
+            held: false,
             merge_memory: false,
             past: Past::default(),
         }

@@ -11,6 +11,7 @@ use harness::{
     copies::agree,
     failpoints,
     fpagent::{self, Answer},
+    lineage::histories,
     soundness::{Acknowledged, Ground, goes_on, settled, usable},
     wait_for,
 };
@@ -54,6 +55,14 @@ enum Way {
     Fetch,
     /// The same, on the node that has it.
     Give,
+    /// `vm move`, on the node that the VM leaves.
+    MoveFrom,
+    /// The same, on the node that it goes to.
+    MoveTo,
+    /// The same of a VM that is stopped, on the node that it leaves.
+    MoveDisk,
+    /// The same of one that is suspended, on the node that it goes to.
+    MoveSuspended,
 }
 
 fn way(failpoint: &str) -> Option<Way> {
@@ -66,6 +75,9 @@ fn way(failpoint: &str) -> Option<Way> {
         "pool.given-up" => Way::Cool,
         "authority.asked" => Way::AuthorityOfOthers,
         "transfer.part-read" => Way::Give,
+        "move.disk-frozen" => Way::MoveDisk,
+        "move.moment-held" => Way::MoveSuspended,
+        "move.captured-ahead" | "move.sent-ahead" | "move.stopped" | "move.handed" => Way::MoveFrom,
         _ => match failpoint.split_once('.')?.0 {
             "capture" | "secure" => Way::Capture,
             "operation" => Way::ForkVm,
@@ -78,6 +90,7 @@ fn way(failpoint: &str) -> Option<Way> {
             "suspend" => Way::Suspend,
             "authority" => Way::Authority,
             "transfer" => Way::Fetch,
+            "move" => Way::MoveTo,
             _ => return None,
         },
     })
@@ -563,4 +576,103 @@ fn killed_at_every_step_of_fetching() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The number of the node that a VM lives on.
+fn lives_on(cluster: &Cluster, vm: &str) -> anyhow::Result<usize> {
+    let node = cluster.vm(3, vm)?["node"].clone();
+    let name = node.as_str().context("no node")?;
+    let number = name
+        .strip_prefix("node")
+        .and_then(|number| number.parse().ok());
+    number.with_context(|| format!("{name} is no node of these"))
+}
+
+#[test]
+fn killed_at_every_step_of_moving() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    for number in [1, 2] {
+        let agent = cluster.node_mut(number);
+        agent.terminate()?;
+        agent.set_program(env!("CARGO_BIN_EXE_fpagent-failpoints"));
+        agent.start()?;
+        agent.wait_answers()?;
+    }
+    cluster.wait_online(3)?;
+    let create = [
+        "vm", "create", "web", "--image", "tiny", "--node", "node1", "--wait",
+    ];
+    cluster.node(3).fp(&create)?.success()?;
+    cluster.wait_pulses("web", 3)?;
+    let ways = [
+        (Way::MoveFrom, None),
+        (Way::MoveTo, None),
+        (
+            Way::MoveDisk,
+            Some((&["stop", "web", "--force"][..], "start")),
+        ),
+        (Way::MoveSuspended, Some((&["suspend", "web"], "resume"))),
+    ];
+    for (way, rest) in ways {
+        for name in on(&[way])? {
+            move_and_kill(&mut cluster, way, &name, rest)
+                .with_context(|| format!("killed at {name}"))?;
+        }
+    }
+    histories(&cluster, &["web".to_owned()]).map(drop)
+}
+
+fn move_and_kill(
+    cluster: &mut Cluster,
+    way: Way,
+    name: &str,
+    rest: Option<(&[&str], &str)>,
+) -> anyhow::Result<()> {
+    if let Some((rest, _)) = rest {
+        cluster.node(3).fp(&[&["vm"], rest].concat())?.success()?;
+    }
+    let from = lives_on(cluster, "web")?;
+    let to = 3 - from;
+    let killed = match way {
+        Way::MoveFrom | Way::MoveDisk => from,
+        _ => to,
+    };
+    cluster.node(killed).arm(name, KILL)?;
+    let node = format!("node{to}");
+    let request = ask_through(cluster, 3, &["vm", "move", "web", "--node", &node]);
+    died(cluster, killed, name)?;
+    cluster.node_mut(killed).start()?;
+    cluster.node_mut(killed).wait_answers()?;
+    let answer = answer(request)?;
+    settled(cluster)?;
+    // It goes on here or there, as it is said, and what is over is cleared away.
+    let now = lives_on(cluster, "web")?;
+    println!("killed at {name}: it lives on node{now}, and was moved from node{from}");
+    anyhow::ensure!(
+        (answer.code == 0) == (now == to),
+        "it lives on node{now}, and the answer was {answer:?}"
+    );
+    if let Some((_, go_on)) = rest {
+        cluster.node(3).fp(&["vm", go_on, "web"])?.success()?;
+    }
+    goes_on(cluster, "web")?;
+    cluster.wait_pulses("web", 2)?;
+    let other = 3 - now;
+    // A moment stays where it is held.
+    let folders = match way {
+        Way::MoveSuspended => &["vms"][..],
+        _ => &["bases", "streams", "layers", "vms"],
+    };
+    let mut left = Vec::new();
+    let cleared = wait_for("what it left to be gone", PATIENCE, || {
+        left.clear();
+        for folder in folders {
+            for entry in fs::read_dir(cluster.node(other).data.join(folder))? {
+                left.push(entry?.path().display().to_string());
+            }
+        }
+        Ok((left.is_empty() && cluster.processes()?.len() == 1).then_some(()))
+    });
+    cleared.with_context(|| format!("{left:?} are left"))
 }

@@ -61,7 +61,7 @@ const FREE: &[(&str, &[&str])] = &[
 fn sound(call: &str) -> serde_json::Value {
     match call {
         "NodeService/LabelNode" => json!({"node": "nobody"}),
-        "NodeService/CordonNode" => json!({"node": "nobody"}),
+        "NodeService/CordonNode" | "NodeService/DrainNode" => json!({"node": "nobody"}),
         "VmService/CreateVm" => json!({"name": "made", "image": "nothing"}),
         "VmService/SetVmPower" => json!({"vm": "nobody", "action": 2}),
         "VmService/WaitVm" => json!({"vm": "nobody", "until": 3}),

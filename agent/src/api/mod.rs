@@ -11,6 +11,7 @@ mod guest;
 mod image;
 mod lease;
 mod lists;
+mod moving;
 mod node;
 mod operation;
 mod owner;
@@ -230,6 +231,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::Join { name, address, .. } => format!("node {name} at {address}"),
         Command::LabelNode { node, .. }
         | Command::CordonNode { node, .. }
+        | Command::DrainNode { node }
         | Command::DeleteNode { node, .. } => {
             format!("node {node}")
         }
@@ -240,6 +242,10 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::DeleteVm { vm, .. }
         | Command::ResetVm { vm, .. }
         | Command::SuspendVm { vm, .. } => format!("VM {vm}"),
+        Command::MoveVm { vm, node, .. } => match node {
+            Some(node) => format!("VM {vm}, to node {node}"),
+            None => format!("VM {vm}"),
+        },
         Command::CreateSnapshot { vm, .. } => made(by, format!("VM {vm}")),
         Command::Fork { source, .. } => forked(by, source),
         Command::CancelOperation { operation } => format!("operation {operation}"),
@@ -274,6 +280,8 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::ReportVms { .. }
         | Command::ReportSteps { .. }
         | Command::SnapshotReady { .. }
+        | Command::Arrive { .. }
+        | Command::StayOnNode { .. }
         | Command::ReportChildren { .. }
         | Command::FailOperation { .. }
         | Command::CloseParts { .. }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use proto::v1::{
-    CordonNodeRequest, DeleteNodeRequest, DeleteNodeResponse, GetNodeRequest, LabelNodeRequest,
-    ListNodesRequest, ListNodesResponse, Node, NodeRoom, node_service_server::NodeService,
+    CordonNodeRequest, DeleteNodeRequest, DeleteNodeResponse, DrainNodeRequest, GetNodeRequest,
+    LabelNodeRequest, ListNodesRequest, ListNodesResponse, Node, NodeRoom,
+    node_service_server::NodeService,
 };
 use raft::state::{Actor, Command, Kind, NodeId, Rejection, Response as Outcome, State, names};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -70,6 +71,20 @@ impl NodeService for Api {
             node: request.node,
             schedulable: request.schedulable,
         };
+        Ok(Response::new(self.changed_node(
+            &by,
+            self.change(&by, key, command, deadline).await?,
+        )?))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<Node>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::DrainNode { node: request.node };
         Ok(Response::new(self.changed_node(
             &by,
             self.change(&by, key, command, deadline).await?,
@@ -255,6 +270,7 @@ mod tests {
                 capacity: None,
                 start_by: None,
                 trust: None,
+                drain: None,
             };
             state.nodes.insert(id, Arc::new(node));
         }

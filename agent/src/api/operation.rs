@@ -17,6 +17,7 @@ impl Api {
     async fn transfers_for(&self, state: &State, operation: &Operation) -> Vec<v1::Transfer> {
         let children = 0..operation.count;
         let nodes = children.map(|number| state.node_of_child(operation, number));
+        let nodes = nodes.chain(operation.to);
         // One VM's id, so that nobody tells of all.
         let one = vec![operation.id.child(0).to_string()];
         let answers = self.ask_nodes(nodes.collect(), one).await.into_iter();

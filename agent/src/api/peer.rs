@@ -12,8 +12,9 @@ use proto::peer::{
     DescribeFileRequest, DescribeFileResponse, FetchAuthorityRequest, FetchAuthorityResponse,
     HandSecretsRequest, HandSecretsResponse, NodeAge, ObserveRequest, ObserveResponse,
     ObservedPool, ObservedTransfer, ObservedVm, PrepareForkRequest, PrepareForkResponse,
-    ReadConsoleRequest, ReadConsoleResponse, ReadFileRequest, ReadFileResponse, RenewLeaseRequest,
-    RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse, peer_service_server::PeerService,
+    ReadConsoleRequest, ReadConsoleResponse, ReadFileRequest, ReadFileResponse, ReceiveVmRequest,
+    ReceiveVmResponse, RenewLeaseRequest, RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse,
+    peer_service_server::PeerService,
 };
 use proto::v1::{
     ConsoleRequest, ConsoleResponse, CopyInRequest, CopyInResponse, CopyOutRequest,
@@ -160,6 +161,13 @@ impl PeerService for Api {
             self.node.secrets.put(operation, given);
         }
         Ok(Response::new(HandSecretsResponse {}))
+    }
+
+    async fn receive_vm(
+        &self,
+        request: Request<ReceiveVmRequest>,
+    ) -> Result<Response<ReceiveVmResponse>, Status> {
+        self.receive(request.into_inner()).await.map(Response::new)
     }
 
     async fn wait_guest(

@@ -137,7 +137,7 @@ impl Api {
     }
 
     /// Waits for the end of an operation with one result; an error when that is one.
-    async fn carried_out(
+    pub(super) async fn carried_out(
         &self,
         by: &Actor,
         key: raft::state::RequestKey,

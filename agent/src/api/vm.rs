@@ -11,9 +11,10 @@ use proto::{
     peer::{ObserveRequest, ObserveResponse, ReadConsoleRequest},
     v1::{
         ConsoleRequest, ConsoleResponse, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
-        ForkRequest, ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse,
-        PowerAction as Action, ReadLogsRequest, ReadLogsResponse, ResetVmRequest, ResetVmResponse,
-        SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest, vm_service_server::VmService,
+        ForkRequest, ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse, MoveVmRequest,
+        MoveVmResponse, PowerAction as Action, ReadLogsRequest, ReadLogsResponse, ResetVmRequest,
+        ResetVmResponse, SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest,
+        vm_service_server::VmService,
     },
 };
 use raft::state::{
@@ -214,6 +215,15 @@ impl VmService for Api {
         let (by, deadline) = asked(&request)?;
         let suspended = self.suspend(&by, request.into_inner(), deadline);
         suspended.await.map(Response::new).map_err(Status::from)
+    }
+
+    async fn move_vm(
+        &self,
+        request: Request<MoveVmRequest>,
+    ) -> Result<Response<MoveVmResponse>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let moved = Api::move_vm(self, &by, request.into_inner(), deadline);
+        moved.await.map(Response::new).map_err(Status::from)
     }
 
     async fn fork(&self, request: Request<ForkRequest>) -> Result<Response<ForkResponse>, Status> {

@@ -41,6 +41,7 @@ use crate::{
     client::failure::Failure,
     clock::Clock,
     density::{self, Density},
+    draining,
     guest::{self, ports::Ports},
     leases::Leases,
     metrics, newcomers,
@@ -399,7 +400,9 @@ fn work(
     node.tasks
         .spawn(reconcile::sweep_now_and_then(Arc::clone(node)));
     node.tasks.spawn_on(fork::follow(Arc::clone(node)), calls);
+    node.tasks.spawn(fork::catch_up(Arc::clone(node)));
     node.tasks.spawn(pool::run(Arc::clone(node)));
+    node.tasks.spawn(draining::run(Arc::clone(node)));
     node.tasks.spawn(secrets::forget_in_time(Arc::clone(node)));
     node.tasks.spawn(density::run(Arc::clone(node)));
     node.tasks

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use qemu::record::VmRecord;
-use raft::state::{Content, DERIVED_IDS, Forgotten, NodeId, OperationId, State, VmId};
+use raft::state::{Content, DERIVED_IDS, FileId, Forgotten, NodeId, OperationId, State, VmId};
 
 use crate::blobs::hex;
 
@@ -26,8 +26,20 @@ impl Files {
     pub fn add_content(&mut self, content: &Content) {
         self.bases.insert(name(content.base));
         self.streams.insert(name(content.stream));
-        let layers = content.layers.iter();
-        self.layers.extend(layers.map(|layer| name(*layer)));
+        self.add_layers(&content.layers);
+    }
+
+    /// Adds layers of a disk.
+    pub fn add_layers(&mut self, layers: &[FileId]) {
+        self.layers.extend(layers.iter().map(|layer| name(*layer)));
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, others: &Self) {
+        self.bases.extend(others.bases.iter().cloned());
+        self.streams.extend(others.streams.iter().cloned());
+        self.layers.extend(others.layers.iter().cloned());
+        self.images.extend(others.images.iter().cloned());
     }
 
     /// Leaves out what is in others.
@@ -58,6 +70,7 @@ pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmReco
         // Without a record here, its first overlay is all that can be known.
         if !records.contains_key(&id) {
             files.layers.insert(id);
+            files.add_layers(vm.disk.as_deref().unwrap_or_default());
         }
     }
     for record in records.values() {

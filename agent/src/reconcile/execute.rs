@@ -13,7 +13,9 @@ use qemu::{
     machine::Engine,
     record::{VmName, VmRecord},
 };
-use raft::state::{Command as Change, Forgotten, ObjectId, SnapshotId, State, VmId};
+use raft::state::{
+    Command as Change, Forgotten, ObjectId, OperationKind, OperationState, SnapshotId, State, VmId,
+};
 use tokio::time::Instant;
 
 use super::{
@@ -150,11 +152,13 @@ fn start(
 ) {
     let state = node.state();
     let content = snapshot.and_then(|id| state.snapshots.get(&id)?.content.as_ref());
-    let lineage = match content {
-        Some(content) if node.vms.get(vm).is_none() => {
-            node.vms.lineage_of(&launch::base_name(content.base))
-        }
-        _ => Ok(None),
+    // What came with it from another node.
+    let disk = state.vms.get(&vm).and_then(|vm| vm.disk.as_ref());
+    let lineage = match (content, disk.and_then(|disk| disk.first())) {
+        _ if node.vms.get(vm).is_some() => Ok(None),
+        (Some(content), _) => node.vms.lineage_of(&launch::base_name(content.base)),
+        (None, Some(layer)) => node.vms.lineage_of_layer(&launch::layer_name(*layer)),
+        (None, None) => Ok(None),
     };
     let no_user = match lineage.and_then(|lineage| node.vms.get_or_create(vm, lineage)) {
         Ok(handle) => {
@@ -196,9 +200,12 @@ fn boot_command(
     let record = VmRecord::load(&node.vms.engine().layout.vm(&vm_name(vm)))
         .map_err(|error| chain(&error))?;
     let layers = record.as_ref().map(VmRecord::layers_with_next);
-    let has_run = record.is_some_and(|record| record.has_run);
-    let launch = launch::boot(state, spec, &node.fitness, handle.place(), layers, has_run)
+    let has_run = record.as_ref().is_some_and(|record| record.has_run);
+    let mut launch = launch::boot(state, spec, &node.fitness, handle.place(), layers, has_run)
         .map_err(|error| error.to_string())?;
+    if let (None, Some(disk)) = (&record, &spec.disk) {
+        launch = launch::on_disk(launch, disk);
+    }
     node.admit(admission::boot(spec.spec.memory_bytes))?;
     let patience = launch::image(state, &spec.spec)
         .map(launch::patience)
@@ -319,11 +326,16 @@ pub async fn sweep(node: &Arc<Node>) -> Result<(), SweepError> {
     }
     // What is being fetched, too, which is told before it is forgotten there.
     let coming = node.transfers.wanted();
-    let in_flight = node.forks.in_flight();
+    let mut in_flight = node.forks.in_flight();
     node.raft
         .read_barrier(Instant::now() + Duration::from_secs(5))
         .await?;
     let (state, id) = (node.state(), node.id());
+    // What a VM's new node is given stays until it is known where the VM lives, whatever agent is lost.
+    let moves = state.operations.values().filter(|operation| {
+        operation.kind == OperationKind::Move && operation.state == OperationState::Open
+    });
+    in_flight.extend(moves.map(|operation| operation.id));
     let sweep = move || {
         let layout = &engine.layout;
         let forgotten = state.forgotten.as_ref();

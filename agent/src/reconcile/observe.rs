@@ -20,10 +20,13 @@ pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>,
     let (vms, operations, held) = (node.vms.observe(), node.forks.observe(), node.pool.held());
     let (fetching, storing) = (node.fetching(), node.store.is_busy());
     let coming = node.transfers.coming();
+    // Before the state: it has been the cluster's then.
+    let caught_up = node.forks.has_caught_up();
     let state = latest();
     let wanted: BTreeSet<_> = state.vms.of(node.id()).map(|vm| vm.spec.image).collect();
     let observed = Observed {
         vms,
+        caught_up,
         operations,
         images: wanted
             .into_iter()

@@ -25,6 +25,8 @@ const NOTHING_LEFT: &str = "nothing of it is left on its node: its files were lo
 pub struct Observed {
     /// Everything that the node has of VMs, whether the state knows them or not.
     pub vms: BTreeMap<VmId, Seen>,
+    /// Whether this agent's state has been the cluster's: the one that it starts with may be older than what was done already.
+    pub caught_up: bool,
     /// Operations that are being carried out.
     pub operations: BTreeSet<OperationId>,
     /// Images whose files are all here.
@@ -71,6 +73,8 @@ pub struct Seen {
     pub busy: bool,
     /// Whether its guest ever ran here.
     pub has_run: bool,
+    /// Whether its guest was stopped to go on elsewhere, or later.
+    pub held: bool,
     /// What became of its processes so far.
     pub past: Past,
     /// How it is.
@@ -194,7 +198,12 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
     let left_to_us = |vm: &&std::sync::Arc<Vm>| !taken.contains(&vm.id);
     for vm in state.vms.of(node).filter(left_to_us) {
         let image_here = observed.images.contains(&vm.spec.image);
-        let step = plan_vm(state, vm, observed.vms.get(&vm.id), now.host);
+        let seen = observed.vms.get(&vm.id);
+        if !observed.caught_up && seen.is_none_or(|seen| seen.held) {
+            // It may live elsewhere by now.
+            continue;
+        }
+        let step = plan_vm(state, vm, seen, now.host);
         reports.extend(step.report);
         match step.action {
             Some(Action::Boot { .. } | Action::Restore { .. }) if !image_here => {
@@ -212,7 +221,12 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
     }
     for (id, seen) in observed.vms.iter().filter(|(_, seen)| !seen.busy) {
         // What the state does not know may be newer than a state that was restored: only a tombstone ends it.
-        if state.tombstones.contains_key(&ObjectId::Vm(*id)) && seen.is != Is::Unknown {
+        let is_left = || {
+            let left = state.tombstones.get(&ObjectId::Left(*id));
+            left.is_some_and(|left| left.nodes.contains(&node))
+        };
+        let is_gone = state.tombstones.contains_key(&ObjectId::Vm(*id)) || is_left();
+        if is_gone && seen.is != Is::Unknown {
             actions.push(Action::Destroy(*id));
         }
     }
@@ -253,7 +267,7 @@ fn is_elsewhere(state: &State, node: NodeId, snapshot: SnapshotId) -> bool {
     found.is_some_and(|found| !found.nodes.is_empty() && !found.nodes.contains(&node))
 }
 
-/// VMs that are being reset or suspended: they belong to that operation until it is known what became of them.
+/// VMs that are being reset, suspended or moved: they belong to that operation until it is known what became of them.
 fn taken_by_operations(state: &State, node: NodeId) -> BTreeSet<VmId> {
     state
         .operations
@@ -263,15 +277,19 @@ fn taken_by_operations(state: &State, node: NodeId) -> BTreeSet<VmId> {
                 && operation.state == OperationState::Open
                 && matches!(
                     operation.kind,
-                    OperationKind::Reset | OperationKind::Suspend
+                    OperationKind::Reset | OperationKind::Suspend | OperationKind::Move
                 )
         })
         .filter_map(|operation| operation.vm)
         .collect()
 }
 
-/// Whether a reset cannot be given up any more: its VM has given way, and the one at the other moment is there or to come.
+/// Whether a reset cannot be given up any more: its VM has given way, and the one at the other moment is there or to come. Or a move: the
+/// VM lives here now.
 fn is_past_return(state: &State, operation: &Operation, observed: &Observed) -> bool {
+    if operation.has_arrived() {
+        return true;
+    }
     let (OperationKind::Reset, Some(vm)) = (operation.kind, operation.vm) else {
         return false;
     };
@@ -288,7 +306,7 @@ fn is_past_return(state: &State, operation: &Operation, observed: &Observed) -> 
 /// Whether something of an object must be ended before its files can go.
 fn still_here(id: ObjectId, observed: &Observed) -> bool {
     match id {
-        ObjectId::Vm(vm) => observed.vms.contains_key(&vm),
+        ObjectId::Vm(vm) | ObjectId::Left(vm) => observed.vms.contains_key(&vm),
         ObjectId::Image(image) => observed.fetching.contains(&image),
         ObjectId::Snapshot(snapshot) => {
             observed.held.contains(&snapshot) || observed.coming.contains(&snapshot)
@@ -467,6 +485,7 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>, now: Millis) -> Step {
     let absent = Seen {
         busy: false,
         has_run: false,
+        held: false,
         past: Past::default(),
         is: Is::Absent,
     };
@@ -513,7 +532,7 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>, now: Millis) -> Step {
 /// It ended, and nobody asked for that, or for another start.
 fn ended(vm: &Vm, seen: &Seen, end: &End, now: Millis) -> Step {
     // A fork that never ran has no disk of its own to start from, and whoever asked for it was told that it failed.
-    let may_start = seen.has_run || vm.source == Source::Image;
+    let may_start = seen.has_run || vm.disk.is_some() || vm.source == Source::Image;
     match verdict(vm.spec.restart, end, seen.past.in_a_row, now) {
         Verdict::Start if may_start => Step::act(Action::Boot {
             vm: vm.id,
@@ -569,12 +588,15 @@ fn start(vm: &Vm, seen: &Seen) -> Step {
         return Step::default();
     }
     match vm.source {
-        Source::Snapshot(snapshot) if !seen.has_run => Step::act(Action::Restore {
-            vm: vm.id,
-            boot: vm.boot,
-            snapshot,
-            paused: vm.power == Power::Paused,
-        }),
+        // One that came without a process has its disk.
+        Source::Snapshot(snapshot) if !seen.has_run && vm.disk.is_none() => {
+            Step::act(Action::Restore {
+                vm: vm.id,
+                boot: vm.boot,
+                snapshot,
+                paused: vm.power == Power::Paused,
+            })
+        }
         Source::Image | Source::Snapshot(_) => Step::act(Action::Boot {
             vm: vm.id,
             boot: vm.boot,

@@ -7,12 +7,14 @@
 
 mod difference;
 mod file;
+mod moving;
 mod pack;
 mod queue;
 mod receive;
 mod send;
 
 pub use self::{
+    moving::{Goods, Stock},
     receive::Progress,
     send::{Parts, describe, read},
 };
@@ -70,7 +72,7 @@ pub struct Transfers {
 /// A snapshot that is being fetched.
 #[derive(Debug)]
 struct Coming {
-    content: Content,
+    files: Files,
     progress: Arc<Progress>,
     /// How many want it.
     wanted_by: usize,
@@ -115,7 +117,7 @@ impl Transfers {
     pub fn wanted(&self) -> Files {
         let mut files = Files::default();
         for coming in self.snapshots().values() {
-            files.add_content(&coming.content);
+            files.add(&coming.files);
         }
         files
     }
@@ -152,13 +154,14 @@ pub struct Kept {
 }
 
 impl Kept {
-    fn begin(node: &Arc<Node>, id: SnapshotId, content: &Content) -> Self {
+    fn begin(node: &Arc<Node>, id: SnapshotId, files: &Files) -> Self {
         let mut snapshots = node.transfers.snapshots();
         let coming = snapshots.entry(id).or_insert_with(|| Coming {
-            content: content.clone(),
+            files: Files::default(),
             progress: Arc::default(),
             wanted_by: 0,
         });
+        coming.files.add(files);
         coming.wanted_by += 1;
         let progress = Arc::clone(&coming.progress);
         drop(snapshots);
@@ -201,14 +204,13 @@ impl Node {
         if is_held(&state) {
             return self.store.check_usable(id, content).map(|()| None);
         }
-        let kept = Kept::begin(self, id, content);
+        let mut files = Files::default();
+        files.add_content(content);
+        let kept = Kept::begin(self, id, &files);
         let lineage = state.snapshots.get(&id).map(|snapshot| snapshot.lineage);
         let lineage = lineage.ok_or("the snapshot was deleted meanwhile")?;
         let reserved = self.reserve_lineage(&state, lineage)?;
-        // One that looked before that may take what is here for nobody's.
-        while self.collecting.load(Ordering::Acquire) {
-            tokio::time::sleep(COLLECTION_PAUSE).await;
-        }
+        self.until_collected().await;
         let base = FileName::Base(content.base).path(&self.vms.engine().layout);
         self.admit(Need {
             memory: 0,
@@ -219,25 +221,9 @@ impl Node {
         })?;
         let begun = Instant::now();
         let similar = self.similar_base(&state, lineage, content);
-        let files = file::of_snapshot(content)
-            .into_iter()
-            .map(|(file, expected)| {
-                let wanted = Wanted {
-                    file,
-                    expected,
-                    readers: Readers::Lineage(reserved.group()),
-                    similar: match file {
-                        FileName::Base(_) => similar.clone(),
-                        _ => None,
-                    },
-                };
-                let progress = Arc::clone(&kept.progress);
-                async move {
-                    let sources = || self.holders(id);
-                    self.have(&wanted, sources, &progress).await
-                }
-            });
-        try_join_all(files).await?;
+        let wanted = file::of_snapshot(content);
+        self.have_all(wanted, &reserved, similar, || self.holders(id), &kept)
+            .await?;
         failpoint::reached("transfer.snapshot-here");
         tracing::info!(
             snapshot = %id,
@@ -245,15 +231,47 @@ impl Node {
             ms = begun.elapsed().as_millis(),
             "a snapshot was fetched"
         );
-        let telling = Kept::begin(self, id, content);
-        let node = Arc::clone(self);
+        let telling = Kept::begin(self, id, &files);
+        let (node, files) = (Arc::clone(self), file::of_snapshot(content));
         self.tasks.spawn(async move {
             tokio::select! {
                 () = node.cancel.cancelled() => {}
-                () = node.hold(telling, reserved) => {}
+                () = node.hold(telling, files, reserved) => {}
             }
         });
         Ok(Some(kept))
+    }
+
+    /// Waits until nobody looks for what can be removed: one that looked before something was wanted may take it for nobody's.
+    async fn until_collected(&self) {
+        while self.collecting.load(Ordering::Acquire) {
+            tokio::time::sleep(COLLECTION_PAUSE).await;
+        }
+    }
+
+    /// Makes sure that files of a lineage are here.
+    async fn have_all(
+        self: &Arc<Self>,
+        files: Vec<(FileName, Expected)>,
+        reserved: &Reserved,
+        similar: Option<PathBuf>,
+        sources: impl Fn() -> Vec<NodeId>,
+        kept: &Kept,
+    ) -> Result<(), String> {
+        let sources = &sources;
+        let all = files.into_iter().map(|(file, expected)| {
+            let wanted = Wanted {
+                file,
+                expected,
+                readers: Readers::Lineage(reserved.group()),
+                similar: match file {
+                    FileName::Base(_) => similar.clone(),
+                    _ => None,
+                },
+            };
+            async move { self.have(&wanted, sources, &kept.progress).await }
+        });
+        try_join_all(all).await.map(drop)
     }
 
     /// Fetches what a snapshot is made of beside everything else, unless that is under way.
@@ -268,7 +286,9 @@ impl Node {
             return;
         };
         // From now on it is under way.
-        let kept = Kept::begin(self, id, &content);
+        let mut files = Files::default();
+        files.add_content(&content);
+        let kept = Kept::begin(self, id, &files);
         let node = Arc::clone(self);
         self.tasks.spawn(async move {
             let _kept = kept;
@@ -283,14 +303,12 @@ impl Node {
     }
 
     /// Brings what was fetched of a snapshot to the disk, and tells it.
-    async fn hold(self: &Arc<Self>, kept: Kept, _lineage: Reserved) {
-        let files = {
-            let snapshots = self.transfers.snapshots();
-            let coming = snapshots.get(&kept.id);
-            coming
-                .map(|coming| file::of_snapshot(&coming.content))
-                .unwrap_or_default()
-        };
+    async fn hold(
+        self: &Arc<Self>,
+        kept: Kept,
+        files: Vec<(FileName, Expected)>,
+        _lineage: Reserved,
+    ) {
         for (file, _) in files {
             if let Err(error) = self.to_disk(file).await {
                 tracing::warn!(
@@ -399,13 +417,16 @@ impl Node {
             .values()
             .filter(|snapshot| snapshot.lineage == lineage)
             .filter_map(|snapshot| snapshot.content.as_ref());
+        let vms = || state.vms.of(self.id()).filter(|vm| vm.lineage == lineage);
+        let disks = vms().flat_map(|vm| vm.disk.iter().flatten().copied());
         let files = contents
             .flat_map(file::of_snapshot)
-            .map(|(file, _)| file.path(layout));
-        let vms = state.vms.of(self.id()).filter(|vm| vm.lineage == lineage);
+            .map(|(file, _)| file)
+            .chain(disks.map(FileName::Layer))
+            .map(|file| file.path(layout));
         let reserved = self
             .vms
-            .reserve_lineage(lineage, files, vms.map(|vm| vm.id));
+            .reserve_lineage(lineage, files, vms().map(|vm| vm.id));
         reserved.map_err(|error| chain(&error))
     }
 

@@ -64,6 +64,15 @@ pub enum Command {
         /// Answered when it has no process.
         done: oneshot::Sender<()>,
     },
+    /// Have the layers of its disk not change any more. It has no process, and is not started meanwhile.
+    FreezeDisk {
+        /// What it writes to from then on: a name that was never used.
+        layer: LayerName,
+        /// Size of its disk, bytes.
+        disk_bytes: u64,
+        /// Answered with them, the newest first; with `None` when it has never run here.
+        done: oneshot::Sender<Result<Option<Vec<LayerName>>, String>>,
+    },
     /// Start a process that waits for a stream.
     Prestart {
         /// How.

@@ -17,6 +17,7 @@ use raft::state::{
     Accelerator, Content, FileId, GuestAgent, Image, ImageId, Machine, Network, SnapshotId, State,
     Vm, VmId, VmSpec,
 };
+use ulid::Ulid;
 
 /// What of a host decides how machines are started on it.
 #[derive(Debug, Clone)]
@@ -296,6 +297,17 @@ pub fn boot(
         ready_line: image.ready_line.clone(),
         ..of_image(&Child::of(vm), hardware, image, place)
     })
+}
+
+/// The same of one that has never run here, and whose disk came from the node where it was.
+pub fn on_disk(launch: Launch, disk: &[FileId]) -> Launch {
+    let own = launch.layers.iter().map(|_| layer_name(Ulid::new().0));
+    let layers = own.chain(disk.iter().copied().map(layer_name)).collect();
+    Launch {
+        has_run: true,
+        layers,
+        ..launch
+    }
 }
 
 /// How a fork is started from what a capture will be, or is, made of.

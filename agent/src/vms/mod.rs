@@ -12,7 +12,7 @@ use std::{
     io,
     ops::RangeInclusive,
     os::unix::fs::MetadataExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -20,7 +20,7 @@ use qemu::{
     console::{Pen, Wire},
     machine::Engine,
     past::Past,
-    record::{BaseName, VmName, VmRecord},
+    record::{BaseName, LayerName, VmName, VmRecord},
 };
 use raft::state::VmId;
 use tokio::{
@@ -310,13 +310,27 @@ impl Vms {
 
     /// The group of the lineage that a base belongs to; `None` when users are not changed.
     pub fn lineage_of(&self, base: &BaseName) -> Result<Option<u32>, NoUser> {
+        let file = self.engine.layout.base(base);
+        self.lineage_of_file(&file, || format!("base {base}"))
+    }
+
+    /// The same of a layer.
+    pub fn lineage_of_layer(&self, layer: &LayerName) -> Result<Option<u32>, NoUser> {
+        let file = self.engine.layout.layer(layer);
+        self.lineage_of_file(&file, || format!("layer {layer}"))
+    }
+
+    fn lineage_of_file(
+        &self,
+        file: &Path,
+        name: impl Fn() -> String,
+    ) -> Result<Option<u32>, NoUser> {
         let Some(numbers) = self.numbers() else {
             return Ok(None);
         };
-        let group = self.engine.layout.lineage_of(base);
-        match group.map_err(NoUser::Unseen)? {
+        match std::fs::metadata(file).map_err(NoUser::Unseen)?.gid() {
             // Whatever somebody made of the file: no process is to be in a group of the host's.
-            other if !numbers.contains(&other) => Err(NoUser::Foreign(base.clone())),
+            other if !numbers.contains(&other) => Err(NoUser::Foreign(name())),
             group => Ok(Some(group)),
         }
     }
@@ -381,6 +395,7 @@ impl Vms {
         let seen = Arc::new(watch::Sender::new(Seen {
             busy: adopt,
             has_run: false,
+            held: false,
             past: Past::default(),
             is,
         }));
@@ -475,11 +490,11 @@ pub enum NoUser {
     /// The files whose groups are in use cannot be looked at.
     #[error("the group of a lineage cannot be told from its files")]
     Unseen(#[source] io::Error),
-    /// A base's file is in a group that is none of this node's.
+    /// A base's or a layer's file is in a group that is none of this node's.
     #[error(
-        "the base {0} is in a group that is no lineage's; was the data directory copied, or --vm-uid-base changed?"
+        "the {0} is in a group that is no lineage's; was the data directory copied, or --vm-uid-base changed?"
     )]
-    Foreign(BaseName),
+    Foreign(String),
 }
 
 /// A VM's name in the engine's folders.

@@ -119,6 +119,19 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
+    async fn move_vm(&self, request: Request<MoveVmRequest>) -> Answer<MoveVmResponse> {
+        let request = request.into_inner();
+        self.obey(&request.request_id).await?;
+        Ok(Response::new(MoveVmResponse {
+            operation: "ID-OPERATION".to_owned(),
+            vm: Some(Vm {
+                node: request.node,
+                ..vm(&request.vm)
+            }),
+            pause_ms: 12.5,
+        }))
+    }
+
     async fn delete_vm(&self, request: Request<DeleteVmRequest>) -> Answer<DeleteVmResponse> {
         self.obey(&request.into_inner().request_id).await?;
         Ok(Response::new(DeleteVmResponse { completed: true }))

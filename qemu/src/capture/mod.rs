@@ -319,6 +319,10 @@ impl Machine {
                 "the capture was given up",
             )));
         };
+        if afterwards == Afterwards::Hold {
+            self.record.held = true;
+            self.record.save(&self.dir).map_err(MachineError::from)?;
+        }
         let result = self
             .stopped(prepared, disk_bytes, running, afterwards)
             .await;

@@ -189,9 +189,12 @@ impl Machine {
         self.explained(went_on, "cont").await?;
         failpoint::reached("restore.went-on");
         tracing::debug!(dir = %self.dir.path().display(), claim = ?claimed - begun, cont = ?runs - claimed, "the guest goes on");
+        let was_held = std::mem::take(&mut self.record.held);
         if let Some(claim) = claim {
             self.record_claim(&claim)?;
             failpoint::reached("restore.recorded");
+        } else if was_held {
+            self.record.save(&self.dir)?;
         }
         Ok(runs)
     }

@@ -3,6 +3,7 @@
 
 mod end;
 mod load;
+mod rest;
 mod start;
 
 use std::{
@@ -20,7 +21,7 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-pub use self::{end::Ending, load::Shape, start::Launch};
+pub use self::{end::Ending, load::Shape, rest::freeze_disk, start::Launch};
 use crate::{
     capture::Prepared,
     console::Console,

@@ -93,6 +93,7 @@ impl Machine {
             image_disk: launch.image_disk.clone(),
             merge: None,
             replaced: Vec::new(),
+            held: false,
             merge_memory: engine.merge_memory,
             past: launch.past.clone(),
         };

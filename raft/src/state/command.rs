@@ -7,8 +7,8 @@ use super::ids::{
 };
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
-    GuestAgent, Labels, Life, Limits, Machine, Millis, Network, ObjectId, Phase, RestartPolicy,
-    Role, Unready,
+    FileId, GuestAgent, Labels, Life, Limits, Machine, Millis, Network, ObjectId, Phase,
+    RestartPolicy, Role, Unready,
 };
 use super::{owners::Actor, quotas::Quota};
 
@@ -116,8 +116,16 @@ pub enum Command {
         set: Labels,
         remove: Vec<String>,
     },
-    /// Allows or forbids placing new VMs.
+    /// Allows or forbids placing new VMs. Allowing them ends that it is drained.
     CordonNode { node: String, schedulable: bool },
+    /// Forbids placing new VMs on a node, and has those that live there be moved to others: all, also those that could not be before.
+    DrainNode { node: String },
+    /// A VM could not be moved from a node that is drained.
+    StayOnNode {
+        node: NodeId,
+        vm: VmId,
+        reason: String,
+    },
 
     // -- Images ------------------------------------------------------------------------------------------------------
     /// Notes an image whose files are on a node.
@@ -208,6 +216,22 @@ pub enum Command {
         vm: String,
         mode: CaptureMode,
         expires_at: Millis,
+    },
+    /// Begins to move a VM to a node, or to the best one but its own that the proposer knows to be online.
+    MoveVm {
+        operation: OperationId,
+        vm: String,
+        node: Option<String>,
+        candidates: Vec<Candidate>,
+        expires_at: Millis,
+    },
+    /// A VM that is moved has come to its new node, and lives there from here on: as a process that stands at this moment, or without one, as
+    /// a disk of these layers where it ever ran. Refused when the operation has ended.
+    Arrive {
+        operation: OperationId,
+        node: NodeId,
+        content: Option<Content>,
+        disk: Option<Vec<FileId>>,
     },
     /// Begins a fork: notes the operation, the snapshot when there is none yet, and the children. One that a guest asked for
     /// (`by_guest`) is of a VM whose family has room for the children; without, it is refused.
@@ -329,6 +353,8 @@ impl Command {
             | Self::ReportVms { .. }
             | Self::ReportSteps { .. }
             | Self::SnapshotReady { .. }
+            | Self::Arrive { .. }
+            | Self::StayOnNode { .. }
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
             | Self::CloseParts { .. }
@@ -348,6 +374,7 @@ impl Command {
             | Self::DeleteNode { .. }
             | Self::LabelNode { .. }
             | Self::CordonNode { .. }
+            | Self::DrainNode { .. }
             | Self::ImportImage { .. }
             | Self::DeleteImage { .. }
             | Self::CreateVm { .. }
@@ -356,6 +383,7 @@ impl Command {
             | Self::CreateSnapshot { .. }
             | Self::ResetVm { .. }
             | Self::SuspendVm { .. }
+            | Self::MoveVm { .. }
             | Self::Fork { .. }
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }

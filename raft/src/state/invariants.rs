@@ -93,6 +93,17 @@ fn nodes(state: &State) -> Result<(), Violation> {
     for (id, node) in &state.nodes {
         hold(*id == node.id, id, "a node is kept under its number")?;
         hold(*id < state.next_node, id, "a node's number was given out")?;
+        hold(
+            node.drain.is_none() || !node.schedulable,
+            id,
+            "nothing is placed on a node that is drained",
+        )?;
+        let stays = |vm: &VmId| state.vms.get(vm).is_some_and(|vm| vm.node == *id);
+        hold(
+            node.drain.iter().all(|drain| drain.stays.keys().all(stays)),
+            id,
+            "what cannot be moved from a node lives there",
+        )?;
     }
     for id in state.removed.keys() {
         hold(
@@ -372,12 +383,29 @@ fn operations(state: &State) -> Result<(), Violation> {
                 )?;
             }
             OperationKind::Fork => hold(operation.count > 0, id, "a fork has children")?,
-            OperationKind::Reset | OperationKind::Suspend => hold(
+            OperationKind::Reset | OperationKind::Suspend | OperationKind::Move => hold(
                 operation.count == 1 && operation.vm.is_some(),
                 id,
                 "what changes a VM has one, and one result",
             )?,
         }
+        hold(
+            operation.to.is_some() == (operation.kind == OperationKind::Move),
+            id,
+            "what moves goes somewhere, and nothing else does",
+        )?;
+        hold(
+            !open || operation.to.is_none_or(|to| state.nodes.contains_key(&to)),
+            id,
+            "where an open operation moves a VM to exists",
+        )?;
+        let moved = operation.vm.filter(|_| open && operation.to.is_some());
+        let moved = moved.and_then(|vm| state.vms.get(&vm));
+        hold(
+            moved.is_none_or(|vm| vm.node == operation.node),
+            id,
+            "a VM that is moved lives where its operation is",
+        )?;
         hold(
             open == operation.ended_at.is_none(),
             id,
@@ -453,6 +481,10 @@ fn tombstones(state: &State) -> Result<(), Violation> {
             ObjectId::Image(id) => state.images.contains_key(id),
             ObjectId::Vm(id) => state.vms.contains_key(id),
             ObjectId::Snapshot(id) => state.snapshots.contains_key(id),
+            ObjectId::Left(id) => {
+                let vm = state.vms.get(id);
+                vm.is_some_and(|vm| tombstone.nodes.contains(&vm.node))
+            }
         };
         hold(!lives, object, "nothing is both there and gone")?;
     }

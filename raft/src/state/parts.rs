@@ -14,8 +14,18 @@ impl State {
 
     /// Whether a node has something left to do of an operation that is open: its capture, or a child of which nothing is known yet.
     pub fn has_part(&self, operation: &Operation, node: NodeId) -> bool {
-        if operation.kind != OperationKind::Fork {
-            return operation.node == node;
+        match operation.kind {
+            OperationKind::Fork => {}
+            // Who gives it away and who takes it; once it has arrived they are one.
+            OperationKind::Move if !operation.has_arrived() => {
+                return operation.node == node || operation.to == Some(node);
+            }
+            OperationKind::Move
+            | OperationKind::Snapshot
+            | OperationKind::Reset
+            | OperationKind::Suspend => {
+                return operation.node == node;
+            }
         }
         self.is_to_capture(operation, node) || self.open_children(operation, node).next().is_some()
     }

@@ -60,6 +60,8 @@ mirrors! {
         DeleteNode { node: String, force: bool },
         LabelNode { node: String, set: Labels, remove: Vec<String> },
         CordonNode { node: String, schedulable: bool },
+        DrainNode { node: String },
+        StayOnNode { node: NodeId, vm: Id, reason: String },
         ImportImage {
             id: Id,
             name: String,
@@ -110,6 +112,8 @@ mirrors! {
             expires_at: Millis,
         },
         SuspendVm { operation: Id, vm: String, mode: CaptureMode, expires_at: Millis },
+        MoveVm { operation: Id, vm: String, node: Option<String>, candidates: Vec<Candidate>, expires_at: Millis },
+        Arrive { operation: Id, node: NodeId, content: Option<Content>, disk: Option<Vec<Id>> },
         Fork {
             operation: Id,
             source: ForkSource,
@@ -206,7 +210,9 @@ mirrors! {
         capacity: Option<Capacity>,
         start_by: Option<Millis>,
         trust: Option<NodeTrust>,
+        drain: Option<Drain>,
     }
+    struct Drain { since: Millis, stays: BTreeMap<Id, String> }
     struct RemovedNode {
         name: String,
         removed_at: Millis,
@@ -353,6 +359,7 @@ mirrors! {
         lineage: Id,
         life: Life,
         own_bytes: u64,
+        disk: Option<Vec<Id>>,
     }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
@@ -411,7 +418,7 @@ mirrors! {
         live: bool,
         note: String,
     }
-    enum OperationKind { Snapshot, Fork, Reset, Suspend }
+    enum OperationKind { Snapshot, Fork, Reset, Suspend, Move }
     enum OperationState { Open, Complete, Failed { reason: String, cancelled: bool } }
     struct Operation {
         id: Id,
@@ -425,6 +432,7 @@ mirrors! {
         paused: bool,
         results: BTreeMap<u32, ChildResult>,
         node: NodeId,
+        to: Option<NodeId>,
         created_at: Millis,
         expires_at: Millis,
         ended_at: Option<Millis>,
@@ -437,7 +445,7 @@ mirrors! {
         gave_way: bool,
         failed_steps: Vec<String>,
     }
-    enum ObjectId { Image(id: Id), Vm(id: Id), Snapshot(id: Id) }
+    enum ObjectId { Image(id: Id), Vm(id: Id), Snapshot(id: Id), Left(id: Id) }
     struct Tombstone { name: String, nodes: BTreeSet<NodeId>, created_at: Millis }
     struct RequestRecord { body: [u8; 32], outcome: Outcome }
 

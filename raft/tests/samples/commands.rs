@@ -118,6 +118,15 @@ fn commands() -> Vec<(&'static str, Command)> {
                 schedulable: false,
             },
         ),
+        ("drain-node", Command::DrainNode { node: "n1".into() }),
+        (
+            "stay-on-node",
+            Command::StayOnNode {
+                node: 1,
+                vm: VmId(0x41),
+                reason: "no room".into(),
+            },
+        ),
         (
             "report-image",
             Command::ReportImage {
@@ -165,6 +174,25 @@ fn commands() -> Vec<(&'static str, Command)> {
                 vm: "a".into(),
                 mode: CaptureMode::Auto,
                 expires_at: 70,
+            },
+        ),
+        (
+            "move",
+            Command::MoveVm {
+                operation,
+                vm: "a".into(),
+                node: Some("n2".into()),
+                candidates: candidates(),
+                expires_at: 70,
+            },
+        ),
+        (
+            "arrive",
+            Command::Arrive {
+                operation,
+                node: 2,
+                content: Some(content()),
+                disk: Some(vec![0x77]),
             },
         ),
         (

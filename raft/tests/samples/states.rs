@@ -41,6 +41,10 @@ pub fn state() -> State {
             created_at: 10 + id,
             start_by: capacity.is_none().then_some(77),
             trust: capacity.is_some().then(trust),
+            drain: capacity.is_none().then(|| Drain {
+                since: 12,
+                stays: Default::default(),
+            }),
             capacity,
         };
         state.nodes.insert(id, Arc::new(node));
@@ -126,6 +130,7 @@ pub fn state() -> State {
         (ObjectId::Vm(VmId(0x49)), "gone"),
         (ObjectId::Snapshot(SnapshotId(0x59)), "gone"),
         (ObjectId::Image(ImageId(0x39)), "gone"),
+        (ObjectId::Left(VmId(0x4a)), "moved"),
     ] {
         let tombstone = Tombstone {
             name: name.into(),
@@ -195,6 +200,7 @@ fn add_vms(state: &mut State) {
             Source::Snapshot(_) => Life::Unbounded,
         },
         own_bytes: 17 << 20,
+        disk: (power == Power::Suspended).then(|| vec![0x77, 0x78]),
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [
@@ -233,12 +239,13 @@ fn add_operations(state: &mut State) {
         (3, OperationKind::Fork, failed),
         (4, OperationKind::Reset, OperationState::Complete),
         (5, OperationKind::Suspend, OperationState::Complete),
+        (6, OperationKind::Move, OperationState::Complete),
     ] {
         let id = OperationId(number * DERIVED_IDS);
         let count = match kind {
             OperationKind::Fork => 2,
             OperationKind::Snapshot => 0,
-            OperationKind::Reset | OperationKind::Suspend => 1,
+            OperationKind::Reset | OperationKind::Suspend | OperationKind::Move => 1,
         };
         let results = [
             (
@@ -273,6 +280,7 @@ fn add_operations(state: &mut State) {
             paused: number == 3,
             results: results.into_iter().take(count as usize).collect(),
             node: 1,
+            to: (kind == OperationKind::Move).then_some(2),
             created_at: 60,
             expires_at: 70,
             ended_at: (how != OperationState::Open).then_some(65),

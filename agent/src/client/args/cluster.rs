@@ -60,6 +60,7 @@ Examples:
   fpagent node ls -o wide
   fpagent node label host-b zone=west old-
   fpagent node cordon host-b
+  fpagent node drain host-b
   fpagent node rm host-b
 
 Those that vote are spread over the zones that the label `zone` names.";
@@ -269,7 +270,27 @@ pub enum NodeCommand {
         #[command(flatten)]
         change: Change,
     },
-    /// Allows new VMs on a node again.
+    /// Moves all VMs of a node to others, some at a time, and keeps new ones away from it.
+    #[command(after_help = "\
+Examples:
+  fpagent node drain host-b
+  fpagent node drain host-b --no-wait
+  fpagent node show host-b
+  fpagent node uncordon host-b
+
+It goes on by itself, whatever happens to this command, until `uncordon`. Ends with 1 when a VM could not be moved, and names it; asked for
+again, it is tried again. Snapshots that only this node holds stay there: it names them, too.")]
+    Drain {
+        /// Its name or id.
+        node: String,
+        /// Do not wait until its VMs are elsewhere.
+        #[arg(long)]
+        no_wait: bool,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Allows new VMs on a node again, and ends that it is drained.
     #[command(after_help = "Examples:\n  fpagent node uncordon host-b")]
     Uncordon {
         /// Its name or id.

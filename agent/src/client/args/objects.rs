@@ -27,6 +27,7 @@ Examples:
   fpagent vm create demo --image tiny --cpus 2 --memory 512M --wait
   fpagent vm ls -o wide
   fpagent vm stop demo
+  fpagent vm move demo --node host-b
   fpagent vm rm demo demo-1 demo-2 --force";
 
 /// Help of `fork`.
@@ -239,6 +240,29 @@ Examples:
     Suspend {
         /// Its name or id.
         vm: String,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Has a VM go on on another host: the same VM, with its memory and its disk.
+    #[command(after_help = "\
+Examples:
+  fpagent vm move demo
+  fpagent vm move demo --node host-b
+
+It is copied while it runs, and stands still for a moment at the end, which the answer tells. What is open in it ends: programs of `exec`,
+consoles, copies, forwarded and published ports. A VM that cannot be moved goes on where it is. One that is stopped or suspended moves, too.")]
+    Move {
+        /// Its name or id.
+        vm: String,
+        /// The node that it is to live on, by name or number. Without it, the best other one.
+        #[arg(
+            long,
+            value_name = "NODE",
+            default_value = "",
+            hide_default_value = true
+        )]
+        node: String,
         /// See there.
         #[command(flatten)]
         change: Change,

@@ -1,10 +1,12 @@
 //! `fpagent node`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use proto::v1::{
-    CordonNodeRequest, DeleteNodeRequest, GetNodeRequest, LabelNodeRequest, ListNodesRequest,
+    CordonNodeRequest, DeleteNodeRequest, DrainNodeRequest, GetNodeRequest, LabelNodeRequest,
+    ListNodesRequest,
 };
+use tokio::time::{Instant, sleep};
 
 use crate::client::{
     Context,
@@ -12,7 +14,7 @@ use crate::client::{
         Change,
         cluster::{LabelChange, NodeCommand},
     },
-    failure::Failure,
+    failure::{Failure, FailureKind},
     progress::Progress,
     views::node::{NodeView, RemovedNodeView},
 };
@@ -73,6 +75,11 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
         }
         NodeCommand::Cordon { node, change } => cordon(context, node, false, change).await,
         NodeCommand::Uncordon { node, change } => cordon(context, node, true, change).await,
+        NodeCommand::Drain {
+            node,
+            no_wait,
+            change,
+        } => drain(context, node, no_wait, change).await,
         NodeCommand::Rm {
             node,
             force,
@@ -99,6 +106,91 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
                 .into_iter()
                 .try_for_each(|line| context.say(line))
         }
+    }
+}
+
+/// Between two looks at how far a node is drained.
+const LOOK: Duration = Duration::from_millis(250);
+
+async fn drain(
+    context: &Context,
+    node: String,
+    no_wait: bool,
+    change: Change,
+) -> Result<(), Failure> {
+    let request = DrainNodeRequest {
+        node,
+        request_id: change.id(),
+    };
+    let reach = context.reach()?;
+    let drained = reach.change(&request.request_id, async |attempt| {
+        attempt
+            .nodes()
+            .drain_node(attempt.request(request.clone()))
+            .await
+    });
+    let mut node = drained.await?;
+    if no_wait {
+        return context.one(NodeView::from(node));
+    }
+    // It takes as long as it takes, unless somebody says otherwise.
+    let deadline = context
+        .global
+        .timeout
+        .map(|timeout| Instant::now() + timeout);
+    let progress = Progress::things(format!("draining {}", node.name), u64::from(node.vms));
+    let before = node.vms;
+    while node.drain.as_ref().is_some_and(|drain| !drain.done) {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Failure::new(
+                FailureKind::TimedOut,
+                format!("{} is not drained yet", node.name),
+                "it goes on by itself; `fpagent node show` tells how far it is",
+            ));
+        }
+        sleep(LOOK).await;
+        let request = GetNodeRequest {
+            node: node.id.to_string(),
+        };
+        let shown = reach.call(async |attempt| {
+            attempt
+                .nodes()
+                .get_node(attempt.request(request.clone()))
+                .await
+        });
+        node = shown.await?;
+        progress.at(u64::from(before.saturating_sub(node.vms)));
+    }
+    drop(progress);
+    drained_as(context, NodeView::from(node))
+}
+
+/// Tells what came of draining a node.
+fn drained_as(context: &Context, node: NodeView) -> Result<(), Failure> {
+    if context.for_people() {
+        let lines = node.drain.iter().flat_map(|drain| drain.lines(&node.name));
+        lines.into_iter().try_for_each(|line| context.say(line))?;
+    } else {
+        context.data(&node)?;
+    }
+    match &node.drain {
+        None => Err(Failure::refused(
+            format!("{} is not drained any more", node.name),
+            "somebody has uncordoned it",
+        )),
+        Some(drain) if !drain.stays.is_empty() => {
+            let names: Vec<&str> = drain.stays.iter().map(|one| one.vm.as_str()).collect();
+            Err(Failure::refused(
+                format!(
+                    "{} of its VMs could not be moved from {}: {}",
+                    names.len(),
+                    node.name,
+                    names.join(", ")
+                ),
+                "make room for them, or move or delete them, and drain it again",
+            ))
+        }
+        Some(_) => Ok(()),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use futures::{StreamExt as _, stream};
 use proto::v1::{
-    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, Machine, PowerAction,
-    ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest, Unready,
+    Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, Machine, MoveVmRequest,
+    PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest, Unready,
 };
 use serde::Serialize;
 
@@ -78,6 +78,14 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Fai
                     .await
             });
             context.one(VmView::from(suspended.await?))
+        }
+        VmCommand::Move { vm, node, change } => {
+            let request = MoveVmRequest {
+                vm,
+                node,
+                request_id: change.id(),
+            };
+            move_to(context, request).await
         }
         VmCommand::Rm { vms, force, change } => remove(context, vms, force, &change).await,
     }
@@ -156,6 +164,44 @@ async fn reset(context: &Context, request: ResetVmRequest) -> Result<(), Failure
         ));
     }
     context.data(&view)
+}
+
+/// A moved VM, as programs are told of it.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct MovedView {
+    operation: String,
+    pause_ms: f64,
+    vm: VmView,
+}
+
+async fn move_to(context: &Context, request: MoveVmRequest) -> Result<(), Failure> {
+    let progress = Progress::spinner(format!("moving {}", request.vm));
+    let reach = context.reach()?;
+    let answer = reach.change(&request.request_id, async |attempt| {
+        attempt
+            .vms()
+            .move_vm(attempt.request(request.clone()))
+            .await
+    });
+    let answer = answer.await?;
+    drop(progress);
+    let view = MovedView {
+        operation: answer.operation,
+        pause_ms: answer.pause_ms,
+        vm: VmView::from(answer.vm.unwrap_or_default()),
+    };
+    if !context.for_people() {
+        return context.data(&view);
+    }
+    let (vm, ms) = (&view.vm, view.pause_ms);
+    match ms > 0.0 {
+        true => context.say(format_args!(
+            "{} is {} on {}, and stood still for {ms:.1} ms",
+            vm.name, vm.state, vm.node
+        )),
+        false => context.say(format_args!("{} is {} on {}", vm.name, vm.state, vm.node)),
+    }
 }
 
 async fn power(

@@ -25,6 +25,7 @@ pub struct NodeView {
     pub vms: u32,
     pub capacity: Option<CapacityView>,
     pub room: Option<RoomView>,
+    pub drain: Option<DrainView>,
 }
 
 /// What a host has room for.
@@ -35,6 +36,61 @@ pub struct RoomView {
     pub free_memory_bytes: u64,
     pub free_disk_bytes: u64,
     pub promised_memory_bytes: u64,
+}
+
+/// How far a node is drained.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct DrainView {
+    pub since: Option<Moment>,
+    pub moving: Vec<String>,
+    pub stays: Vec<StayingView>,
+    pub snapshots: Vec<String>,
+    pub done: bool,
+}
+
+/// A VM that could not be moved.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct StayingView {
+    pub vm: String,
+    pub reason: String,
+}
+
+impl From<v1::NodeDrain> for DrainView {
+    fn from(drain: v1::NodeDrain) -> Self {
+        let stays = drain.stays.into_iter().map(|one| StayingView {
+            vm: one.vm,
+            reason: one.reason,
+        });
+        Self {
+            since: time(drain.since),
+            moving: drain.moving,
+            stays: stays.collect(),
+            snapshots: drain.snapshots,
+            done: drain.done,
+        }
+    }
+}
+
+impl DrainView {
+    /// For people: what is still there of a node's, and what to do about it.
+    pub fn lines(&self, node: &str) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.done && self.stays.is_empty() {
+            lines.push(format!("{node} is drained: no VM lives there."));
+        }
+        for StayingView { vm, reason } in &self.stays {
+            lines.push(format!("  stays: VM {vm}: {reason}"));
+        }
+        if !self.snapshots.is_empty() {
+            let all = self.snapshots.join(", ");
+            lines.push(format!("  only there: snapshots {all}"));
+        }
+        lines
+    }
 }
 
 /// What a host has to offer.
@@ -68,6 +124,7 @@ impl From<v1::Node> for NodeView {
             vms: node.vms,
             capacity: node.capacity.map(CapacityView::from),
             room: node.room.map(RoomView::from),
+            drain: node.drain.map(DrainView::from),
         }
     }
 }
@@ -217,6 +274,8 @@ fn state_word(state: v1::NodeState) -> &'static str {
         v1::NodeState::Unspecified => "unknown",
         v1::NodeState::Online => "online",
         v1::NodeState::Offline => "offline",
+        v1::NodeState::Draining => "draining",
+        v1::NodeState::Drained => "drained",
     }
 }
 

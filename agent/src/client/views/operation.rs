@@ -26,6 +26,8 @@ pub struct OperationView {
     pub done: u32,
     pub total: u32,
     pub transfers: Vec<TransferView>,
+    pub to: String,
+    pub pause_ms: f64,
 }
 
 /// What a node fetches for an operation.
@@ -85,19 +87,25 @@ impl From<v1::Operation> for OperationView {
                 .into_iter()
                 .map(TransferView::from)
                 .collect(),
+            to: operation.to,
+            pause_ms: operation.pause_ms,
         }
     }
 }
 
 impl OperationView {
-    /// Why it failed, or what is on its way for it.
+    /// Why it failed, what is on its way for it, or how long what was moved stood still.
     fn note(&self) -> String {
-        match self.error.is_empty() {
-            true => {
-                let texts: Vec<String> = self.transfers.iter().map(TransferView::text).collect();
-                texts.join(", ")
-            }
-            false => self.error.clone(),
+        if !self.error.is_empty() {
+            return self.error.clone();
+        }
+        if self.pause_ms > 0.0 {
+            return format!("stood still for {:.1} ms", self.pause_ms);
+        }
+        let texts: Vec<String> = self.transfers.iter().map(TransferView::text).collect();
+        match (texts.is_empty(), self.to.as_str(), self.state) {
+            (true, to, "open") if !to.is_empty() => format!("to {to}"),
+            _ => texts.join(", "),
         }
     }
 }
@@ -139,6 +147,7 @@ fn kind_word(kind: v1::OperationKind) -> &'static str {
         v1::OperationKind::Fork => "fork",
         v1::OperationKind::Reset => "reset",
         v1::OperationKind::Suspend => "suspend",
+        v1::OperationKind::Move => "move",
     }
 }
 

@@ -79,6 +79,16 @@ fn a_node() {
             free_disk_bytes: 1 << 35,
             promised_memory_bytes: 1 << 32,
         }),
+        drain: Some(v1::NodeDrain {
+            since: Some(TIME),
+            moving: vec!["a".into()],
+            stays: vec![v1::StayingVm {
+                vm: "b".into(),
+                reason: "no room".into(),
+            }],
+            snapshots: vec!["gold".into()],
+            done: false,
+        }),
     });
     check(
         &node,
@@ -88,6 +98,8 @@ fn a_node() {
             "capacity": {"cpus": 2, "memoryBytes": 17_179_869_184_u64, "qemuVersion": "10.0.2", "accelerators": ["tcg"],
                          "agentVersion": "0.1.0", "newestVersion": 1, "processor": "a processor", "problems": []},
             "room": {"freeMemoryBytes": 8_589_934_592_u64, "freeDiskBytes": 34_359_738_368_u64, "promisedMemoryBytes": 4_294_967_296_u64},
+            "drain": {"since": "2023-11-14T22:13:20.250Z", "moving": ["a"], "stays": [{"vm": "b", "reason": "no room"}],
+                      "snapshots": ["gold"], "done": false},
         }),
     );
     rows(&node);
@@ -444,6 +456,8 @@ fn an_operation() {
             total_bytes: 4 << 20,
             moved_bytes: 1000,
         }],
+        to: String::new(),
+        pause_ms: 0.0,
     });
     check(
         &operation,
@@ -452,6 +466,7 @@ fn an_operation() {
             "node": "host-b", "createdAt": "2023-11-14T22:13:20.250Z", "endedAt": null, "error": "",
             "cancelRequested": false, "done": 1, "total": 2,
             "transfers": [{"node": "host-c", "doneBytes": 3_145_728, "totalBytes": 4_194_304, "movedBytes": 1000}],
+            "to": "", "pauseMs": 0.0,
         }),
     );
     let cells = operation.cells(false);

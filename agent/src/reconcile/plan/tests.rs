@@ -24,6 +24,14 @@ fn plan(state: &State, node: NodeId, now: Millis, observed: &Observed) -> Vec<Ac
     super::plan(state, node, now, observed)
 }
 
+/// What a node sees that has nothing, and whose state has been the cluster's.
+fn looked() -> Observed {
+    Observed {
+        caught_up: true,
+        ..Observed::default()
+    }
+}
+
 fn vm(id: u128, power: Power, phase: Phase, boot: u64, reported: u64, source: Source) -> Vm {
     let spec = VmSpec {
         image: IMAGE,
@@ -130,6 +138,7 @@ fn set(observed: &mut Observed, vm: VmId, is: Is) {
         Seen {
             busy: false,
             has_run: true,
+            held: false,
             past: past(&is),
             is,
         },
@@ -251,7 +260,7 @@ fn any_vm() -> impl Strategy<Value = OneVm> {
 }
 
 fn world(vms: Vec<OneVm>) -> (State, Observed) {
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     for (i, (power, phase, boot, settled, fork, seen, known, restart)) in
         vms.into_iter().enumerate()
     {
@@ -281,6 +290,7 @@ fn world(vms: Vec<OneVm>) -> (State, Observed) {
                 Seen {
                     busy,
                     has_run,
+                    held: false,
                     past,
                     is,
                 },
@@ -348,7 +358,7 @@ proptest! {
 
 /// A VM that crashed at 1,000 and is to be started again.
 fn crashed(source: Source, has_run: bool) -> (State, Observed) {
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     let mut vm = vm(1, Power::Running, Phase::Running, 1, 1, source);
     vm.spec.restart = RestartPolicy::OnFailure;
     state.vms.insert(vm.id, Arc::new(vm));
@@ -359,6 +369,7 @@ fn crashed(source: Source, has_run: bool) -> (State, Observed) {
     let seen = Seen {
         busy: false,
         has_run,
+        held: false,
         past: past(&is),
         is,
     };
@@ -455,7 +466,7 @@ fn a_vm_that_ran_and_of_which_nothing_is_left_is_not_begun_anew() {
         (Phase::Running, 0, false),
         (Phase::Pending, 0, false),
     ] {
-        let (mut state, mut observed) = (State::new(), Observed::default());
+        let (mut state, mut observed) = (State::new(), looked());
         let lost = vm(1, Power::Running, phase, 1, reported, Source::Image);
         state.vms.insert(lost.id, Arc::new(lost));
         observed.images.insert(IMAGE);
@@ -487,6 +498,7 @@ fn operation(id: OperationId, expires_at: Millis) -> Operation {
         paused: false,
         results: BTreeMap::new(),
         node: NODE,
+        to: None,
         created_at: 0,
         expires_at,
         ended_at: None,
@@ -497,7 +509,7 @@ fn operation(id: OperationId, expires_at: Millis) -> Operation {
 #[test]
 fn an_operation_is_begun_once_and_given_up_when_it_is_too_late() {
     let id = OperationId(1 << 20);
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     state.operations.insert(id, Arc::new(operation(id, 100)));
     assert_eq!(plan(&state, NODE, 50, &observed), [Action::Run(id)]);
     assert_eq!(plan(&state, 2, 50, &observed), [], "it is another node's");
@@ -522,7 +534,7 @@ fn an_operation_is_begun_once_and_given_up_when_it_is_too_late() {
 #[test]
 fn a_part_of_anothers_operation_is_begun_and_never_given_up_here() {
     let id = OperationId(1 << 20);
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     let mut far = operation(id, 100);
     far.node = NODE + 1;
     state.operations.insert(id, Arc::new(far.clone()));
@@ -553,7 +565,7 @@ fn a_part_of_anothers_operation_is_begun_and_never_given_up_here() {
 
 #[test]
 fn what_only_others_hold_is_fetched_before_anything_starts_from_it() {
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     let mut far = snapshot(9, on_disk());
     far.nodes = [NODE + 1].into();
     let fork = vm(
@@ -586,7 +598,7 @@ fn a_child_of_a_fork_under_way_is_left_to_its_operation() {
         State::new(),
         Observed {
             operations: [id].into(),
-            ..Observed::default()
+            ..looked()
         },
     );
     state.operations.insert(id, Arc::new(operation(id, 100)));
@@ -606,7 +618,7 @@ fn a_child_of_a_fork_under_way_is_left_to_its_operation() {
 #[test]
 fn files_that_a_fork_which_is_ready_has_open_are_not_collected() {
     let id = OperationId(1 << 20).snapshot();
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     let tombstone = Tombstone {
         nodes: [NODE].into(),
         name: "gone".into(),
@@ -698,7 +710,7 @@ fn any_files() -> impl Strategy<Value = Option<Files>> {
 proptest! {
     #[test]
     fn snapshots_come_to_be_on_disk_verified_or_lost(files in proptest::collection::vec((any_files(), any::<bool>()), 1..6)) {
-        let (mut state, mut observed) = (State::new(), Observed::default());
+        let (mut state, mut observed) = (State::new(), looked());
         for (id, (files, secured)) in (1u128..).zip(&files) {
             let safety = if *secured { on_disk() } else { Safety::Memory };
             state.snapshots.insert(SnapshotId(id), Arc::new(snapshot(id, safety)));
@@ -729,7 +741,7 @@ proptest! {
 
 #[test]
 fn nothing_starts_from_a_snapshot_before_it_is_verified() {
-    let (mut state, mut observed) = (State::new(), Observed::default());
+    let (mut state, mut observed) = (State::new(), looked());
     for id in [5, 6] {
         let files = (SnapshotId(id), Arc::new(snapshot(id, on_disk())));
         state.snapshots.insert(files.0, files.1);
@@ -754,4 +766,106 @@ fn nothing_starts_from_a_snapshot_before_it_is_verified() {
     let actions = plan(&state, NODE, 0, &observed);
     assert!(actions.contains(&Action::Run(under_way.id)), "{actions:?}");
     assert!(matches!(actions[0], Action::Restore { .. }), "{actions:?}");
+}
+
+/// A VM of this node that runs and is being moved to the next one.
+fn moving() -> (State, Observed, OperationId) {
+    let id = OperationId(1 << 20);
+    let (mut state, mut observed) = (State::new(), looked());
+    let one = vm(1, Power::Running, Phase::Running, 1, 1, Source::Image);
+    state.vms.insert(one.id, Arc::new(one));
+    let mut under_way = operation(id, 100);
+    (under_way.kind, under_way.to) = (OperationKind::Move, Some(NODE + 1));
+    state.operations.insert(id, Arc::new(under_way));
+    observed.operations.insert(id);
+    set(&mut observed, VmId(1), Is::Paused { boot: 1 });
+    observed.vms.get_mut(&VmId(1)).unwrap().held = true;
+    (state, observed, id)
+}
+
+fn alter(state: &mut State, id: OperationId, change: impl FnOnce(&mut Operation)) {
+    change(Arc::make_mut(state.operations.get_mut(&id).unwrap()));
+}
+
+#[test]
+fn a_vm_that_stands_still_to_be_moved_goes_on_here_only_when_that_failed() {
+    let (mut state, mut observed, id) = moving();
+    assert_eq!(
+        plan(&state, NODE, 50, &observed),
+        [],
+        "it is its operation's"
+    );
+    // Both nodes carry it out.
+    let nothing = looked();
+    for node in [NODE, NODE + 1] {
+        assert_eq!(plan(&state, node, 50, &nothing), [Action::Run(id)]);
+    }
+    assert_eq!(plan(&state, NODE + 2, 50, &nothing), []);
+    alter(&mut state, id, |one| {
+        one.state = OperationState::Failed {
+            reason: "no room".into(),
+            cancelled: false,
+        };
+    });
+    observed.operations.clear();
+    // What an agent begins with may be older than that it lives elsewhere.
+    observed.caught_up = false;
+    assert_eq!(plan(&state, NODE, 50, &observed), []);
+    observed.caught_up = true;
+    assert_eq!(plan(&state, NODE, 50, &observed), [Action::Resume(VmId(1))]);
+    // One that was not stopped for a move needs no leave.
+    observed.vms.get_mut(&VmId(1)).unwrap().held = false;
+    observed.caught_up = false;
+    assert_eq!(plan(&state, NODE, 50, &observed), [Action::Resume(VmId(1))]);
+}
+
+#[test]
+fn what_a_moved_vm_leaves_is_cleared_away_and_only_its_new_node_has_it_go_on() {
+    let (mut state, mut observed, id) = moving();
+    let mut there = (*state.vms[&VmId(1)]).clone();
+    there.node = NODE + 1;
+    state.vms.insert(there.id, Arc::new(there));
+    alter(&mut state, id, |one| one.node = NODE + 1);
+    let gives_up = |action: &Action| matches!(action, Action::GiveUp { .. });
+    // Nothing says yet that it may go from here.
+    observed.operations.clear();
+    assert_eq!(plan(&state, NODE, 50, &observed), []);
+    let left = Tombstone {
+        name: "vm1".into(),
+        nodes: [NODE].into(),
+        created_at: 0,
+    };
+    state.tombstones.insert(ObjectId::Left(VmId(1)), left);
+    assert_eq!(
+        plan(&state, NODE, 50, &observed),
+        [Action::Destroy(VmId(1))]
+    );
+    observed.vms.clear();
+    let collect = Action::Collect(vec![ObjectId::Left(VmId(1))]);
+    assert_eq!(plan(&state, NODE, 50, &observed), [collect]);
+    // There it is carried on with, however late it is, and whatever somebody asks for.
+    alter(&mut state, id, |one| one.cancel_requested = true);
+    assert_eq!(plan(&state, NODE + 1, 500, &looked()), [Action::Run(id)]);
+    let mut begun = looked();
+    begun.operations.insert(id);
+    assert_eq!(plan(&state, NODE + 1, 500, &begun), []);
+    assert!(!plan(&state, NODE + 1, 500, &begun).iter().any(gives_up));
+}
+
+#[test]
+fn a_vm_that_came_without_a_process_starts_from_its_disk() {
+    let source = Source::Snapshot(SnapshotId(9));
+    let (mut state, mut observed) = (State::new(), looked());
+    let mut came = vm(1, Power::Running, Phase::Pending, 2, 1, source);
+    came.disk = Some(vec![7]);
+    state.vms.insert(came.id, Arc::new(came));
+    observed.images.insert(IMAGE);
+    let boot = Action::Boot {
+        vm: VmId(1),
+        boot: 2,
+    };
+    assert_eq!(plan(&state, NODE, 0, &observed), [boot]);
+    // Of an older state nobody knows whether it still lives here.
+    observed.caught_up = false;
+    assert_eq!(plan(&state, NODE, 0, &observed), []);
 }

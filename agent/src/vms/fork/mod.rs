@@ -1,13 +1,15 @@
-//! Carrying out operations on the node of their VM: captures and forks, and VMs being reset or suspended.
+//! Carrying out operations on the node of their VM: captures and forks, and VMs being reset, suspended or moved.
 //!
 //! An operation is begun when its intent is in the replicated state. What may be done before that is sure (flush, copy
 //! ahead, start processes) is often under way by then: the node that took the request says so ahead ([`Forks::prepare`]).
 //! `stop` and `cont` come only after the intent.
 
 mod ahead;
+mod give;
 mod reset;
 mod run;
 mod suspend;
+mod take;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,14 +29,17 @@ use raft::state::{
     State, VmId,
 };
 use tokio::{
-    sync::{OnceCell, Semaphore, SemaphorePermit},
+    sync::{OnceCell, Semaphore, SemaphorePermit, mpsc},
     task::JoinHandle,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
 use ulid::Ulid;
 
-pub use self::ahead::start_new_child;
+pub use self::{
+    ahead::start_new_child,
+    take::{Arrival, Sent},
+};
 use self::{
     ahead::{prepare, start_child},
     run::Run,
@@ -56,6 +61,8 @@ pub struct Forks {
     caught_up: OnceCell<()>,
     running: Mutex<BTreeMap<OperationId, CancellationToken>>,
     ahead: Mutex<BTreeMap<OperationId, Ahead>>,
+    /// Where what is sent of VMs goes that come to this node.
+    expected: Mutex<BTreeMap<OperationId, mpsc::Sender<Sent>>>,
     /// How many processes are started or loaded at once: more only get in each other's way.
     starts: Semaphore,
 }
@@ -123,6 +130,7 @@ impl Default for Forks {
             caught_up: OnceCell::new(),
             running: Mutex::default(),
             ahead: Mutex::default(),
+            expected: Mutex::default(),
             starts: Semaphore::new(2 * processors),
         }
     }
@@ -237,7 +245,7 @@ impl Forks {
 
     /// Returns once this agent's state has been the cluster's: an operation that looks open to an agent that was just started
     /// may have come further, or to its end, in entries that it has not applied yet.
-    async fn catch_up(&self, node: &Node) {
+    pub async fn catch_up(&self, node: &Node) {
         let caught_up = async || {
             while let Err(error) = node
                 .raft
@@ -252,6 +260,11 @@ impl Forks {
             () = node.cancel.cancelled() => {}
             _ = self.caught_up.get_or_init(caught_up) => {}
         }
+    }
+
+    /// Whether it has been that.
+    pub fn has_caught_up(&self) -> bool {
+        self.caught_up.initialized()
     }
 
     /// Throws away what was begun for operations that had not come when the node ended.
@@ -366,6 +379,12 @@ async fn release(node: &Node, (vm, stream): (VmId, StreamName)) {
         // One that is gone has nothing prepared, and refers to nothing.
         let _gone = vm.tell(Command::Unprepare(stream)).await;
     }
+}
+
+/// Has the reconciler know when this agent's state has been the cluster's.
+pub async fn catch_up(node: Arc<Node>) {
+    node.forks.catch_up(&node).await;
+    node.wake.notify_one();
 }
 
 /// Begins with operations as soon as their intent is applied, until the node ends. The reconciler begins with every operation,

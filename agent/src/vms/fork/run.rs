@@ -73,6 +73,10 @@ impl Run {
             }
             OperationKind::Reset => self.reset(&state, &operation, &snapshot).await,
             OperationKind::Suspend => self.suspend(&state, &operation, &snapshot, way).await,
+            OperationKind::Move if operation.to == Some(self.node.id()) => {
+                self.take(&state, &operation, &snapshot, way).await
+            }
+            OperationKind::Move => self.give(&state, &operation, &snapshot, way).await,
         }
     }
 
@@ -166,6 +170,9 @@ impl Run {
     pub(super) fn own_failures(&self, reason: &str) -> Option<Vec<(u32, ChildResult)>> {
         let state = self.node.state();
         let operation = state.operations.get(&self.operation)?;
+        if operation.kind == OperationKind::Move {
+            return None;
+        }
         let snapshot = state.snapshots.get(&operation.snapshot)?;
         let is_elsewhere = |number| state.node_of_child(operation, number) != self.node.id();
         let is_shared = snapshot.content.is_some() && (0..operation.count).any(is_elsewhere);
@@ -252,7 +259,10 @@ impl Run {
         };
         let children = match operation.kind {
             OperationKind::Fork => numbers.iter().filter(|number| !runs(number)).count(),
-            OperationKind::Snapshot | OperationKind::Reset | OperationKind::Suspend => 0,
+            OperationKind::Snapshot
+            | OperationKind::Reset
+            | OperationKind::Suspend
+            | OperationKind::Move => 0,
         };
         self.node.admit(Need {
             memory: children as u64 * CHILD_BYTES,

@@ -9,7 +9,7 @@ use std::{future::pending, sync::Arc, time::Duration};
 use qemu::{
     capture::{Afterwards, CaptureError, Captured, Mode},
     console::Wire,
-    machine::{Engine, Machine, MachineError},
+    machine::{Engine, Machine, MachineError, freeze_disk},
     merge::Happened,
     past::Cause,
     record::{LayerName, StreamName, VmName},
@@ -163,6 +163,20 @@ impl VmTask {
                 answer(done, ());
                 return Next::Stay;
             }
+            Command::FreezeDisk {
+                layer,
+                disk_bytes,
+                done,
+            } => {
+                let frozen = match self.machine {
+                    Some(_) => Err("it has a process".to_owned()),
+                    None => freeze_disk(&self.engine, &self.name, &layer, disk_bytes)
+                        .await
+                        .map_err(|error| chain(&error)),
+                };
+                answer(done, frozen);
+                return Next::Stay;
+            }
             Command::Prestart { launch, done } => {
                 answer(done, self.prestart(*launch).await);
                 return Next::Stay;
@@ -265,6 +279,7 @@ impl VmTask {
         };
         machine.resume().await?;
         self.guest.tell_time();
+        self.seen.send_modify(|seen| seen.held = false);
         self.publish_running();
         Ok(())
     }
@@ -287,6 +302,9 @@ impl VmTask {
     ) -> Result<Captured, CaptureError> {
         let running = matches!(self.seen.borrow().is, Is::Running { .. });
         let machine = self.machine.as_mut().ok_or_else(no_process)?;
+        if afterwards == Afterwards::Hold {
+            self.seen.send_modify(|seen| seen.held = true);
+        }
         let result = machine
             .capture(&stream, &layer, disk_bytes, mode, running, afterwards)
             .await;

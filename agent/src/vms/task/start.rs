@@ -188,6 +188,7 @@ impl VmTask {
         };
         self.seen.send_modify(|seen| {
             seen.has_run = record.has_run;
+            seen.held = record.held;
             seen.past = record.past.clone();
         });
         if record.stage == Stage::Ended {

@@ -56,6 +56,7 @@ pub(super) fn create_snapshot(
         mode: *mode,
         count: 0,
         paused: false,
+        to: None,
         expires_at: *expires_at,
     };
     let begun = begin_capture(state, now, *operation, &vm, name.clone(), begun);
@@ -169,12 +170,14 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         mode: *mode,
         count: *count,
         paused: *paused,
+        to: None,
         expires_at: *expires_at,
     };
     let worked_on = WorkedOn {
         vm: origin.captured.map(|vm| vm.id),
         snapshot: origin.snapshot,
         node: origin.node,
+        to: None,
     };
     begin(state, now, *operation, worked_on, begun)
 }
@@ -187,6 +190,22 @@ pub fn places_of_fork(
     wanted: &Wanted<'_>,
 ) -> Result<Vec<NodeId>, Rejection> {
     let origin = origin(state, wanted.by, OperationId(0), source, wanted.candidates)?;
+    placement::of_forks(state, &origin.moment(state), placing, wanted)
+}
+
+/// Where a VM that has, or is to have, a process can go on, of these nodes: the best one first. `content`: what it would go on from, where
+/// it was captured before.
+pub(super) fn place_of_moved(
+    state: &State,
+    vm: &Arc<Vm>,
+    content: Option<&Content>,
+    placing: &Placing,
+    wanted: &Wanted<'_>,
+) -> Result<Vec<NodeId>, Rejection> {
+    let origin = Origin {
+        content: content.cloned(),
+        ..Origin::of_vm(Arc::clone(vm), OperationId(0))
+    };
     placement::of_forks(state, &origin.moment(state), placing, wanted)
 }
 
@@ -213,6 +232,22 @@ struct Origin {
 }
 
 impl Origin {
+    /// A VM, which is captured first.
+    fn of_vm(vm: Arc<Vm>, operation: OperationId) -> Self {
+        Self {
+            prefix: vm.name.clone(),
+            snapshot: operation.snapshot(),
+            parent: Captured::of(&vm),
+            spec: vm.spec.clone(),
+            family: vm.family,
+            lineage: vm.lineage,
+            node: vm.node,
+            holders: BTreeSet::from([vm.node]),
+            content: None,
+            captured: Some(vm),
+        }
+    }
+
     /// What is restored, and what that takes. A VM is captured as its node runs it.
     fn moment(&self, state: &State) -> placement::Moment<'_> {
         let capacity = state
@@ -260,18 +295,7 @@ fn origin(
         ForkSource::Vm(vm) => {
             let vm = Arc::clone(names::vm(state, by, vm)?);
             check_capturable(state, &vm)?;
-            Ok(Origin {
-                prefix: vm.name.clone(),
-                snapshot: operation.snapshot(),
-                parent: Captured::of(&vm),
-                spec: vm.spec.clone(),
-                family: vm.family,
-                lineage: vm.lineage,
-                node: vm.node,
-                holders: BTreeSet::from([vm.node]),
-                content: None,
-                captured: Some(vm),
-            })
+            Ok(Origin::of_vm(vm, operation))
         }
         ForkSource::Snapshot { snapshot, vm } => {
             let snapshot = match vm {
@@ -488,6 +512,8 @@ pub(super) struct Begun {
     pub(super) mode: CaptureMode,
     pub(super) count: u32,
     pub(super) paused: bool,
+    /// Where a VM is moved to.
+    pub(super) to: Option<NodeId>,
     pub(super) expires_at: Millis,
 }
 
@@ -505,6 +531,7 @@ pub(super) fn begin_capture(
         vm: Some(vm.id),
         snapshot: id.snapshot(),
         node: vm.node,
+        to: begun.to,
     };
     begin(state, now, id, worked_on, begun)
 }
@@ -515,6 +542,8 @@ pub(super) struct WorkedOn {
     pub(super) vm: Option<VmId>,
     pub(super) snapshot: SnapshotId,
     pub(super) node: NodeId,
+    /// Where a VM is moved to.
+    pub(super) to: Option<NodeId>,
 }
 
 /// Begins an operation.
@@ -538,6 +567,7 @@ pub(super) fn begin(
         results: BTreeMap::new(),
         node: on.node,
         created_at: now,
+        to: on.to,
         expires_at: begun.expires_at,
         ended_at: None,
         cancel_requested: false,

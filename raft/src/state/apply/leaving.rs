@@ -93,7 +93,8 @@ fn fail_operations(state: &mut State, now: Millis, node: NodeId, reason: &str) {
     let open: Vec<OperationId> = state
         .operations
         .values()
-        .filter(|operation| operation.node == node && operation.state == OperationState::Open)
+        .filter(|operation| operation.state == OperationState::Open)
+        .filter(|operation| operation.node == node || operation.to == Some(node))
         .map(|operation| operation.id)
         .collect();
     for id in open {

@@ -244,6 +244,7 @@ pub(in crate::state) fn add_node(
             capacity: None,
             start_by,
             trust: None,
+            drain: None,
         }),
     );
     id
@@ -324,7 +325,11 @@ pub(super) fn label_node(
 pub(super) fn cordon_node(state: &mut State, node: &str, schedulable: bool) -> Outcome {
     let id = names::node(state, node)?.id;
     if let Some(node) = state.nodes.get_mut(&id) {
-        Arc::make_mut(node).schedulable = schedulable;
+        let node = Arc::make_mut(node);
+        node.schedulable = schedulable;
+        if schedulable {
+            node.drain = None;
+        }
     }
     Ok(Response::Node(id))
 }

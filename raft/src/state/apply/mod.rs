@@ -8,6 +8,7 @@ mod image;
 mod leaving;
 mod life;
 mod membership;
+mod moving;
 mod operation;
 mod placement;
 mod quota;
@@ -145,6 +146,8 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
         Command::CordonNode { node, schedulable } => {
             membership::cordon_node(state, node, *schedulable)
         }
+        Command::DrainNode { node } => moving::drain_node(state, now, node),
+        Command::StayOnNode { node, vm, reason } => moving::stay_on_node(state, *node, *vm, reason),
 
         Command::ImportImage { .. } => image::import(state, by, now, command),
         Command::ReportImage { image, node } => image::report(state, *image, *node),
@@ -160,6 +163,8 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
         Command::Fork { .. } => fork::fork(state, by, now, command),
         Command::ResetVm { .. } => reset::reset(state, by, now, command),
         Command::SuspendVm { .. } => reset::suspend(state, by, now, command),
+        Command::MoveVm { .. } => moving::begin(state, by, now, command),
+        Command::Arrive { .. } => moving::arrive(state, now, command),
         Command::SnapshotReady { operation, content } => {
             operation::snapshot_ready(state, now, *operation, content)
         }
@@ -170,7 +175,7 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
             operation,
             reason,
             cancelled,
-        } => operation::fail_operation(state, now, *operation, reason, *cancelled),
+        } => operation::give_up(state, now, *operation, reason, *cancelled),
         Command::CloseParts { node, reason } => operation::close_parts(state, now, *node, reason),
         Command::CancelOperation { operation } => operation::cancel_operation(state, by, operation),
         Command::TagSnapshot { snapshot, name } => snapshot::tag(state, by, snapshot, name),

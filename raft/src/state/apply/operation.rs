@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{removal, reset, vm};
+use super::{moving, removal, reset, vm};
 use crate::state::{
     KEPT_OPERATIONS,
     ids::{NodeId, OperationId},
@@ -33,7 +33,7 @@ pub(super) fn snapshot_ready(
         name: id.to_string(),
         problem: problem.to_owned(),
     };
-    if operation.vm.is_none() {
+    if operation.vm.is_none() || operation.kind == OperationKind::Move {
         return Err(refuse("makes no snapshot"));
     }
     let snapshot = state
@@ -78,7 +78,9 @@ pub(super) fn report_children(
     let Some(operation) = state.operations.get_mut(&id) else {
         return Ok(Response::Done);
     };
-    if operation.state != OperationState::Open {
+    // What moves has no result before it has arrived.
+    let is_early = operation.kind == OperationKind::Move && !operation.has_arrived();
+    if operation.state != OperationState::Open || is_early {
         return Ok(Response::Done);
     }
     let operation = Arc::make_mut(operation);
@@ -88,7 +90,7 @@ pub(super) fn report_children(
         }
         operation.results.insert(*index, result.clone());
         match operation.kind {
-            OperationKind::Reset | OperationKind::Suspend => {}
+            OperationKind::Reset | OperationKind::Suspend | OperationKind::Move => {}
             OperationKind::Fork | OperationKind::Snapshot => {
                 let child = id.child(*index);
                 if state.vms.get(&child).is_some_and(|child| is_first(child)) {
@@ -129,14 +131,16 @@ pub(super) fn hold_if_unready(vm: &mut Vm) {
 }
 
 /// Completes an operation when its snapshot is ready and all its children are known.
-fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
+pub(super) fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
     let Some(operation) = state.operations.get_mut(&id) else {
         return;
     };
-    let ready = state
-        .snapshots
-        .get(&operation.snapshot)
-        .is_some_and(|snapshot| snapshot.content.is_some());
+    // What moved without a process has no moment.
+    let ready = operation.kind == OperationKind::Move
+        || state
+            .snapshots
+            .get(&operation.snapshot)
+            .is_some_and(|snapshot| snapshot.content.is_some());
     if operation.state != OperationState::Open
         || (operation.vm.is_some() && !ready)
         || (operation.results.len() as u64) < u64::from(operation.count)
@@ -151,6 +155,7 @@ fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
         OperationKind::Snapshot => {}
         OperationKind::Reset => reset::was_reset(state, now, id),
         OperationKind::Suspend => reset::was_suspended(state, now, id),
+        OperationKind::Move => moving::was_moved(state, now, id),
     }
 }
 
@@ -181,6 +186,21 @@ fn end(state: &mut State, now: Millis, id: OperationId, how: OperationState) {
     for id in gone {
         state.operations.remove(&id);
     }
+}
+
+/// Never refused: the operation may have ended, or come to where it is not given up any more.
+pub(super) fn give_up(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    reason: &str,
+    cancelled: bool,
+) -> Outcome {
+    let found = state.operations.get(&id);
+    if found.is_some_and(|operation| operation.has_arrived()) {
+        return Ok(Response::Operation(id));
+    }
+    fail_operation(state, now, id, reason, cancelled)
 }
 
 /// Never refused: the operation may have ended.
@@ -251,6 +271,7 @@ pub(super) fn cancel_operation(state: &mut State, by: &Actor, operation: &str) -
     let id = names::operation(state, by, operation)?.id;
     if let Some(operation) = state.operations.get_mut(&id)
         && operation.state == OperationState::Open
+        && !operation.has_arrived()
     {
         Arc::make_mut(operation).cancel_requested = true;
     }

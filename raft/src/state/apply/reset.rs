@@ -50,26 +50,21 @@ pub(super) fn reset(state: &mut State, by: &Actor, now: Millis, command: &Comman
     if vm.phase == Phase::Pending {
         return Err(wrong_state(&vm, "is not up yet: wait until it is running"));
     }
-    if let Some(under_way) = open_of(state, vm.id, |_| true) {
-        let operation = match under_way.is_seen_by(by) {
-            true => format!("operation {}", under_way.id),
-            false => "another owner".to_owned(),
-        };
-        let problem = format!("is being captured by {operation}: wait for its end");
-        return Err(wrong_state(&vm, problem));
-    }
+    check_not_captured(state, &vm, by)?;
     let begun = fork::Begun {
         kind: OperationKind::Reset,
         mode: CaptureMode::Auto,
         owner: vm.ownership.owner.clone(),
         count: 1,
         paused: *paused,
+        to: None,
         expires_at: *expires_at,
     };
     let worked_on = fork::WorkedOn {
         vm: Some(vm.id),
         snapshot: snapshot.id,
         node: vm.node,
+        to: None,
     };
     if !vm.counts_as_running() {
         state.check_quota(&vm.ownership.owner, Usage::of_running(&vm))?;
@@ -100,6 +95,7 @@ pub(super) fn suspend(state: &mut State, by: &Actor, now: Millis, command: &Comm
         owner: vm.ownership.owner.clone(),
         count: 1,
         paused: true,
+        to: None,
         expires_at: *expires_at,
     };
     fork::begin_capture(state, now, *operation, &vm, None, begun)
@@ -107,18 +103,40 @@ pub(super) fn suspend(state: &mut State, by: &Actor, now: Millis, command: &Comm
 
 /// Refuses what would come between while a VM is being reset or suspended.
 pub(super) fn check_free(state: &State, vm: &Vm) -> Result<(), Rejection> {
-    let exclusive = |kind| matches!(kind, OperationKind::Reset | OperationKind::Suspend);
+    let exclusive = |kind| {
+        matches!(
+            kind,
+            OperationKind::Reset | OperationKind::Suspend | OperationKind::Move
+        )
+    };
     match open_of(state, vm.id, exclusive) {
         None => Ok(()),
         // Its owner's, who has the VM. To who only uses that an id says nothing.
-        Some(operation) => Err(wrong_state(
-            vm,
-            format!(
-                "is being reset, suspended or resumed by operation {}: wait for its end",
+        Some(operation) => {
+            let what = match operation.kind {
+                OperationKind::Move => "moved",
+                _ => "reset, suspended or resumed",
+            };
+            let problem = format!(
+                "is being {what} by operation {}: wait for its end",
                 operation.id
-            ),
-        )),
+            );
+            Err(wrong_state(vm, problem))
+        }
     }
+}
+
+/// Refuses a VM that is being captured.
+pub(super) fn check_not_captured(state: &State, vm: &Vm, by: &Actor) -> Result<(), Rejection> {
+    let Some(under_way) = open_of(state, vm.id, |_| true) else {
+        return Ok(());
+    };
+    let operation = match under_way.is_seen_by(by) {
+        true => format!("operation {}", under_way.id),
+        false => "another owner".to_owned(),
+    };
+    let problem = format!("is being captured by {operation}: wait for its end");
+    Err(wrong_state(vm, problem))
 }
 
 fn open_of(
@@ -179,7 +197,7 @@ fn check_held(state: &State, vm: &Vm, snapshot: &Snapshot) -> Result<(), Rejecti
     })
 }
 
-fn wrong_state(vm: &Vm, problem: impl Into<String>) -> Rejection {
+pub(super) fn wrong_state(vm: &Vm, problem: impl Into<String>) -> Rejection {
     Rejection::WrongState {
         kind: Kind::Vm,
         name: vm.name.clone(),
@@ -206,6 +224,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
     let before = state.vms.change(&vm, |vm| {
         let before = std::mem::replace(&mut vm.source, Source::Snapshot(operation.snapshot));
         vm.spec = snapshot.spec.clone();
+        vm.disk = None;
         vm.lineage = snapshot.lineage;
         vm.family = match &snapshot.family {
             // What others' guests may do is not this VM's.

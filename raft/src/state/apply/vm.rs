@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{check_labels, check_line, invalid, life, operation, placement, removal, reset};
+use super::{
+    check_labels, check_line, invalid, life, moving, operation, placement, removal, reset,
+};
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
@@ -345,6 +347,7 @@ pub(super) fn remove(state: &mut State, now: Millis, id: VmId) {
     let Some(vm) = state.vms.remove(&id) else {
         return;
     };
+    moving::forget_stay(state, vm.node, id);
     removal::bury(
         state,
         now,
@@ -380,6 +383,10 @@ fn note(vm: &mut Vm, report: &VmReport) {
     vm.phase = report.phase;
     vm.reason.clone_from(&report.reason);
     vm.reported_boot = report.boot;
+    if matches!(report.phase, Phase::Running | Phase::Paused) {
+        // Its node has a record of it.
+        vm.disk = None;
+    }
     if report.ending.is_some() {
         vm.ending.clone_from(&report.ending);
     }

@@ -97,6 +97,8 @@ pub enum ObjectId {
     Vm(VmId),
     /// A snapshot.
     Snapshot(SnapshotId),
+    /// What nodes have left of a VM that was moved away from them. The VM itself lives elsewhere, or is gone.
+    Left(VmId),
 }
 
 /// An object that is gone for the users while nodes still hold something of it.

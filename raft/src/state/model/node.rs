@@ -29,6 +29,17 @@ pub struct Node {
     pub start_by: Option<Millis>,
     /// What it said of its certificates last; `None` before it did.
     pub trust: Option<NodeTrust>,
+    /// Since it is being drained: its VMs are moved to other nodes.
+    pub drain: Option<Drain>,
+}
+
+/// A node's VMs are moved to others. It is over when somebody says so, and done when none is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// When that was asked for last.
+    pub since: Millis,
+    /// VMs that could not be moved, with the reasons. They are not tried again before somebody asks for it.
+    pub stays: BTreeMap<VmId, String>,
 }
 
 impl Node {

@@ -1,6 +1,6 @@
 //! VMs: what they are made of, how they should be and how they are.
 
-use super::{Labels, Life, Millis};
+use super::{FileId, Labels, Life, Millis};
 use crate::state::{
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
     loads::{memory_of_boot, memory_of_fork},
@@ -258,6 +258,9 @@ pub struct Vm {
     /// Memory of its own, bytes, by an estimate of when it was begun: see [`crate::state::memory_of_boot`] and
     /// [`crate::state::memory_of_fork`].
     pub own_bytes: u64,
+    /// The layers of its disk, the newest first, where it was moved to its node without a process: its node has no record of them before it
+    /// is started there. What it writes then lies on them.
+    pub disk: Option<Vec<FileId>>,
 }
 
 /// A VM's place among the forks that were made together.
@@ -314,6 +317,7 @@ impl Vm {
             lineage: id,
             life: Life::Unbounded,
             own_bytes,
+            disk: None,
         }
     }
 

@@ -6,6 +6,7 @@ mod forks;
 mod leaving;
 mod life;
 mod membership;
+mod moving;
 mod owners;
 mod placing;
 mod properties;

@@ -250,6 +250,35 @@ fn reset() -> impl Strategy<Value = Command> {
     })
 }
 
+fn moving() -> impl Strategy<Value = Command> {
+    let begin = (operation(), vm(), option::weighted(0.3, node()));
+    let begin = begin.prop_map(|(operation, vm, node)| Command::MoveVm {
+        operation,
+        vm,
+        node,
+        candidates: online([1, 2]),
+        expires_at: 9,
+    });
+    let arrive = (operation(), 1..3u64, any::<bool>());
+    let arrive = arrive.prop_map(|(operation, node, runs)| Command::Arrive {
+        operation,
+        node,
+        content: runs.then(|| content(operation)),
+        disk: Some(vec![7]),
+    });
+    let stay = (1..3u64, vm_id()).prop_map(|(node, vm)| Command::StayOnNode {
+        node,
+        vm,
+        reason: "no room".into(),
+    });
+    prop_oneof![
+        3 => begin,
+        4 => arrive,
+        1 => node().prop_map(|node| Command::DrainNode { node }),
+        1 => stay,
+    ]
+}
+
 fn results() -> impl Strategy<Value = Command> {
     let result = (0..4u32, select(&["", "", "failed"][..]), any::<bool>()).prop_map(
         |(index, error, gave_way)| {
@@ -375,6 +404,7 @@ fn purged() -> impl Strategy<Value = Command> {
         (1..4u128).prop_map(|id| ObjectId::Image(ImageId(id))),
         vm_id().prop_map(ObjectId::Vm),
         snapshot_id().prop_map(ObjectId::Snapshot),
+        vm_id().prop_map(ObjectId::Left),
     ];
     (1..3u64, vec(object, 1..5)).prop_map(|(node, objects)| Command::Purged { node, objects })
 }
@@ -484,6 +514,7 @@ fn command() -> impl Strategy<Value = Command> {
             mode: CaptureMode::Auto,
             expires_at: 9,
         }),
+        3 => moving(),
         4 => operation().prop_map(|id| Command::SnapshotReady { operation: id, content: content(id) }),
         4 => results(),
         1 => (operation(), any::<bool>()).prop_map(|(operation, cancelled)| Command::FailOperation {
@@ -542,6 +573,7 @@ fn is_of_users(command: &Command) -> bool {
         | Command::CreateSnapshot { .. }
         | Command::ResetVm { .. }
         | Command::SuspendVm { .. }
+        | Command::MoveVm { .. }
         | Command::CancelOperation { .. }
         | Command::TagSnapshot { .. }
         | Command::WarmSnapshot { .. }

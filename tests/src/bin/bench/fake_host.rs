@@ -469,6 +469,13 @@ impl PeerService for Calls {
         without_guests()
     }
 
+    async fn receive_vm(
+        &self,
+        _: Request<ReceiveVmRequest>,
+    ) -> Result<Response<ReceiveVmResponse>, Status> {
+        without_guests()
+    }
+
     async fn wait_guest(
         &self,
         _: Request<WaitGuestRequest>,
