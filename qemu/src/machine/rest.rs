@@ -22,7 +22,7 @@ pub async fn freeze_disk(
     }
     engine.overlays.prepare(disk_bytes).await?;
     engine.overlays.create(next, disk_bytes, record.user)?;
-    record.layers = [&[next.clone()], &layers[..]].concat();
+    record.layers = std::iter::once(next).chain(&layers).cloned().collect();
     record.next_layer = None;
     // Before they are frozen: a VM that is started has a layer that it may write to.
     record.save(&dir)?;
