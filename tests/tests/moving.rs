@@ -101,7 +101,9 @@ fn rested(samples: &[Sample], old: u32) -> anyhow::Result<Duration> {
     let spent = |is_old: bool| {
         let mut spent: BTreeMap<&(u32, String), u64> = BTreeMap::new();
         for pair in samples.windows(2) {
-            for (thread, now) in &pair[1].1 {
+            // The first of a process loads what it goes on from.
+            let all = pair[1].1.iter();
+            for (thread, now) in all.filter(|((pid, thread), _)| *thread != pid.to_string()) {
                 let before = pair[0].1.get(thread).unwrap_or(now);
                 if (thread.0 == old) == is_old {
                     *spent.entry(thread).or_default() += now - before;
@@ -116,7 +118,8 @@ fn rested(samples: &[Sample], old: u32) -> anyhow::Result<Duration> {
         let pairs = samples.windows(2);
         pairs.filter(
             move |pair| match (pair[0].1.get(thread), pair[1].1.get(thread)) {
-                (Some(before), Some(now)) => now > before,
+                // More than what QEMU has it do for a moment that is loaded.
+                (Some(before), Some(now)) => *now > before + 1_000_000,
                 _ => false,
             },
         )
@@ -161,7 +164,10 @@ fn a_running_vm_goes_on_as_it_was_on_another_host() -> anyhow::Result<()> {
     let pause = Duration::from_secs_f64(moved["pauseMs"].as_f64().context("no pause")? / 1e3);
     println!("told: {pause:?}, seen from outside: {seen:?}");
     let apart = pause.max(seen) - pause.min(seen);
-    assert!(!pause.is_zero() && apart < TOLERANCE, "{pause:?} {seen:?}");
+    assert!(
+        !pause.is_zero() && !seen.is_zero() && apart < TOLERANCE,
+        "{pause:?} {seen:?}"
+    );
 
     let after = cluster.vm(1, "web")?;
     for same in [
