@@ -21,6 +21,7 @@ pub mod processes;
 pub mod pulse;
 pub mod random;
 pub mod raw;
+pub mod requests;
 pub mod secrecy;
 pub mod session;
 pub mod soundness;

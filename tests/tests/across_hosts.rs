@@ -8,9 +8,9 @@ use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE},
     copies::agree,
-    fpagent,
     guests::{amount, shell},
     lineage::{files, fork, histories, names, share_then_differ},
+    requests::Request,
     wait_for,
 };
 use serde_json::Value;
@@ -273,11 +273,8 @@ fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()>
     cluster.wait_online(3)?;
     cluster.node_mut(2).kill()?;
     // It is not missed yet.
-    let address = cluster.node(3).address();
-    let request = std::thread::spawn(move || {
-        let fork = ["fork", "parent", "-n", "3", "--spread", "-o", "json"];
-        fpagent::run(Some(&address), &fork)
-    });
+    let spread = ["fork", "parent", "-n", "3", "--spread", "-o", "json"];
+    let request = Request::begin(&cluster, 3, &spread);
     wait_for("the others' parts", PATIENCE, || {
         let list = cluster.node(3).json(&["vm", "ls"])?;
         let vms = list["items"].as_array().into_iter().flatten();
@@ -285,10 +282,7 @@ fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()>
     })?;
     cluster.node_mut(2).start()?;
     cluster.node_mut(2).wait_answers()?;
-    let made = request
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))??
-        .json()?;
+    let made = request.answer()?.json()?;
     assert_eq!(
         places(&made),
         ["node1", "node2", "node3"].map(|node| (node, 1)).into(),
@@ -302,25 +296,6 @@ fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()>
     share_then_differ(&histories(&cluster, &all)?);
     Ok(())
 }
-
-/// A fork's request through a node, and its operation once that is open.
-fn begun(cluster: &Cluster, through: usize, args: &[&str]) -> anyhow::Result<(Request, String)> {
-    let address = cluster.node(through).address();
-    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-    let request = std::thread::spawn(move || {
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        fpagent::run(Some(&address), &args)
-    });
-    let open = wait_for("the operation to be open", PATIENCE, || {
-        let list = cluster.node(through).json(&["op", "ls"])?;
-        let mut all = list["items"].as_array().into_iter().flatten();
-        let open = all.find(|one| one["state"] == "open");
-        Ok(open.and_then(|one| Some(one["id"].as_str()?.to_owned())))
-    })?;
-    Ok((request, open))
-}
-
-type Request = std::thread::JoinHandle<anyhow::Result<fpagent::Answer>>;
 
 /// Waits until so much of what an operation needs has come, as a node shows it that has nothing to do with it.
 fn until_moved(cluster: &Cluster, operation: &str, bytes: u64) -> anyhow::Result<()> {
@@ -349,15 +324,12 @@ fn what_was_cut_off_goes_on_where_it_was() -> anyhow::Result<()> {
     cluster.wait_pulses("parent", 3)?;
     let began = std::time::Instant::now();
     let fork = ["fork", "parent", "--node", "node2", "--name", "far"];
-    let (request, operation) = begun(&cluster, 2, &fork)?;
+    let (request, operation) = Request::begun(&cluster, 2, &fork)?;
     until_moved(&cluster, &operation, RATE)?;
     cluster.network()?.unplug(1)?;
     std::thread::sleep(std::time::Duration::from_secs(3));
     cluster.network()?.plug(1)?;
-    let answer = request
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-    answer.success()?;
+    request.answer()?.success()?;
     // Nothing came twice but what was on its way, and nothing faster than it may.
     let log = cluster.node(2).log_text();
     let line = log
@@ -387,16 +359,13 @@ fn a_cancelled_transfer_leaves_nothing() -> anyhow::Result<()> {
     cluster.wait_online(3)?;
     let fork = ["fork", "parent", "-n", "2", "--spread", "--name", "far"];
     let on_two = [&fork[..], &["--paused"]].concat();
-    let (request, operation) = begun(&cluster, 1, &on_two)?;
+    let (request, operation) = Request::begun(&cluster, 1, &on_two)?;
     until_moved(&cluster, &operation, 1 << 20)?;
     cluster
         .node(3)
         .fp(&["op", "cancel", &operation])?
         .success()?;
-    let answer = request
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
-    answer.refused(&["cancelled"])?;
+    request.answer()?.refused(&["cancelled"])?;
     wait_for("nothing of it to be left", PATIENCE, || {
         let is_empty = |folder| -> anyhow::Result<bool> {
             let folder = cluster.node(2).data.join(folder);

@@ -15,6 +15,7 @@ use harness::{
     cluster::{Cluster, PATIENCE, is_alive, signal},
     fpagent::{self, Answer},
     guests::amount,
+    requests::Request,
     wait_for,
 };
 use rustix::process::Signal;
@@ -184,15 +185,10 @@ fn a_host_that_is_killed_costs_no_result() -> anyhow::Result<()> {
     let mut cluster = cluster(3, &["--lost-after", "6s"])?;
     let count = amount("FP_MAP", 18);
     let n = count.to_string();
-    let address = cluster.node(2).address();
-    let map = std::thread::spawn(move || {
-        let program = ["sh", "-c", "sleep 1; echo $FP_INDEX"];
-        let map = ["map", "demo", "-n", &n, "--parallel", "9", "--spread"];
-        fpagent::run(
-            Some(&address),
-            &[&map[..], &["-o", "json", "--"], &program].concat(),
-        )
-    });
+    let program = ["sh", "-c", "sleep 1; echo $FP_INDEX"];
+    let map = ["map", "demo", "-n", &n, "--parallel", "9", "--spread"];
+    let args = [&map[..], &["-o", "json", "--"], &program].concat();
+    let map = Request::begin(&cluster, 2, &args);
     // All of a host goes at once, in the middle: its agent and its guests.
     let pids = wait_for("forks on the third host", PATIENCE, || {
         let listed = cluster.node(1).json(&["vm", "ls"])?;
@@ -208,9 +204,7 @@ fn a_host_that_is_killed_costs_no_result() -> anyhow::Result<()> {
             signal(pid, Signal::KILL)?;
         }
     }
-    let answer = map
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))??;
+    let answer = map.answer()?;
     answer.success()?;
     let all = results(&answer.out)?;
     let mut seen = BTreeSet::new();

@@ -12,9 +12,9 @@ use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE},
     copies::agree,
-    fpagent,
     guests::shell,
     lineage::{files, histories},
+    requests::Request,
     soundness::{goes_on, settled},
     wait_for,
 };
@@ -359,31 +359,6 @@ fn what_cannot_be_moved_goes_on_where_it_is() -> anyhow::Result<()> {
     cluster.wait_pulses("web", 2)
 }
 
-/// A request through a node, and its operation once that is open.
-fn begun(cluster: &Cluster, through: usize, args: &[&str]) -> anyhow::Result<(Request, String)> {
-    let address = cluster.node(through).address();
-    let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-    let request = thread::spawn(move || {
-        let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        fpagent::run(Some(&address), &args)
-    });
-    let open = wait_for("the operation to be open", PATIENCE, || {
-        let list = cluster.node(through).json(&["op", "ls"])?;
-        let mut all = list["items"].as_array().into_iter().flatten();
-        let open = all.find(|one| one["state"] == "open");
-        Ok(open.and_then(|one| Some(one["id"].as_str()?.to_owned())))
-    })?;
-    Ok((request, open))
-}
-
-type Request = thread::JoinHandle<anyhow::Result<fpagent::Answer>>;
-
-fn answer(request: Request) -> anyhow::Result<fpagent::Answer> {
-    request
-        .join()
-        .map_err(|_| anyhow::anyhow!("the client panicked"))?
-}
-
 #[test]
 fn a_move_that_is_cancelled_leaves_nothing() -> anyhow::Result<()> {
     let mut cluster = cluster()?;
@@ -393,7 +368,8 @@ fn a_move_that_is_cancelled_leaves_nothing() -> anyhow::Result<()> {
     giver.start()?;
     giver.wait_answers()?;
     cluster.wait_online(3)?;
-    let (request, operation) = begun(&cluster, 3, &["vm", "move", "web", "--node", "node2"])?;
+    let (request, operation) =
+        Request::begun(&cluster, 3, &["vm", "move", "web", "--node", "node2"])?;
     wait_for("some of it to come", PATIENCE, || {
         let shown = cluster.node(3).json(&["op", "show", &operation])?;
         let moved = &shown["transfers"][0]["movedBytes"];
@@ -403,7 +379,7 @@ fn a_move_that_is_cancelled_leaves_nothing() -> anyhow::Result<()> {
         .node(3)
         .fp(&["op", "cancel", &operation])?
         .success()?;
-    answer(request)?.refused(&["cancelled"])?;
+    request.answer()?.refused(&["cancelled"])?;
     cleared(&cluster, 2)?;
     assert_eq!(cluster.vm(2, "web")?["node"], "node1");
     cluster.wait_pulses("web", 2)?;
