@@ -30,7 +30,7 @@ const KEPT: u32 = 4;
 const LONGEST: usize = 200;
 /// So many refused connections, and calls of nodes that may not, in a [`PERIOD`] are noted one by one: anybody can cause them, and they
 /// must not push out what else is in the log. Of more, only how many there were.
-const MOST_REFUSALS: u32 = 20;
+const MOST_REFUSALS: u32 = 30;
 /// See there.
 const PERIOD: Duration = Duration::from_secs(60);
 
