@@ -143,7 +143,8 @@ pub fn is_here(layout: &Layout, sha256: &[u8; 32]) -> bool {
     layout.image(&hex(sha256)).exists()
 }
 
-/// Removes what earlier agents left half-way: of imports, and of what they fetched from other nodes.
+/// Removes what earlier agents left half-way: of imports, and of what they fetched from other nodes. What is used already stays, with the
+/// link that leads to it; one that leads nowhere goes.
 pub fn remove_parts(layout: &Layout) -> io::Result<()> {
     let folders = [
         layout.images(),
@@ -154,10 +155,15 @@ pub fn remove_parts(layout: &Layout) -> io::Result<()> {
     for folder in folders {
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            if path
+            let is_part = path
                 .extension()
-                .is_some_and(|extension| extension == "part")
-            {
+                .is_some_and(|extension| extension == "part");
+            let whole = match is_part {
+                true => path.with_extension(""),
+                false => path.clone(),
+            };
+            let (is_link, is_used) = (whole.is_symlink(), whole.exists());
+            if (is_part && !(is_link && is_used)) || (!is_part && is_link && !is_used) {
                 fs::remove_file(path)?;
             }
         }

@@ -8,7 +8,13 @@ use crate::node::Node;
 
 /// Checks everything there is to check.
 pub fn check(node: &Node) -> Vec<HostCheck> {
-    let mut checks = vec![qemu(node), kvm(node), write_tracking(node), disk(node)];
+    let mut checks = vec![
+        qemu(node),
+        kvm(node),
+        write_tracking(node),
+        early(),
+        disk(node),
+    ];
     checks.extend(crate::density::check(node));
     checks.push(authority(node));
     checks.push(clock(node));
@@ -105,6 +111,31 @@ fn write_tracking(node: &Node) -> HostCheck {
             HostCheckResult::Warning,
             format!("VMs stand still while their memory is copied: {problem}"),
             "use Linux 6.7 or newer with userfaultfd",
+        ),
+    }
+}
+
+/// Whether forks can run here before all that they are made of has come.
+fn early() -> HostCheck {
+    // The same as a mount needs of it.
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse");
+    match opened {
+        Ok(_) => result(
+            "early-start",
+            HostCheckResult::Ok,
+            "forks from other nodes run while their memory comes",
+            "",
+        ),
+        Err(error) => result(
+            "early-start",
+            HostCheckResult::Warning,
+            format!(
+                "forks from other nodes run once all of their memory is here: /dev/fuse cannot be opened: {error}"
+            ),
+            "load the kernel's module fuse",
         ),
     }
 }

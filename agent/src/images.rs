@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use raft::state::{Blob, Command, Image, ImageId};
 
-use crate::node::Node;
+use crate::{node::Node, transfer::Usable};
 
 /// The files of an image.
 pub fn blobs_of(image: &Image) -> impl Iterator<Item = &Blob> {
@@ -27,7 +27,7 @@ impl Node {
             return Ok(());
         };
         for blob in blobs_of(&image) {
-            self.have_blob(&image, blob).await?;
+            self.have_blob(&image, blob, None).await?;
         }
         self.report(Command::ReportImage {
             image: id,
@@ -44,10 +44,27 @@ impl Node {
             return Ok(());
         };
         if let Some(disk) = &image.disk {
-            self.have_blob(&image, &disk.blob).await?;
+            self.begin_disk(&image, disk.blob.clone()).await?;
         }
         self.begin_fetch(id);
         Ok(())
+    }
+
+    /// Has an image's disk come, and waits until it can be used.
+    async fn begin_disk(self: &Arc<Self>, image: &Arc<Image>, blob: Blob) -> Result<(), String> {
+        let usable = Arc::<Usable>::default();
+        let (node, image, early) = (Arc::clone(self), Arc::clone(image), Arc::clone(&usable));
+        let mut whole = self.tasks.spawn(async move {
+            tokio::select! {
+                () = node.cancel.cancelled() => Err("the agent ends".to_owned()),
+                had = node.have_blob(&image, &blob, Some(early)) => had,
+            }
+        });
+        tokio::select! {
+            biased;
+            had = &mut whole => had.map_err(|panic| panic.to_string())?,
+            () = usable.until(1) => Ok(()),
+        }
     }
 
     /// Fetches an image beside everything else, unless that is under way.

@@ -2,6 +2,7 @@
 
 pub mod admission;
 pub mod api;
+pub mod arriving;
 pub mod audit;
 pub mod backup;
 pub mod blobs;

@@ -6,6 +6,7 @@ use clap::Parser as _;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
+    arriving,
     client::{
         self,
         args::{Cli, Command},
@@ -32,6 +33,13 @@ pub fn main() -> ExitCode {
                         ExitCode::from(WRONG_USAGE)
                     }
                 }
+            }
+        },
+        Command::PageServer { data_dir } => match arriving::serve::run(&data_dir) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("fpagent: {error:#}");
+                ExitCode::FAILURE
             }
         },
         command => ask(global, command),

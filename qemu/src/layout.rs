@@ -105,6 +105,17 @@ impl Layout {
         self.root.join("vms")
     }
 
+    /// A socket below the data directory, as [`VmDir::socket`] gives those of a VM.
+    pub fn socket(&self, relative: &str) -> io::Result<SocketPath> {
+        let path = self.root.join(relative);
+        let name = path.file_name().unwrap_or_default();
+        let folder = fs::File::open(path.parent().unwrap_or(&self.root))?;
+        Ok(SocketPath {
+            path: Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name),
+            _folder: folder,
+        })
+    }
+
     /// The library that is preloaded into QEMU.
     pub fn tracking_library(&self) -> PathBuf {
         self.root.join(TRACKING_LIBRARY)

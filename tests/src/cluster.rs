@@ -654,6 +654,9 @@ impl Drop for Cluster {
         {
             let name = agent::daemon::group_name(&folder.path());
             drop(Groups::open(None, &name));
+            if let Err(error) = agent::arriving::detach(&folder.path()) {
+                eprintln!("{}: {error}", folder.path().display());
+            }
         }
     }
 }

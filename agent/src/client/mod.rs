@@ -105,7 +105,9 @@ impl Context {
 pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
     let context = Context { global };
     match command {
-        Command::Run(_) => Err(Failure::usage("`run` is the daemon's", "")),
+        Command::Run(_) | Command::PageServer { .. } => {
+            Err(Failure::usage("that is the daemon's", ""))
+        }
         Command::Init(args) => commands::init::run(&context, args),
         Command::Join(args) => commands::join::run(&context, args).await,
         Command::Recover(args) => commands::recover::run(&context, args),

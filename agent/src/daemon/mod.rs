@@ -37,6 +37,7 @@ use self::{
 use crate::{
     admission::Reserves,
     api::{self, access::Access},
+    arriving::Arriving,
     audit::Audit,
     client::failure::Failure,
     clock::Clock,
@@ -214,7 +215,8 @@ impl Agent {
             options.vm_uid_base + crate::vms::USERS + 1,
             options.vm_uid_base,
         );
-        let tasks = TaskTracker::new();
+        let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
+        let arriving = Arriving::new(engine.layout.clone(), cancel.clone(), tasks.clone());
         let ports = Ports::new(
             listen_address(&local.identity.listen),
             engine.layout.clone(),
@@ -254,14 +256,14 @@ impl Agent {
             clock,
             qemu_img: options.qemu_img.clone(),
             helper_user: Some(helper),
-            transfers: Transfers::new(options.transfer_rate),
+            transfers: Transfers::new(options.transfer_rate, arriving),
             fetching: Mutex::new(BTreeSet::new()),
             reporting: Default::default(),
             collecting: Default::default(),
             wake,
             left_over: Notify::new(),
             importing: std::sync::atomic::AtomicUsize::new(0),
-            cancel: CancellationToken::new(),
+            cancel,
             ports,
             tasks,
             newcomer_patience: options.newcomer_patience,
@@ -273,6 +275,9 @@ impl Agent {
             .adopt()
             .await
             .context("the VMs of before cannot be looked at")?;
+        node.resume_arriving()
+            .await
+            .context("the files that VMs use already cannot be gone on with")?;
         end_strays(&node)?;
 
         let (listeners, servers) = (CancellationToken::new(), TaskTracker::new());

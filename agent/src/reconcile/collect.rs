@@ -42,6 +42,48 @@ impl Files {
         self.images.extend(others.images.iter().cloned());
     }
 
+    /// Adds one, by its path below the data directory.
+    pub fn add_file(&mut self, path: &str) {
+        if let Some((files, name)) = self.of(path) {
+            files.insert(name.to_owned());
+        }
+    }
+
+    /// Whether one is among them, by its path below the data directory.
+    pub fn holds(&self, path: &str) -> bool {
+        let mut all = self.clone();
+        all.of(path)
+            .is_some_and(|(files, name)| files.contains(name))
+    }
+
+    fn of<'a>(&mut self, path: &'a str) -> Option<(&mut BTreeSet<String>, &'a str)> {
+        let (folder, name) = path.split_once('/')?;
+        Some(match folder {
+            "bases" => (&mut self.bases, name),
+            "streams" => (&mut self.streams, name),
+            "layers" => (&mut self.layers, name.strip_suffix(".qcow2")?),
+            "images" => (&mut self.images, name),
+            _ => return None,
+        })
+    }
+
+    /// Whether nothing is in both.
+    pub fn is_disjoint(&self, others: &Self) -> bool {
+        self.bases.is_disjoint(&others.bases)
+            && self.streams.is_disjoint(&others.streams)
+            && self.layers.is_disjoint(&others.layers)
+            && self.images.is_disjoint(&others.images)
+    }
+
+    /// Adds what a VM's record refers to.
+    pub fn add_record(&mut self, record: &VmRecord) {
+        let bases = record.base.iter().chain(&record.delta_base);
+        self.bases.extend(bases.map(|base| base.0.clone()));
+        self.layers
+            .extend(record.layer_files().map(|layer| layer.0));
+        self.images.extend(record.image_disk.clone());
+    }
+
     /// Leaves out what is in others.
     pub fn without(mut self, others: &Self) -> Self {
         self.bases.retain(|name| !others.bases.contains(name));
@@ -74,17 +116,7 @@ pub fn referenced(state: &State, node: NodeId, records: &BTreeMap<String, VmReco
         }
     }
     for record in records.values() {
-        files.bases.extend(
-            record
-                .base
-                .iter()
-                .chain(&record.delta_base)
-                .map(|base| base.0.clone()),
-        );
-        files
-            .layers
-            .extend(record.layer_files().map(|layer| layer.0));
-        files.images.extend(record.image_disk.clone());
+        files.add_record(record);
     }
     for image in state.images.values() {
         let blobs = [

@@ -66,6 +66,30 @@ impl FileName {
         }
     }
 
+    /// What it is called while it is shown before it is whole.
+    pub fn shown(self) -> String {
+        let name = |id| VmId(id).to_string();
+        match self {
+            Self::Base(id) => format!("base-{}", name(id)),
+            Self::Layer(id) => format!("layer-{}", name(id)),
+            Self::Stream(id) => format!("stream-{}", name(id)),
+            Self::Image(sha256) => format!("image-{}", hex(&sha256)),
+        }
+    }
+
+    /// Of which file that is the name.
+    pub fn of_shown(shown: &str) -> Option<Self> {
+        let (kind, name) = shown.split_once('-')?;
+        let id = || name.parse::<VmId>().ok().map(|id| id.0);
+        match kind {
+            "base" => id().map(Self::Base),
+            "layer" => id().map(Self::Layer),
+            "stream" => id().map(Self::Stream),
+            "image" => unhex(name).map(Self::Image),
+            _ => None,
+        }
+    }
+
     /// Its path below the data directory.
     pub fn relative(self) -> String {
         match self {
@@ -81,9 +105,14 @@ impl FileName {
         layout.root().join(self.relative())
     }
 
-    /// Where it is put together. No name of a whole file ends like this.
+    /// Where it is put together, below the data directory. No name of a whole file ends like this.
+    pub fn relative_part(self) -> String {
+        format!("{}.part", self.relative())
+    }
+
+    /// Where it is put together.
     pub fn part(self, layout: &Layout) -> PathBuf {
-        layout.root().join(format!("{}.part", self.relative()))
+        layout.root().join(self.relative_part())
     }
 
     /// Whether a file is what it should be.
@@ -164,6 +193,7 @@ mod tests {
             FileName::Image([0xa5; 32]),
         ] {
             assert_eq!(FileName::of(&name.message()), Some(name));
+            assert_eq!(FileName::of_shown(&name.shown()), Some(name));
         }
     }
 

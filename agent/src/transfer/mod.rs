@@ -2,10 +2,11 @@
 //! once, and gone on with from another when one is gone.
 //!
 //! Holes and zeros are left out, what travels is packed; of memory that is mostly what another base here has, only the pages that
-//! differ come. A file is put together beside its place and gets its name when it is whole. The node is noted as one that holds a
+//! differ come. A file is put together beside its place and gets its name when it is whole; forks use it before that (`arriving`). The node is noted as one that holds a
 //! snapshot once all of its files are on the disk; until then they are kept for whoever asked for them.
 
 mod difference;
+mod early;
 mod file;
 mod moving;
 mod pack;
@@ -15,7 +16,7 @@ mod send;
 
 pub use self::{
     moving::{Goods, Stock},
-    receive::Progress,
+    receive::{Progress, Usable},
     send::{Parts, describe, read},
 };
 
@@ -33,26 +34,43 @@ use qemu::{
 };
 use raft::state::{Blob, Command, Content, Image, NodeId, SnapshotId, State, VmId};
 use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep_until},
+    sync::{Semaphore, oneshot, watch},
+    time::{Instant, sleep_until, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use self::{
     file::{Expected, FileName},
     receive::{Readers, Unfetched, Wanted, fetch},
 };
-use crate::{admission::Need, errors::chain, node::Node, reconcile::collect::Files, vms::Reserved};
+use crate::{
+    admission::Need, arriving::Arriving, errors::chain, node::Node, reconcile::collect::Files,
+    vms::Reserved,
+};
 
+/// Why what is fetched of a snapshot that was deleted is given up.
+const GONE: &str = "the snapshot was deleted meanwhile";
 /// How many parts are read for other nodes at once.
 const SENDING: usize = 8;
 /// How far ahead of the bound what is sent may be.
 const BURST: Duration = Duration::from_millis(20);
+/// How long what is not urgent waits for what is.
+const GIVES_WAY: Duration = Duration::from_secs(1);
 /// How long files that an earlier life of the host left are waited for to be verified.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks whether files are being collected.
 const COLLECTION_PAUSE: Duration = Duration::from_millis(5);
 /// Between two looks.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How much of a snapshot must be here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    /// All of it.
+    Whole,
+    /// Its stream, and of the rest what is read: that comes while it is used.
+    Usable,
+}
 
 /// What comes from other nodes and goes to them.
 #[derive(Debug)]
@@ -61,12 +79,32 @@ pub struct Transfers {
     sending: Arc<Semaphore>,
     /// The most bytes a second that are sent; `None` for as many as there is room for.
     rate: Option<u64>,
-    /// When the bytes that were sent last will have had their time.
-    paid_until: Mutex<Instant>,
+    /// When the bytes that were sent last will have had their time, and those of them that somebody stood still for.
+    paid_until: Mutex<Paid>,
+    /// How many are being answered that stand still.
+    urgent: watch::Sender<usize>,
     /// Files that are being fetched: one at a time each.
     files: Mutex<BTreeMap<FileName, Arc<tokio::sync::Mutex<()>>>>,
+    /// Files that are used while they come.
+    pub arriving: Arriving,
     /// Snapshots whose files are being fetched, or are here and not told yet.
     snapshots: Mutex<BTreeMap<SnapshotId, Coming>>,
+}
+
+/// See [`Transfers`].
+#[derive(Debug)]
+struct Paid {
+    all: Instant,
+    urgent: Instant,
+}
+
+/// An answer that somebody stands still for.
+struct Urgent<'a>(&'a Transfers);
+
+impl Drop for Urgent<'_> {
+    fn drop(&mut self) {
+        self.0.urgent.send_modify(|count| *count -= 1);
+    }
 }
 
 /// A snapshot that is being fetched.
@@ -80,12 +118,17 @@ struct Coming {
 
 impl Transfers {
     /// With a bound for what is sent, bytes a second.
-    pub fn new(rate: Option<u64>) -> Self {
+    pub fn new(rate: Option<u64>, arriving: Arriving) -> Self {
         Self {
             sending: Arc::new(Semaphore::new(SENDING)),
             rate,
-            paid_until: Mutex::new(Instant::now()),
+            paid_until: Mutex::new(Paid {
+                all: Instant::now(),
+                urgent: Instant::now(),
+            }),
+            urgent: watch::Sender::new(0),
             files: Mutex::default(),
+            arriving,
             snapshots: Mutex::default(),
         }
     }
@@ -96,21 +139,40 @@ impl Transfers {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until so many bytes may be sent.
-    async fn pace(&self, bytes: usize) {
+    /// Waits until so many bytes may be sent. What is urgent waits for nothing else; the rest makes up for that.
+    async fn pace(&self, bytes: usize, urgent: bool) {
+        if !urgent {
+            let mut urgent = self.urgent.subscribe();
+            // Not for ever: who takes urgent answers slowly must not hold up everybody. The sender is ours: it is there.
+            let _free_or_late = timeout(GIVES_WAY, urgent.wait_for(|count| *count == 0)).await;
+        }
         let Some(rate) = self.rate else { return };
-        let now = Instant::now();
+        let (now, takes) = (
+            Instant::now(),
+            Duration::from_secs_f64(bytes as f64 / rate as f64),
+        );
         let until = {
             let mut paid = self
                 .paid_until
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            *paid = (*paid).max(now) + Duration::from_secs_f64(bytes as f64 / rate as f64);
-            *paid
+            paid.all = paid.all.max(now) + takes;
+            if urgent {
+                paid.urgent = paid.urgent.max(now) + takes;
+                paid.urgent
+            } else {
+                paid.all
+            }
         };
         if until > now + BURST {
             sleep_until(until - BURST).await;
         }
+    }
+
+    /// Has everything that is not urgent wait until the result is dropped.
+    fn give_way(&self) -> Urgent<'_> {
+        self.urgent.send_modify(|count| *count += 1);
+        Urgent(self)
     }
 
     /// The files of snapshots that are being fetched, or are here and not told yet: nobody else refers to them.
@@ -195,6 +257,7 @@ impl Node {
         self: &Arc<Self>,
         id: SnapshotId,
         content: &Content,
+        until: Until,
     ) -> Result<Option<Kept>, String> {
         let state = self.state();
         let is_held = |state: &State| {
@@ -208,7 +271,7 @@ impl Node {
         files.add_content(content);
         let kept = Kept::begin(self, id, &files);
         let lineage = state.snapshots.get(&id).map(|snapshot| snapshot.lineage);
-        let lineage = lineage.ok_or("the snapshot was deleted meanwhile")?;
+        let lineage = lineage.ok_or(GONE)?;
         let reserved = self.reserve_lineage(&state, lineage)?;
         self.until_collected().await;
         let base = FileName::Base(content.base).path(&self.vms.engine().layout);
@@ -219,26 +282,68 @@ impl Node {
                 false => content.base_bytes,
             } + content.stream_bytes,
         })?;
-        let begun = Instant::now();
         let similar = self.similar_base(&state, lineage, content);
         let wanted = file::of_snapshot(content);
-        self.have_all(wanted, &reserved, similar, || self.holders(id), &kept)
-            .await?;
-        failpoint::reached("transfer.snapshot-here");
-        tracing::info!(
-            snapshot = %id,
-            bytes = kept.progress.moved.load(Ordering::Relaxed),
-            ms = begun.elapsed().as_millis(),
-            "a snapshot was fetched"
-        );
-        let telling = Kept::begin(self, id, &files);
-        let (node, files) = (Arc::clone(self), file::of_snapshot(content));
+        let (count, usable) = (wanted.len(), Arc::<Usable>::default());
+        let early = (until == Until::Usable).then(|| Arc::clone(&usable));
+        let (whole, outcome) = oneshot::channel();
+        let (given_up, fetching) = (CancellationToken::new(), Kept::begin(self, id, &files));
+        let (node, cancelled) = (Arc::clone(self), given_up.clone());
         self.tasks.spawn(async move {
-            tokio::select! {
-                () = node.cancel.cancelled() => {}
-                () = node.hold(telling, files, reserved) => {}
+            let begun = Instant::now();
+            let sources = || node.holders(id);
+            let all = node.have_all(
+                wanted.clone(),
+                &reserved,
+                similar,
+                sources,
+                &fetching,
+                early,
+            );
+            let fetched = tokio::select! {
+                fetched = all => fetched,
+                () = node.cancel.cancelled() => return,
+                () = cancelled.cancelled() => Err("nobody wants it any more".to_owned()),
+                () = node.until_gone(id) => Err(GONE.to_owned()),
+            };
+            let failed = fetched.as_ref().err().cloned();
+            // Whoever asked may have begun to use it.
+            let _begun = whole.send(fetched);
+            match failed {
+                None => {
+                    failpoint::reached("transfer.snapshot-here");
+                    tracing::info!(
+                        snapshot = %id,
+                        bytes = fetching.progress.moved.load(Ordering::Relaxed),
+                        ms = begun.elapsed().as_millis(),
+                        "a snapshot was fetched"
+                    );
+                    tokio::select! {
+                        () = node.cancel.cancelled() => {}
+                        () = node.hold(fetching, wanted, reserved) => {}
+                    }
+                }
+                Some(problem) => {
+                    drop(fetching);
+                    node.give_up(&wanted, &problem).await;
+                }
             }
         });
+        let unless_begun = given_up.drop_guard();
+        let whole = async {
+            outcome
+                .await
+                .unwrap_or_else(|_| Err("the agent ends".to_owned()))
+        };
+        match until {
+            Until::Whole => whole.await?,
+            Until::Usable => tokio::select! {
+                biased;
+                fetched = whole => fetched?,
+                () = usable.until(count) => {}
+            },
+        }
+        unless_begun.disarm();
         Ok(Some(kept))
     }
 
@@ -257,6 +362,7 @@ impl Node {
         similar: Option<PathBuf>,
         sources: impl Fn() -> Vec<NodeId>,
         kept: &Kept,
+        early: Option<Arc<Usable>>,
     ) -> Result<(), String> {
         let sources = &sources;
         let all = files.into_iter().map(|(file, expected)| {
@@ -268,8 +374,20 @@ impl Node {
                     FileName::Base(_) => similar.clone(),
                     _ => None,
                 },
+                early: match file {
+                    // It is read as a whole before it is loaded.
+                    FileName::Stream(_) => None,
+                    _ => early.clone(),
+                },
             };
-            async move { self.have(&wanted, sources, &kept.progress).await }
+            let early = early.clone();
+            async move {
+                self.have(&wanted, sources, &kept.progress).await?;
+                if let Some(usable) = early {
+                    usable.add(file);
+                }
+                Ok(())
+            }
         });
         try_join_all(all).await.map(drop)
     }
@@ -294,7 +412,7 @@ impl Node {
             let _kept = kept;
             tokio::select! {
                 () = node.cancel.cancelled() => {}
-                obtained = node.obtain(id, &content) => if let Err(problem) = obtained {
+                obtained = node.obtain(id, &content, Until::Whole) => if let Err(problem) = obtained {
                     tracing::warn!(snapshot = %id, problem, "a snapshot could not be fetched; trying again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -361,7 +479,8 @@ impl Node {
         let path = wanted.file.path(&self.vms.engine().layout);
         let relative = wanted.file.relative();
         let deadline = Instant::now() + DOUBT_PATIENCE;
-        while path.exists() {
+        // A link leads to what is not whole.
+        while path.exists() && !path.is_symlink() {
             match self.store.check_file(&relative) {
                 Ok(()) => return Ok(()),
                 // What is in doubt belongs to a snapshot that is held, or goes: either shows soon.
@@ -410,7 +529,7 @@ impl Node {
     }
 
     /// The group of a lineage on this host.
-    fn reserve_lineage(&self, state: &State, lineage: VmId) -> Result<Reserved, String> {
+    pub fn reserve_lineage(&self, state: &State, lineage: VmId) -> Result<Reserved, String> {
         let layout = &self.vms.engine().layout;
         let contents = state
             .snapshots
@@ -431,12 +550,18 @@ impl Node {
     }
 
     /// Makes sure that an image's file is here, on the disk.
-    pub async fn have_blob(self: &Arc<Self>, image: &Image, blob: &Blob) -> Result<(), String> {
+    pub async fn have_blob(
+        self: &Arc<Self>,
+        image: &Image,
+        blob: &Blob,
+        early: Option<Arc<Usable>>,
+    ) -> Result<(), String> {
         let wanted = Wanted {
             file: FileName::Image(blob.sha256),
             expected: Expected::Name,
             readers: Readers::All,
             similar: None,
+            early,
         };
         let sources = || {
             let state = self.state();

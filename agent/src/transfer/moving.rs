@@ -91,8 +91,15 @@ impl Node {
             }
             None => None,
         };
-        self.have_all(goods.files(), &reserved, similar, || vec![from], &kept)
-            .await?;
+        self.have_all(
+            goods.files(),
+            &reserved,
+            similar,
+            || vec![from],
+            &kept,
+            None,
+        )
+        .await?;
         // What came ahead stays until the rest is there.
         stock.kept = Some((kept, reserved));
         Ok(())

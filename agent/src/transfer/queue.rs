@@ -58,6 +58,22 @@ impl Queue {
         }
     }
 
+    /// Leaves out what somebody else fetches.
+    pub fn leave_out(&mut self, taken: &Range<u64>) {
+        for segment in &mut self.waiting {
+            let is_near = |range: &Range<u64>| range.start < taken.end && taken.start < range.end;
+            if segment.iter().any(is_near) {
+                let pieces = std::mem::take(segment).into_iter().flat_map(|range| {
+                    let before = range.start..range.end.min(taken.start);
+                    let after = range.start.max(taken.end)..range.end;
+                    [before, after]
+                });
+                *segment = pieces.filter(|range| !range.is_empty()).collect();
+            }
+        }
+        self.waiting.retain(|segment| !segment.is_empty());
+    }
+
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -97,6 +113,27 @@ mod tests {
                 }
             }
             prop_assert_eq!(joined, ranges);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_left_out_is_asked_for_by_nobody(
+            from in 0..30 * SEGMENT,
+            length in 1..20 * SEGMENT,
+        ) {
+            let mut queue = Queue::of(&[0..9 * SEGMENT, 10 * SEGMENT..20 * SEGMENT]);
+            let out = from..from + length;
+            queue.leave_out(&out);
+            let is_wanted = |at: u64| at < 20 * SEGMENT && !(9 * SEGMENT..10 * SEGMENT).contains(&at);
+            let left: Vec<_> = std::iter::from_fn(|| queue.take()).flatten().collect();
+            let bytes: u64 = left.iter().map(|range| range.end - range.start).sum();
+            let both = |wanted: Range<u64>| {
+                wanted.end.min(out.end).saturating_sub(wanted.start.max(out.start))
+            };
+            let taken = both(0..9 * SEGMENT) + both(10 * SEGMENT..20 * SEGMENT);
+            prop_assert_eq!(bytes, 19 * SEGMENT - taken);
+            prop_assert!(left.iter().all(|range| is_wanted(range.start) && !out.contains(&range.start)));
         }
     }
 

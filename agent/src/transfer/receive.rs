@@ -1,11 +1,12 @@
 //! Fetching a file: what of it is not here, from whoever has it, into a part beside its place that gets its name when it is whole.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io,
     ops::Range,
     os::unix::fs::FileExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,11 +14,12 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use proto::peer::{ByteRange, DescribeFileRequest, DescribeFileResponse, ReadFileRequest};
 use qemu::{failpoint, layout};
 use raft::state::NodeId;
 use tokio::{
+    sync::watch,
     task::spawn_blocking,
     time::{Instant, sleep, timeout},
 };
@@ -29,7 +31,9 @@ use super::{
     pack::{self, BadPart},
     queue::{Queue, Segment},
 };
-use crate::{blocking::blocking, errors::chain, metrics, node::Node, peers::PeerError};
+use crate::{
+    arriving::Served, blocking::blocking, errors::chain, metrics, node::Node, peers::PeerError,
+};
 
 /// Requests to one node at a time: while one's answer ends, the next one's begins.
 const LANES: usize = 2;
@@ -37,6 +41,12 @@ const LANES: usize = 2;
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long a file is tried to be had from somebody without anything coming.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How many requests for what is waited for may be under way.
+const MOST_WANTED: usize = 16;
+/// In blocks of how many bytes what is waited for is fetched: what one message holds.
+const BLOCK: u64 = pack::PART as u64;
+/// From this size on, bytes, a file is used before it is whole: less is here sooner than it could be shown.
+const EARLY: u64 = 1 << 20;
 /// After every node that has it has failed.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -51,6 +61,26 @@ pub struct Wanted {
     pub readers: Readers,
     /// A file that is here and may be mostly the same.
     pub similar: Option<PathBuf>,
+    /// Who uses it before it is whole, if anybody does, and is told when that can begin.
+    pub early: Option<Arc<Usable>>,
+}
+
+/// Which files can be used, whether or not they are whole.
+#[derive(Debug, Default)]
+pub struct Usable(watch::Sender<BTreeSet<FileName>>);
+
+impl Usable {
+    /// One more.
+    pub fn add(&self, file: FileName) {
+        self.0.send_if_modified(|files| files.insert(file));
+    }
+
+    /// Waits until so many are.
+    pub async fn until(&self, count: usize) {
+        // The sender is ours: it is there.
+        let mut files = self.0.subscribe();
+        let _there = files.wait_for(|files| files.len() >= count).await;
+    }
 }
 
 /// Who may read a file besides the agent.
@@ -138,23 +168,43 @@ struct Part {
     path: PathBuf,
     file: Arc<File>,
     kept: bool,
+    /// Where it is used meanwhile. Then it stays whatever becomes of this agent: the next one goes on with it.
+    served: Option<Served>,
 }
 
 impl Part {
     fn begin(path: PathBuf, size: u64) -> io::Result<Self> {
+        let part = Self::open(path, true)?;
+        part.file.set_len(size)?;
+        Ok(part)
+    }
+
+    fn open(path: PathBuf, anew: bool) -> io::Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
-            .create(true)
-            .truncate(true)
+            .create(anew)
+            .truncate(anew)
             .open(&path)?;
-        let part = Self {
+        Ok(Self {
             path,
             file: Arc::new(file),
             kept: false,
-        };
-        part.file.set_len(size)?;
-        Ok(part)
+            served: None,
+        })
+    }
+
+    /// One that is used while it comes.
+    fn serve(&mut self, served: Served) {
+        self.kept = true;
+        self.served = Some(served);
+    }
+
+    /// These bytes are in it.
+    async fn came(&self, bytes: Range<u64>) {
+        if let Some(served) = &self.served {
+            served.came(bytes).await;
+        }
     }
 }
 
@@ -166,6 +216,12 @@ impl Drop for Part {
             tracing::warn!(%error, path = %self.path.display(), "half a file could not be removed");
         }
     }
+}
+
+/// What a node tells of a file's pages, and the file here that may be mostly the same.
+struct Told {
+    runs: Streaming<DescribeFileResponse>,
+    own: Arc<File>,
 }
 
 /// One file that is being fetched, and who may be asked for it.
@@ -208,10 +264,26 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
     async fn run(&self) -> Result<(), Unfetched> {
         let layout = &self.node.vms.engine().layout;
         let path = self.wanted.file.path(layout);
-        let (mut part, missing) = self.begin(self.wanted.file.part(layout)).await?;
+        let (mut part, told) = self.begin(self.wanted.file.part(layout)).await?;
         failpoint::reached("transfer.described");
-        let queue = Mutex::new(Queue::of(&missing));
-        self.all_parts(&part, &queue).await?;
+        let mut missing = self.missing(&part, told).await?;
+        // What is wanted at once is fetched beside the rest, and may not have come when that has.
+        while !missing.is_empty() {
+            let queue = Mutex::new(Queue::of(&missing));
+            missing = match &part.served {
+                None => {
+                    self.all_parts(&part, &queue).await?;
+                    vec![]
+                }
+                Some(served) => {
+                    tokio::select! {
+                        all = self.all_parts(&part, &queue) => all?,
+                        () = self.wanted_parts(&part, served, &queue) => {}
+                    }
+                    served.lacking()
+                }
+            };
+        }
         failpoint::reached("transfer.parts-here");
         let (file, wanted) = (
             Arc::clone(&part.file),
@@ -234,16 +306,72 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         kept.and_then(|()| fs::rename(&part.path, path))
             .map_err(self.here())?;
         part.kept = true;
+        if let Some(served) = part.served.take() {
+            served.whole().await;
+        }
         failpoint::reached("transfer.file-whole");
         Ok(())
+    }
+
+    /// Makes the part: the one that an earlier agent left to those who use it, or a new one, which is shown if somebody is to use it.
+    async fn begin(&self, path: PathBuf) -> Result<(Part, Option<Told>), Unfetched> {
+        let arriving = &self.node.transfers.arriving;
+        let name = self.wanted.file.shown();
+        if let Some(served) = arriving.resume(&name).await {
+            let mut part = Part::open(path, false).map_err(self.here())?;
+            self.progress
+                .total
+                .fetch_add(served.size(), Ordering::Relaxed);
+            part.serve(served);
+            self.usable();
+            return Ok((part, None));
+        }
+        let (size, told) = self.described().await?;
+        let mut part = Part::begin(path, size).map_err(self.here())?;
+        self.progress.total.fetch_add(size, Ordering::Relaxed);
+        if self.wanted.early.is_some() && size >= EARLY {
+            let file = self.wanted.file;
+            let group = match self.wanted.readers {
+                Readers::Lineage(group) => group,
+                Readers::All => self.node.vms.engine().layout.readers(),
+            };
+            let names = (file.relative_part(), file.relative());
+            let shown = arriving.show(name, (&names.0, &names.1), size, group).await;
+            match shown {
+                Ok(served) => {
+                    part.serve(served);
+                    failpoint::reached("transfer.shown");
+                    self.usable();
+                }
+                // Then it is used when it is whole; `doctor` says so.
+                Err(problem) => tracing::warn!(
+                    file = file.relative(),
+                    problem,
+                    "a file cannot be used before it is whole"
+                ),
+            }
+        }
+        Ok((part, told))
+    }
+
+    /// The file can be used.
+    fn usable(&self) {
+        if let Some(usable) = &self.wanted.early {
+            usable.add(self.wanted.file);
+        }
     }
 
     fn note_heard(&self) {
         *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// Waits before all nodes that have it are asked again; an error when nothing has come for too long.
-    async fn again(&self, problems: &[(NodeId, FetchError)]) -> Result<(), Unfetched> {
+    /// Waits before all nodes that have it are asked again; an error when nothing has come for too long. What is used already is waited for
+    /// as long as somebody does: whoever needs more of it stands still.
+    async fn again(
+        &self,
+        problems: &[(NodeId, FetchError)],
+        served: Option<&Served>,
+    ) -> Result<(), Unfetched> {
         let said = problems.iter().map(|(source, error)| {
             let name = crate::convert::node_name(&self.node.state(), *source);
             format!("node {name}: {}", chain(error))
@@ -252,6 +380,16 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         let is_ours = |(_, error): &(NodeId, FetchError)| matches!(error, FetchError::Here(_));
         if heard.elapsed() > PATIENCE || problems.iter().any(is_ours) {
             let said: Vec<String> = said.collect();
+            if served.is_some() {
+                tracing::warn!(
+                    file = self.wanted.file.relative(),
+                    ?said,
+                    "nothing comes of a file that is used already; who needs more of it stands still"
+                );
+                self.note_heard();
+                sleep(PAUSE).await;
+                return Ok(());
+            }
             return Err(Unfetched::NoSource {
                 file: self.wanted.file.relative(),
                 problem: match said.is_empty() {
@@ -270,25 +408,21 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         Ok(())
     }
 
-    /// Makes the part, with what is here already, and gives what is missing in it.
-    async fn begin(&self, path: PathBuf) -> Result<(Part, Vec<Range<u64>>), Unfetched> {
+    /// Has a node tell of the file: its length, and where there is a similar one here, its pages.
+    async fn described(&self) -> Result<(u64, Option<Told>), Unfetched> {
         let mut problems = Vec::new();
         loop {
             for source in (self.sources)() {
-                match self.begin_with(source, &path).await {
-                    Ok(begun) => return Ok(begun),
+                match self.describe(source).await {
+                    Ok(described) => return Ok(described),
                     Err(error) => problems.push((source, error)),
                 }
             }
-            self.again(&std::mem::take(&mut problems)).await?;
+            self.again(&std::mem::take(&mut problems), None).await?;
         }
     }
 
-    async fn begin_with(
-        &self,
-        source: NodeId,
-        path: &Path,
-    ) -> Result<(Part, Vec<Range<u64>>), FetchError> {
+    async fn describe(&self, source: NodeId) -> Result<(u64, Option<Told>), FetchError> {
         let similar = match self.wanted.similar.as_ref().map(File::open) {
             // It has been removed meanwhile: then all of it comes.
             Some(Err(error)) if error.kind() == io::ErrorKind::NotFound => None,
@@ -300,24 +434,57 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         };
         let mut client = self.node.peers.file_client(source)?;
         let answer = timeout(SILENCE, client.describe_file(request)).await;
-        let mut told = answer.map_err(|_| FetchError::Silent)??.into_inner();
-        let DescribeFileResponse { size, .. } = next(&mut told).await?;
-        let path = path.to_owned();
-        let part = blocking(move || Part::begin(path, size)).await?;
-        self.progress.total.fetch_add(size, Ordering::Relaxed);
-        let Some(own) = similar.map(Arc::new) else {
-            let all = 0..size;
-            return Ok((
-                part,
-                vec![all]
-                    .into_iter()
-                    .filter(|all| !all.is_empty())
-                    .collect(),
-            ));
-        };
+        let mut runs = answer.map_err(|_| FetchError::Silent)??.into_inner();
+        let DescribeFileResponse { size, .. } = next(&mut runs).await?;
+        let told = similar.map(|own| Told {
+            runs,
+            own: Arc::new(own),
+        });
+        Ok((size, told))
+    }
+
+    /// What of it is to be fetched, once what is the same in a similar file here is in the part.
+    async fn missing(
+        &self,
+        part: &Part,
+        mut told: Option<Told>,
+    ) -> Result<Vec<Range<u64>>, Unfetched> {
+        let size = part.file.metadata().map_err(self.here())?.len();
+        loop {
+            let Some(comparing) = told else {
+                let all = vec![0..size];
+                let missing = match &part.served {
+                    Some(served) => served.lacking(),
+                    None => all.into_iter().filter(|all| !all.is_empty()).collect(),
+                };
+                let to_come: u64 = missing.iter().map(|range| range.end - range.start).sum();
+                self.progress
+                    .done
+                    .fetch_add(size - to_come, Ordering::Relaxed);
+                return Ok(missing);
+            };
+            match self.compare(part, size, comparing).await {
+                Ok(missing) => return Ok(missing),
+                Err(error) => tracing::debug!(
+                    file = self.wanted.file.relative(),
+                    error = %chain(&error),
+                    "a node broke off telling of a file's pages"
+                ),
+            }
+            (_, told) = self.described().await?;
+        }
+    }
+
+    async fn compare(
+        &self,
+        part: &Part,
+        size: u64,
+        told: Told,
+    ) -> Result<Vec<Range<u64>>, FetchError> {
+        let Told { mut runs, own } = told;
         let mut difference = Difference::default();
         loop {
-            let run = next(&mut told).await?;
+            let run = next(&mut runs).await?;
             self.note_heard();
             self.note_moved(prost::Message::encoded_len(&run));
             if run.last {
@@ -331,7 +498,11 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
             .await?;
         }
         let (file, Difference { missing, same }) = (Arc::clone(&part.file), difference);
-        let copied = blocking(move || copy(&own, &file, &same)).await?;
+        let ranges = same.clone();
+        let copied = blocking(move || copy(&own, &file, &ranges)).await?;
+        for range in same {
+            part.came(range).await;
+        }
         let to_come: u64 = missing.iter().map(|range| range.end - range.start).sum();
         tracing::debug!(
             file = self.wanted.file.relative(),
@@ -342,7 +513,7 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         self.progress
             .done
             .fetch_add(size - to_come, Ordering::Relaxed);
-        Ok((part, missing))
+        Ok(missing)
     }
 
     fn note_moved(&self, bytes: usize) {
@@ -370,10 +541,55 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
             });
             let problems: Vec<_> = join_all(lanes).await.into_iter().flatten().collect();
             if !is_empty() {
-                self.again(&problems).await?;
+                self.again(&problems, part.served.as_ref()).await?;
             }
         }
         Ok(())
+    }
+
+    /// Fetches what is waited for, before everything else, until it is dropped: in blocks, since what lies near is often wanted next.
+    async fn wanted_parts(&self, part: &Part, served: &Served, queue: &Mutex<Queue>) {
+        let mut fetching = FuturesUnordered::new();
+        let mut under_way = BTreeSet::new();
+        loop {
+            tokio::select! {
+                range = served.wanted(), if fetching.len() < MOST_WANTED => {
+                    for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+                        let lacking = served.lacking_of(block * BLOCK..(block + 1) * BLOCK);
+                        if lacking.is_empty() || !under_way.insert(block) {
+                            continue;
+                        }
+                        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+                        lacking.iter().for_each(|range| queue.leave_out(range));
+                        fetching.push(async move {
+                            self.wanted_part(part, lacking).await;
+                            block
+                        });
+                    }
+                }
+                Some(block) = fetching.next() => {
+                    under_way.remove(&block);
+                }
+            }
+        }
+    }
+
+    /// Fetches what is waited for from whoever gives it.
+    async fn wanted_part(&self, part: &Part, segment: Segment) {
+        loop {
+            for source in (self.sources)() {
+                let mut got = 0;
+                match self.segment(source, part, &segment, true, &mut got).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(
+                        file = self.wanted.file.relative(),
+                        error = %chain(&error),
+                        "what is waited for cannot be had from a node"
+                    ),
+                }
+            }
+            sleep(PAUSE).await;
+        }
     }
 
     /// Fetches segments from one node until none is left.
@@ -389,7 +605,7 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
                 return Ok(());
             };
             let mut got = 0;
-            let fetched = self.segment(source, part, &segment, &mut got).await;
+            let fetched = self.segment(source, part, &segment, false, &mut got).await;
             if let Err(error) = fetched {
                 queue().give_back(&segment, got);
                 return Err(error);
@@ -403,6 +619,7 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         source: NodeId,
         part: &Part,
         segment: &Segment,
+        urgent: bool,
         got: &mut u64,
     ) -> Result<(), FetchError> {
         let request = ReadFileRequest {
@@ -414,6 +631,7 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
                     to: range.end,
                 })
                 .collect(),
+            urgent,
         };
         let mut client = self.node.peers.file_client(source)?;
         let answer = timeout(SILENCE, client.read_file(request)).await;
@@ -441,6 +659,12 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
             }
             let more = bytes(told_to) - bytes(*got);
             self.progress.done.fetch_add(more, Ordering::Relaxed);
+            for range in segment {
+                let came = range.start.max(*got)..range.end.min(told_to);
+                if !came.is_empty() {
+                    part.came(came).await;
+                }
+            }
             *got = told_to;
         }
         Ok(())

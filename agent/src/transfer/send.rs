@@ -106,7 +106,9 @@ pub async fn read(
     let mut reader = Reader::new(file, ranges).map_err(failed)?;
     let (sender, receiver) = mpsc::channel(AHEAD);
     let context = Arc::clone(node);
+    let urgent = request.urgent;
     node.tasks.spawn(async move {
+        let _others_wait = urgent.then(|| context.transfers.give_way());
         loop {
             // A turn for each part: however many ask, all get on.
             let Ok(turn) = context.transfers.sending.acquire().await else {
@@ -125,7 +127,7 @@ pub async fn read(
             let part = match part {
                 Ok(None) => return,
                 Ok(Some(part)) => {
-                    context.transfers.pace(part.packed.len()).await;
+                    context.transfers.pace(part.packed.len(), urgent).await;
                     failpoint::reached("transfer.part-read");
                     Ok(part)
                 }

@@ -4,8 +4,8 @@ use std::{
     ffi::{CStr, OsString},
     io,
     os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::{net::UnixListener, process::CommandExt},
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -68,6 +68,14 @@ impl Spawn {
             group: None,
         }
     }
+}
+
+/// In a process that was started with a listening socket first of all: that socket. To be called once.
+pub fn given_listener() -> io::Result<UnixListener> {
+    // SAFETY: takes and changes no memory of ours.
+    check(unsafe { libc::fcntl(FIRST_FD, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is open, whoever started us gave it to us, and nobody else here has it.
+    Ok(unsafe { UnixListener::from_raw_fd(FIRST_FD) })
 }
 
 /// Starts it. It has no groups but those that are named, and can gain no privileges.

@@ -142,6 +142,13 @@ Examples:
 SIGTERM ends it in order. Its VMs run on; the next start finds them again. A host that has another address says so
 once, with --listen or --advertise: the others find it there, and its certificate stays good.")]
     Run(Box<RunOptions>),
+    /// Shows files while they come from other nodes. The agent starts it.
+    #[command(hide = true)]
+    PageServer {
+        /// The agent's data directory.
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+    },
     /// Makes the first node of a new cluster.
     #[command(after_help = cluster::INIT_EXAMPLES)]
     Init(InitArgs),

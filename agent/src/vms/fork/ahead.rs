@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use qemu::machine::Shape;
-use raft::state::{CaptureMode, OperationId, State};
+use raft::state::{CaptureMode, OperationId, State, VmId, VmSpec};
 use tokio::time::timeout;
 
 use super::{Parts, Prepared, Source, Starting, engine_mode, fresh_file};
@@ -34,8 +34,11 @@ pub(super) async fn prepare(
         Source::Vm(id) => {
             let vm = state.vms.get(&id).ok_or("the VM is not known here yet")?;
             if vm.node != node.id() {
-                // What it will refer to is not here: it is begun with as soon as it is sure, and no more.
-                return Ok(Prepared::default());
+                // What it will refer to is not here.
+                return match children.is_empty() {
+                    true => Ok(Prepared::default()),
+                    false => expect_elsewhere(node, state, vm.lineage, &vm.spec),
+                };
             }
             let handle = node.vms.get(id).ok_or("the VM is not here")?;
             let stream = launch::stream_name(fresh_file(operation));
@@ -78,7 +81,10 @@ pub(super) async fn prepare(
                 .as_ref()
                 .ok_or("the snapshot is not ready")?;
             if !snapshot.nodes.contains(&node.id()) {
-                return Ok(Prepared::default());
+                return match children.is_empty() {
+                    true => Ok(Prepared::default()),
+                    false => expect_elsewhere(node, state, snapshot.lineage, &snapshot.spec),
+                };
             }
             node.store.check_usable(id, content)?;
             let hardware = launch::snapshot_hardware(&snapshot.spec, content, &node.fitness);
@@ -106,7 +112,29 @@ pub(super) async fn prepare(
     Ok(Prepared {
         capture,
         ready,
+        expected: None,
         starting: children.into_iter().map(start).collect(),
+    })
+}
+
+/// Has a process without a shape wait for a child of what is on another node.
+fn expect_elsewhere(
+    node: &Arc<Node>,
+    state: &State,
+    lineage: VmId,
+    spec: &VmSpec,
+) -> Result<Prepared, String> {
+    let lineage = node.reserve_lineage(state, lineage)?;
+    let hardware = launch::hardware(state, spec, &node.fitness);
+    let kind = hardware.and_then(|hardware| Kind::of(state, spec, hardware, lineage.group()));
+    let kind = kind.map_err(|error| error.to_string())?;
+    let context = Arc::clone(node);
+    let waiting = node
+        .tasks
+        .spawn(async move { context.pool.expect_blank(&context, kind).await });
+    Ok(Prepared {
+        expected: Some((waiting, lineage)),
+        ..Prepared::default()
     })
 }
 

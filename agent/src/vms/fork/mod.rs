@@ -44,7 +44,7 @@ use self::{
     ahead::{prepare, start_child},
     run::Run,
 };
-use super::{command::Command, launch, pool::Member};
+use super::{Reserved, command::Command, launch, pool::Member};
 use crate::{node::Node, store::Look};
 
 /// How long the cluster's state is waited for before it is asked for again, and how long is waited in between.
@@ -81,6 +81,8 @@ struct Prepared {
     capture: Option<(VmId, StreamName)>,
     /// Children that were ready, of this snapshot.
     ready: Option<(SnapshotId, Vec<Member>)>,
+    /// A process that is being started for a child whose parent is elsewhere, and the lineage that it may read.
+    expected: Option<(JoinHandle<()>, Reserved)>,
     /// Children whose processes are being started, by number.
     starting: BTreeMap<u32, Starting>,
 }

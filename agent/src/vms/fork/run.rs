@@ -29,7 +29,7 @@ use crate::{
     node::Node,
     reconcile::plan::Is,
     store::Way,
-    transfer::Kept,
+    transfer::{Kept, Until},
     vms::{
         VmHandle,
         command::Command,
@@ -214,7 +214,8 @@ impl Run {
     async fn obtain(&self, snapshot: &Snapshot, content: &Content) -> Result<Option<Kept>, String> {
         let both = async {
             let image = self.node.fetch_image_disk(snapshot.spec.image);
-            let (kept, ()) = tokio::try_join!(self.node.obtain(snapshot.id, content), image)?;
+            let (kept, ()) =
+                tokio::try_join!(self.node.obtain(snapshot.id, content, Until::Usable), image)?;
             Ok(kept)
         };
         tokio::select! {
@@ -339,6 +340,10 @@ impl Run {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
+        if let Some((waits, _lineage)) = self.prepared.expected.take() {
+            // Whatever became of it, the children's own starts tell.
+            let _however_it_went = waits.await;
+        }
         let stream = check(&self.node, launch::stream(content));
         // From the last on: processes are started ahead for the first, as many as there are not ready.
         for number in numbers.into_iter().rev() {

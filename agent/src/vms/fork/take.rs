@@ -26,7 +26,7 @@ use crate::{
     admission::Need,
     errors::chain,
     store::Way,
-    transfer::{Goods, Stock},
+    transfer::{Goods, Stock, Until},
     vms::{
         VmHandle,
         command::Command,
@@ -381,7 +381,7 @@ impl Run {
         let node = &self.node;
         let hardware = launch::snapshot_hardware(&vm.spec, content, &node.fitness);
         let hardware = hardware.map_err(|unfit| unfit.to_string())?;
-        let obtained = self.unless_cancelled(node.obtain(snapshot.id, content));
+        let obtained = self.unless_cancelled(node.obtain(snapshot.id, content, Until::Whole));
         let _kept = obtained.await??;
         node.layers_on_disk(Goods::Moment(content)).await?;
         let stream = check(node, launch::stream(content));
@@ -395,7 +395,7 @@ impl Run {
         let content = snapshot.content.as_ref().ok_or("its moment is not ready")?;
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         hardware.map_err(|unfit| unfit.to_string())?;
-        let obtained = self.unless_cancelled(self.node.obtain(moment, content));
+        let obtained = self.unless_cancelled(self.node.obtain(moment, content, Until::Whole));
         let _kept = obtained.await??;
         let here = self.node.id();
         let is_held = |state: &Arc<State>| {

@@ -58,6 +58,19 @@ impl Blanks {
         Some(waiting.swap_remove(found))
     }
 
+    /// Has one of a kind wait, for a child that will be made here soon.
+    pub async fn expect(&self, node: &Arc<Node>, kind: Kind) {
+        *lock(&self.last) = Some((kind.clone(), Instant::now()));
+        let waits = lock(&self.waiting).iter().any(|blank| blank.kind == kind);
+        if self.count > 0
+            && !waits
+            && let Err(problem) = self.make(node, kind).await
+        {
+            // The child's own start meets it again and says so.
+            tracing::debug!(problem, "no process could be started ahead");
+        }
+    }
+
     /// The kind of which some should wait: what was started lately, or else what the newest VM here is.
     fn wanted(&self, state: &State, node: &Node) -> Option<Kind> {
         let last = lock(&self.last).clone();
@@ -102,7 +115,7 @@ impl Blanks {
 
     /// Starts one.
     pub async fn make(&self, node: &Arc<Node>, kind: Kind) -> Result<(), String> {
-        node.fetch_image(kind.image)
+        node.fetch_image_disk(kind.image)
             .await
             .inspect_err(|_| self.note_failure())?;
         let id = VmId(Ulid::new().0);

@@ -168,6 +168,11 @@ impl Pool {
         alive
     }
 
+    /// Has a process of a kind wait that is not any snapshot's, for a child that will be made here soon.
+    pub async fn expect_blank(&self, node: &Arc<Node>, kind: Kind) {
+        self.blanks.expect(node, kind).await;
+    }
+
     /// A process of this kind that waits and belongs to no snapshot yet.
     pub fn take_blank(&self, kind: &Kind) -> Option<Blank> {
         self.blanks.take(kind)
