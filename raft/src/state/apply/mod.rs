@@ -21,6 +21,7 @@ mod vm;
 
 use super::{
     command::{Command, Proposal},
+    events::Before,
     model::{Labels, Millis, State},
     owners::Actor,
     requests::RequestRecord,
@@ -85,8 +86,19 @@ fn is_request_id(id: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// Sends each command to its place.
+/// Carries out a command, and notes what happened.
 fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
+    let before = Before::of(state);
+    let outcome = carry_out(state, by, now, command);
+    // A refusal leaves the state as it was.
+    if outcome.is_ok() {
+        before.tell(state, now);
+    }
+    outcome
+}
+
+/// Sends each command to its place.
+fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     match command {
         Command::Found {
             cluster,

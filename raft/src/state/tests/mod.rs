@@ -1,6 +1,7 @@
 //! A small cluster's state, and commands to change it.
 
 mod authority;
+mod events;
 mod family;
 mod forks;
 mod leaving;
