@@ -234,7 +234,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::Join { name, address, .. } => format!("node {name} at {address}"),
         Command::LabelNode { node, .. }
         | Command::CordonNode { node, .. }
-        | Command::DrainNode { node }
+        | Command::DrainNode { node, .. }
         | Command::DeleteNode { node, .. } => {
             format!("node {node}")
         }

@@ -60,7 +60,7 @@ mirrors! {
         DeleteNode { node: String, force: bool },
         LabelNode { node: String, set: Labels, remove: Vec<String> },
         CordonNode { node: String, schedulable: bool },
-        DrainNode { node: String },
+        DrainNode { node: String, voters: Vec<NodeId>, silent: Vec<NodeId>, force: bool },
         StayOnNode { node: NodeId, vm: Id, reason: String },
         ImportImage {
             id: Id,

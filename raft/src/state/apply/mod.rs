@@ -3,6 +3,7 @@
 //! Each command validates everything first and changes the state after that, so that a refusal leaves it as it was.
 
 mod authority;
+mod drain;
 mod fork;
 mod image;
 mod leaving;
@@ -158,7 +159,12 @@ fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> O
         Command::CordonNode { node, schedulable } => {
             membership::cordon_node(state, node, *schedulable)
         }
-        Command::DrainNode { node } => moving::drain_node(state, now, node),
+        Command::DrainNode {
+            node,
+            voters,
+            silent,
+            force,
+        } => drain::drain_node(state, now, node, (voters, silent), *force),
         Command::StayOnNode { node, vm, reason } => moving::stay_on_node(state, *node, *vm, reason),
 
         Command::ImportImage { .. } => image::import(state, by, now, command),

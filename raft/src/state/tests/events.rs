@@ -102,8 +102,7 @@ fn what_somebody_wants_and_what_comes_of_it_are_two_events() {
 fn a_drained_node_is_told_when_nothing_is_left_there() {
     let mut world = World::new();
     let position = world.position();
-    let drain = |node: &str| Command::DrainNode { node: node.into() };
-    world.ok(drain("n2"));
+    world.drain("n2");
     world.ok(Command::CordonNode {
         node: "n2".into(),
         schedulable: true,
@@ -113,7 +112,7 @@ fn a_drained_node_is_told_when_nothing_is_left_there() {
         *node = Some("n2".into());
     }
     world.ok(create);
-    world.ok(drain("n2"));
+    world.drain("n2");
     world.delete("a");
     assert_eq!(
         world.told(position),

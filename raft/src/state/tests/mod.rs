@@ -230,6 +230,16 @@ impl World {
         }
     }
 
+    /// Has a node be drained, whoever votes.
+    fn drain(&mut self, node: &str) {
+        self.ok(Command::DrainNode {
+            node: node.into(),
+            voters: vec![1, 2, 3],
+            silent: Vec::new(),
+            force: true,
+        });
+    }
+
     /// Lets a capture succeed.
     fn ready(&mut self, operation: OperationId) {
         self.ok(Command::SnapshotReady {

@@ -271,10 +271,22 @@ fn moving() -> impl Strategy<Value = Command> {
         vm,
         reason: "no room".into(),
     });
+    let drain = (
+        node(),
+        vec(1..4u64, 0..4),
+        vec(1..4u64, 0..3),
+        any::<bool>(),
+    );
+    let drain = drain.prop_map(|(node, voters, silent, force)| Command::DrainNode {
+        node,
+        voters,
+        silent,
+        force,
+    });
     prop_oneof![
         3 => begin,
         4 => arrive,
-        1 => node().prop_map(|node| Command::DrainNode { node }),
+        1 => drain,
         1 => stay,
     ]
 }
