@@ -4,9 +4,10 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "forkypig/v1/cluster.proto",
     "forkypig/v1/errors.proto",
+    "forkypig/v1/event.proto",
     "forkypig/v1/guest.proto",
     "forkypig/v1/image.proto",
     "forkypig/v1/lease.proto",

@@ -7,7 +7,7 @@ use guest::channel::mux::Broken;
 use proto::v1::Reason;
 use raft::{
     node::{ProposeError, ReadError},
-    state::{Kind, NodeId, OperationId, Rejection},
+    state::{BadPosition, Kind, NodeId, OperationId, Rejection},
 };
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -16,6 +16,9 @@ use crate::guest::Unheard;
 
 /// The domain of all reasons.
 pub const DOMAIN: &str = "forkypig";
+
+/// What to do about a position that cannot be gone on from.
+const FROM_THE_OLDEST: &str = "begin with what is kept, --since oldest, and look at how things are now: what happened in between is not told";
 
 /// A call failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +107,12 @@ pub enum ApiError {
         /// What to do.
         hint: String,
     },
+    /// Events cannot be told from this position on.
+    #[error("{0}")]
+    BadPosition(String),
+    /// They could, but what comes next is not kept any more, or has not happened yet.
+    #[error("{0}")]
+    PositionOutOfRange(BadPosition),
     /// Something that should not happen.
     #[error("{0}")]
     Internal(String),
@@ -239,6 +248,14 @@ impl ApiError {
             Self::AuthorityReplaced { hint, .. } => {
                 Answer::new(Unauthenticated, Reason::AuthorityReplaced, hint)
             }
+            Self::BadPosition(_) => Answer {
+                field: Some("since".to_owned()),
+                ..Answer::new(InvalidArgument, Reason::BadPosition, FROM_THE_OLDEST)
+            },
+            Self::PositionOutOfRange(_) => Answer {
+                field: Some("since".to_owned()),
+                ..Answer::new(OutOfRange, Reason::BadPosition, FROM_THE_OLDEST)
+            },
             Self::Internal(_) => {
                 Answer::new(Internal, Reason::WorkFailed, "look at the agent's log")
             }

@@ -448,9 +448,14 @@ fn a_drained_node_has_no_vms_and_says_what_stays() -> anyhow::Result<()> {
         .node(1)
         .fp(&["node", "cordon", "node3"])?
         .success()?;
-    let answer = cluster
-        .node(3)
-        .fp(&["node", "drain", "node2", "--timeout", "2m"])?;
+    let drain = ["node", "drain", "node2", "--timeout", "2m"];
+    // Both could be switched off, and one alone is no majority.
+    cluster.node(3).fp(&drain)?.refused(&[
+        "2 of 3 voters",
+        "node1 is drained",
+        "uncordon node1",
+    ])?;
+    let answer = cluster.node(3).fp(&[&drain[..], &["--force"]].concat())?;
     let here = cluster.node(3).json(&["vm", "ls"])?;
     let stays: Vec<&Value> = here["items"]
         .as_array()

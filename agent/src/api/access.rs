@@ -160,6 +160,7 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("DeleteQuota", ADMIN),
         ],
     ),
+    ("forkypig.v1.EventService", &[("ReadEvents", VIEWER)]),
     (
         "forkypig.v1.JoinService",
         &[("Join", Needs::Token), ("WithdrawJoin", Needs::Token)],

@@ -6,6 +6,7 @@ pub mod authority;
 mod carry;
 mod cluster;
 mod console;
+mod event;
 mod fork;
 mod guest;
 mod image;
@@ -31,11 +32,12 @@ use prost::Message;
 use proto::{
     peer::peer_service_server::PeerServiceServer,
     v1::{
-        cluster_service_server::ClusterServiceServer, guest_service_server::GuestServiceServer,
-        image_service_server::ImageServiceServer, join_service_server::JoinServiceServer,
-        lease_service_server::LeaseServiceServer, node_service_server::NodeServiceServer,
-        operation_service_server::OperationServiceServer, owner_service_server::OwnerServiceServer,
-        snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
+        cluster_service_server::ClusterServiceServer, event_service_server::EventServiceServer,
+        guest_service_server::GuestServiceServer, image_service_server::ImageServiceServer,
+        join_service_server::JoinServiceServer, lease_service_server::LeaseServiceServer,
+        node_service_server::NodeServiceServer, operation_service_server::OperationServiceServer,
+        owner_service_server::OwnerServiceServer, snapshot_service_server::SnapshotServiceServer,
+        vm_service_server::VmServiceServer,
     },
 };
 use raft::state::{
@@ -95,6 +97,7 @@ pub fn routes(
         .add_service(OperationServiceServer::new(api.clone()))
         .add_service(OwnerServiceServer::new(api.clone()))
         .add_service(LeaseServiceServer::new(api.clone()))
+        .add_service(EventServiceServer::new(api.clone()))
         .add_service(reflection)
         .add_service(health_service)
         .add_service(JoinServiceServer::new(api.clone()))
@@ -231,7 +234,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::Join { name, address, .. } => format!("node {name} at {address}"),
         Command::LabelNode { node, .. }
         | Command::CordonNode { node, .. }
-        | Command::DrainNode { node }
+        | Command::DrainNode { node, .. }
         | Command::DeleteNode { node, .. } => {
             format!("node {node}")
         }

@@ -84,7 +84,13 @@ impl NodeService for Api {
         let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
-        let command = Command::DrainNode { node: request.node };
+        let (voters, silent) = self.voters_for_drain(&request, deadline).await?;
+        let command = Command::DrainNode {
+            node: request.node,
+            voters,
+            silent,
+            force: request.force,
+        };
         Ok(Response::new(self.changed_node(
             &by,
             self.change(&by, key, command, deadline).await?,
@@ -158,6 +164,31 @@ impl Api {
                     problem,
                 }
                 .into());
+            }
+            sleep(LOOK).await;
+        }
+    }
+
+    /// Who votes, and who of those is silent. Right after an election nobody is known to be online: where that would have the drain be
+    /// refused, it is waited for.
+    async fn voters_for_drain(
+        &self,
+        request: &DrainNodeRequest,
+        deadline: Instant,
+    ) -> Result<(Vec<NodeId>, Vec<NodeId>), ApiError> {
+        let patience = deadline.min(Instant::now() + LEASE);
+        loop {
+            let state = self.read(deadline).await?;
+            let node = names::node(&state, &request.node)?;
+            let online = self.node.leases.online().unwrap_or_default();
+            let voters: Vec<NodeId> = self.node.raft.status().voters.into_iter().collect();
+            let is_silent = |voter: &NodeId| !online.contains(voter);
+            let silent: Vec<NodeId> = voters.iter().copied().filter(is_silent).collect();
+            let is_refused = state.check_drain(node, &voters, &silent).is_err();
+            // What is drained stays so: the state says that.
+            let by_silence = is_refused && state.check_drain(node, &voters, &[]).is_ok();
+            if request.force || !by_silence || Instant::now() >= patience {
+                return Ok((voters, silent));
             }
             sleep(LOOK).await;
         }

@@ -133,6 +133,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Share(args) => commands::owner::share(&context, args).await,
         Command::Quota(command) => commands::owner::quota(&context, command).await,
         Command::Op(command) => commands::operation::run(&context, command).await,
+        Command::Events(args) => commands::events::run(&context, args).await,
         Command::Logs(args) => commands::logs::run(&context, args).await,
         Command::Console(args) => commands::console::run(&context, args).await,
         Command::Completion { shell } => {

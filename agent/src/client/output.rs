@@ -125,7 +125,7 @@ fn cell_text(cell: &str) -> Cow<'_, str> {
 }
 
 /// What comes from elsewhere must not command the terminal.
-fn printable(text: &str) -> Cow<'_, str> {
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if !text.chars().any(char::is_control) {
         return text.into();
     }

@@ -10,11 +10,12 @@ use std::{
 
 use proto::v1::{
     ListOperationsRequest, ListSnapshotsRequest, ListVmsRequest, Operation, Snapshot, Vm,
-    cluster_service_client::ClusterServiceClient, guest_service_client::GuestServiceClient,
-    image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
-    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
-    operation_service_client::OperationServiceClient, owner_service_client::OwnerServiceClient,
-    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
+    cluster_service_client::ClusterServiceClient, event_service_client::EventServiceClient,
+    guest_service_client::GuestServiceClient, image_service_client::ImageServiceClient,
+    join_service_client::JoinServiceClient, lease_service_client::LeaseServiceClient,
+    node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
+    owner_service_client::OwnerServiceClient, snapshot_service_client::SnapshotServiceClient,
+    vm_service_client::VmServiceClient,
 };
 use rustls::ClientConfig;
 use tokio::time::{self, Instant};
@@ -125,6 +126,8 @@ impl Attempt {
         owners: OwnerServiceClient,
         /// Leases, and how long things are kept.
         leases: LeaseServiceClient,
+        /// What happens.
+        events: EventServiceClient,
     }
 }
 

@@ -119,7 +119,14 @@ pub enum Command {
     /// Allows or forbids placing new VMs. Allowing them ends that it is drained.
     CordonNode { node: String, schedulable: bool },
     /// Forbids placing new VMs on a node, and has those that live there be moved to others: all, also those that could not be before.
-    DrainNode { node: String },
+    /// Refused when no majority of the voters would be there without the node, those that are silent as the proposer knows it, and those
+    /// that are drained; but not with `force`.
+    DrainNode {
+        node: String,
+        voters: Vec<NodeId>,
+        silent: Vec<NodeId>,
+        force: bool,
+    },
     /// A VM could not be moved from a node that is drained.
     StayOnNode {
         node: NodeId,

@@ -34,6 +34,11 @@ pub fn check(state: &State) -> Result<(), Violation> {
     operations(state)?;
     tombstones(state)?;
     replacement(state)?;
+    hold(
+        state.events.is_sound(),
+        "events",
+        "are bounded, and their positions without a gap",
+    )?;
     // The oldest go in chunks: a few more than asked for may be there.
     hold(
         state.requests.len() < KEPT_REQUESTS + 1_000,

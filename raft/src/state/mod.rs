@@ -8,6 +8,7 @@ mod apply;
 mod authority;
 mod command;
 mod digest;
+mod events;
 mod ids;
 mod invariants;
 mod loads;
@@ -28,6 +29,7 @@ pub use apply::{Wanted, apply, dependents_of_image, dependents_of_snapshot, plac
 pub use authority::*;
 pub use command::*;
 pub use digest::digest;
+pub use events::{Audience, BadPosition, Event, EventKind, Events, KEPT_EVENTS, Subject};
 pub use ids::*;
 pub use invariants::{Violation, check};
 pub use loads::{CHILD_BYTES, Load, QEMU_BYTES, memory_of_boot, memory_of_fork};
@@ -73,6 +75,7 @@ impl Default for State {
             operations: Default::default(),
             tombstones: Default::default(),
             requests: Default::default(),
+            events: Default::default(),
             forgotten: None,
             replacement: None,
         }

@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Borrow,
+    cmp::Ordering,
     fmt, iter,
     ops::{Bound, Index, RangeBounds},
     slice,
@@ -59,6 +60,25 @@ impl<K, V> SharedMap<K, V> {
     /// All values, by their keys.
     pub fn values(&self) -> impl Iterator<Item = &V> {
         self.iter().map(|(_, value)| value)
+    }
+}
+
+impl<K, V> SharedMap<K, V> {
+    /// The last entry.
+    pub fn last(&self) -> Option<(&K, &V)> {
+        let (key, value) = self.chunks.last()?.last()?;
+        Some((key, value))
+    }
+}
+
+impl<K: Ord, V: PartialEq> SharedMap<K, V> {
+    /// Where this one differs from another: keys in their order, each with the value that the other has and the one that this has. Costs
+    /// a look at each chunk, and at the entries of those only that the two do not share.
+    pub fn differences<'a>(&'a self, other: &'a Self) -> Differences<'a, K, V> {
+        Differences {
+            before: Cursor::at_the_beginning(&other.chunks),
+            after: Cursor::at_the_beginning(&self.chunks),
+        }
     }
 }
 
@@ -212,6 +232,88 @@ impl<'a, K, V> Iterator for Iter<'a, K, V> {
     }
 }
 
+/// A place in a map.
+#[derive(Debug)]
+struct Cursor<'a, K, V> {
+    chunks: &'a [Arc<Chunk<K, V>>],
+    place: usize,
+}
+
+impl<'a, K, V> Cursor<'a, K, V> {
+    fn at_the_beginning(chunks: &'a [Arc<Chunk<K, V>>]) -> Self {
+        Self { chunks, place: 0 }
+    }
+
+    fn entry(&self) -> Option<&'a (K, V)> {
+        self.chunks.first().map(|chunk| &chunk[self.place])
+    }
+
+    fn go_on(&mut self) {
+        self.place += 1;
+        if self
+            .chunks
+            .first()
+            .is_some_and(|chunk| self.place == chunk.len())
+        {
+            self.pass_chunk();
+        }
+    }
+
+    fn pass_chunk(&mut self) {
+        self.chunks = self.chunks.get(1..).unwrap_or_default();
+        self.place = 0;
+    }
+}
+
+/// See [`SharedMap::differences`].
+#[derive(Debug)]
+pub struct Differences<'a, K, V> {
+    before: Cursor<'a, K, V>,
+    after: Cursor<'a, K, V>,
+}
+
+impl<'a, K: Ord, V: PartialEq> Iterator for Differences<'a, K, V> {
+    type Item = (&'a K, Option<&'a V>, Option<&'a V>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let (before, after) = (&mut self.before, &mut self.after);
+            if let (0, 0, Some(one), Some(other)) = (
+                before.place,
+                after.place,
+                before.chunks.first(),
+                after.chunks.first(),
+            ) && Arc::ptr_eq(one, other)
+            {
+                before.pass_chunk();
+                after.pass_chunk();
+                continue;
+            }
+            let (was, is) = (before.entry(), after.entry());
+            let order = match (was, is) {
+                (None, None) => return None,
+                (Some(_), None) => Ordering::Less,
+                (None, Some(_)) => Ordering::Greater,
+                (Some((was, _)), Some((is, _))) => was.cmp(is),
+            };
+            let was = was.filter(|_| order.is_le());
+            let is = is.filter(|_| order.is_ge());
+            if was.is_some() {
+                before.go_on();
+            }
+            if is.is_some() {
+                after.go_on();
+            }
+            match (was, is) {
+                (Some((_, was)), Some((_, is))) if was == is => {}
+                (Some((key, was)), None) => return Some((key, Some(was), None)),
+                (was, Some((key, is))) => return Some((key, was.map(|(_, was)| was), Some(is))),
+                (None, None) => return None,
+            }
+        }
+    }
+}
+
 impl<'a, K, V> IntoIterator for &'a SharedMap<K, V> {
     type Item = (&'a K, &'a V);
     type IntoIter = Iter<'a, K, V>;
@@ -261,7 +363,7 @@ impl<K: Ord + Borrow<Q>, Q: Ord + ?Sized, V> Index<&Q> for SharedMap<K, V> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use proptest::prelude::*;
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
@@ -295,7 +397,7 @@ mod tests {
         #[test]
         fn it_is_a_map_and_its_copies_stay_as_they_were(
             filled in 0..600_u16,
-            steps in proptest::collection::vec(step(), 0..800),
+            steps in vec(step(), 0..800),
             range in (0..650_u16, 0..650_u16),
         ) {
             let mut map: SharedMap<u16, u8> = (0..filled).map(|key| (key, 0)).collect();
@@ -330,6 +432,40 @@ mod tests {
                     prop_assert_eq!(map.contains_key(&key), model.contains_key(&key));
                 }
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn differences_are_all_that_differs(first in vec(step(), 0..300), then in vec(step(), 0..60)) {
+            let mut map = SharedMap::<u16, u8>::default();
+            let carry_out = |map: &mut SharedMap<u16, u8>, step: Step| match step {
+                Step::Insert(key, value) => {
+                    map.insert(key, value);
+                }
+                Step::Remove(key) => {
+                    map.remove(&key);
+                }
+                Step::Change(key, value) => {
+                    if let Some(there) = map.get_mut(&key) {
+                        *there = value;
+                    }
+                }
+                Step::Copy => {}
+            };
+            for key in (0..600).step_by(3) {
+                map.insert(key, 0);
+            }
+            first.into_iter().for_each(|step| carry_out(&mut map, step));
+            let before = map.clone();
+            then.into_iter().for_each(|step| carry_out(&mut map, step));
+            let keys: std::collections::BTreeSet<_> = before.keys().chain(map.keys()).collect();
+            let expected = keys
+                .into_iter()
+                .map(|key| (key, before.get(key), map.get(key)))
+                .filter(|(_, was, is)| was != is);
+            prop_assert!(map.differences(&before).eq(expected));
+            prop_assert_eq!(map.last(), map.iter().last());
         }
     }
 

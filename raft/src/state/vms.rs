@@ -57,6 +57,11 @@ impl Vms {
         self.all.is_empty()
     }
 
+    /// All, by their ids, to be copied and compared.
+    pub(super) fn all(&self) -> &SharedMap<VmId, Arc<Vm>> {
+        &self.all
+    }
+
     /// One.
     pub fn get(&self, id: &VmId) -> Option<&Arc<Vm>> {
         self.all.get(id)

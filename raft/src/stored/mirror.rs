@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::state::{Owned, OwnedMap, SharedMap, Vm, VmId, Vms};
+use crate::state::{Event, Events, Owned, OwnedMap, SharedMap, Vm, VmId, Vms};
 
 /// A stored form of `M`.
 pub trait Mirror<M>: Sized {
@@ -112,6 +112,20 @@ impl<K: Mirror<VmId> + Ord, T: Mirror<Arc<Vm>>> Mirror<Vms> for BTreeMap<K, T> {
     fn load(self) -> Vms {
         self.into_iter()
             .map(|(id, vm)| (id.load(), vm.load()))
+            .collect()
+    }
+}
+
+impl<T: Mirror<Arc<Event>>> Mirror<Events> for BTreeMap<u64, T> {
+    fn store(model: &Events) -> Self {
+        model
+            .iter()
+            .map(|(position, event)| (position, T::store(event)))
+            .collect()
+    }
+    fn load(self) -> Events {
+        self.into_iter()
+            .map(|(position, event)| (position, event.load()))
             .collect()
     }
 }

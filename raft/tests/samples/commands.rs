@@ -118,7 +118,15 @@ fn commands() -> Vec<(&'static str, Command)> {
                 schedulable: false,
             },
         ),
-        ("drain-node", Command::DrainNode { node: "n1".into() }),
+        (
+            "drain-node",
+            Command::DrainNode {
+                node: "n1".into(),
+                voters: vec![1, 2, 3],
+                silent: vec![3],
+                force: true,
+            },
+        ),
         (
             "stay-on-node",
             Command::StayOnNode {

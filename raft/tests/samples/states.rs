@@ -139,8 +139,43 @@ pub fn state() -> State {
         };
         state.tombstones.insert(object, tombstone);
     }
+    state.events = events();
     check(&state).unwrap();
     state
+}
+
+/// One of each kind, of each subject and for each audience.
+fn events() -> Events {
+    let subjects = [
+        Subject::Cluster,
+        Subject::Node(1),
+        Subject::Token(TokenId(0x21)),
+        Subject::Certificate(CertificateId(0x23)),
+        Subject::Quota,
+        Subject::Lease(LeaseId(0x61)),
+        Subject::Image(ImageId(0x31)),
+        Subject::Vm(VmId(0x41)),
+        Subject::Snapshot(OperationId(DERIVED_IDS).snapshot()),
+        Subject::Operation(OperationId(DERIVED_IDS)),
+    ];
+    let event = |(number, kind): (usize, &EventKind)| {
+        let event = Event {
+            at: 80 + number as u64,
+            kind: *kind,
+            subject: subjects[number % subjects.len()],
+            name: "a".into(),
+            node: "n1".into(),
+            detail: "because".into(),
+            audience: match number % 3 {
+                0 => Audience::Everybody,
+                1 => Audience::Administrators,
+                _ => Audience::Of(shared("bob")),
+            },
+            vm: (number % 2 == 0).then(captured),
+        };
+        (900 + number as u64, Arc::new(event))
+    };
+    EventKind::ALL.iter().enumerate().map(event).collect()
 }
 
 fn shared(owner: &str) -> Ownership {

@@ -279,10 +279,14 @@ Examples:
   fpagent node uncordon host-b
 
 It goes on by itself, whatever happens to this command, until `uncordon`. Ends with 1 when a VM could not be moved, and names it; asked for
-again, it is tried again. Snapshots that only this node holds stay there: it names them, too.")]
+again, it is tried again. Snapshots that only this node holds stay there: it names them, too. Refused when no majority of the nodes that vote
+would be there without it: switched off, it would leave a cluster that can change nothing. VMs run on even then.")]
     Drain {
         /// Its name or id.
         node: String,
+        /// Drain it also when no majority of the nodes that vote would be there without it.
+        #[arg(long)]
+        force: bool,
         /// Do not wait until its VMs are elsewhere.
         #[arg(long)]
         no_wait: bool,

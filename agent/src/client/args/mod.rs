@@ -1,6 +1,7 @@
 //! The command line: what can be typed. Names and options are a contract that scripts hold on to.
 
 pub mod cluster;
+pub mod event;
 pub mod guest;
 pub mod keep;
 pub mod map;
@@ -16,6 +17,7 @@ use ulid::Ulid;
 
 use self::{
     cluster::{AuthorityCommand, CertCommand, InitArgs, JoinArgs, NodeCommand, TokenCommand},
+    event::EventsArgs,
     keep::{KeepCommand, LeaseCommand},
     map::MapArgs,
     objects::{
@@ -232,6 +234,9 @@ Ends with 1 when a check failed.")]
     /// Long work: captures and forks.
     #[command(subcommand, after_help = objects::OPERATION_EXAMPLES)]
     Op(OperationCommand),
+    /// Tells what happens in the cluster.
+    #[command(after_help = event::EVENTS_EXAMPLES)]
+    Events(EventsArgs),
     /// Prints what a VM wrote on its console.
     #[command(after_help = objects::LOGS_EXAMPLES)]
     Logs(LogsArgs),

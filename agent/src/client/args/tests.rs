@@ -83,6 +83,7 @@ fn the_contract() {
         "snapshot create V S --owner O",
         "image import I --disk D --owner O",
         "op cancel O",
+        "events -f --since oldest --vm V --kind vm.failed --kind node",
         "logs V -f",
         "console V --linger 3s",
         "cp a V:/b",

@@ -5,6 +5,7 @@ pub mod backup;
 pub mod cert;
 pub mod console;
 pub mod copy;
+pub mod events;
 pub mod exec;
 pub mod fork;
 pub mod forward;

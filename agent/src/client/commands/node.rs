@@ -77,9 +77,17 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
         NodeCommand::Uncordon { node, change } => cordon(context, node, true, change).await,
         NodeCommand::Drain {
             node,
+            force,
             no_wait,
             change,
-        } => drain(context, node, no_wait, change).await,
+        } => {
+            let request = DrainNodeRequest {
+                node,
+                force,
+                request_id: change.id(),
+            };
+            drain(context, request, no_wait).await
+        }
         NodeCommand::Rm {
             node,
             force,
@@ -112,16 +120,7 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
 /// Between two looks at how far a node is drained.
 const LOOK: Duration = Duration::from_millis(250);
 
-async fn drain(
-    context: &Context,
-    node: String,
-    no_wait: bool,
-    change: Change,
-) -> Result<(), Failure> {
-    let request = DrainNodeRequest {
-        node,
-        request_id: change.id(),
-    };
+async fn drain(context: &Context, request: DrainNodeRequest, no_wait: bool) -> Result<(), Failure> {
     let reach = context.reach()?;
     let drained = reach.change(&request.request_id, async |attempt| {
         attempt

@@ -185,7 +185,8 @@ fn refused(failure: Failure) -> Refused {
         | Reason::HostUnfit
         | Reason::NotAllowed
         | Reason::NotSupported
-        | Reason::AuthorityReplaced => Refused::Final(failure),
+        | Reason::AuthorityReplaced
+        | Reason::BadPosition => Refused::Final(failure),
         _ => Refused::Failed(failure.message().to_owned()),
     }
 }

@@ -3,6 +3,7 @@
 pub mod authority;
 pub mod cluster;
 pub mod copy;
+pub mod event;
 pub mod fork;
 pub mod guest;
 pub mod image;

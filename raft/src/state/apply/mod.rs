@@ -3,6 +3,7 @@
 //! Each command validates everything first and changes the state after that, so that a refusal leaves it as it was.
 
 mod authority;
+mod drain;
 mod fork;
 mod image;
 mod leaving;
@@ -21,6 +22,7 @@ mod vm;
 
 use super::{
     command::{Command, Proposal},
+    events::Before,
     model::{Labels, Millis, State},
     owners::Actor,
     requests::RequestRecord,
@@ -85,8 +87,19 @@ fn is_request_id(id: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-')
 }
 
-/// Sends each command to its place.
+/// Carries out a command, and notes what happened.
 fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
+    let before = Before::of(state);
+    let outcome = carry_out(state, by, now, command);
+    // A refusal leaves the state as it was.
+    if outcome.is_ok() {
+        before.tell(state, now);
+    }
+    outcome
+}
+
+/// Sends each command to its place.
+fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
     match command {
         Command::Found {
             cluster,
@@ -146,7 +159,12 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
         Command::CordonNode { node, schedulable } => {
             membership::cordon_node(state, node, *schedulable)
         }
-        Command::DrainNode { node } => moving::drain_node(state, now, node),
+        Command::DrainNode {
+            node,
+            voters,
+            silent,
+            force,
+        } => drain::drain_node(state, now, node, (voters, silent), *force),
         Command::StayOnNode { node, vm, reason } => moving::stay_on_node(state, *node, *vm, reason),
 
         Command::ImportImage { .. } => image::import(state, by, now, command),

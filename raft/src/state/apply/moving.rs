@@ -14,8 +14,8 @@ use crate::state::{
     command::{Candidate, Command, Constraints, Placing},
     ids::{NodeId, OperationId, VmId},
     model::{
-        CaptureMode, ChildResult, Content, Drain, Labels, Millis, ObjectId, Operation,
-        OperationKind, OperationState, Phase, Power, Source, State, Vm,
+        CaptureMode, ChildResult, Content, Labels, Millis, ObjectId, Operation, OperationKind,
+        OperationState, Phase, Power, Source, State, Vm,
     },
     names,
     owners::{Actor, Owned as _},
@@ -287,19 +287,6 @@ fn note_moved(vm: &mut Vm, operation: &Operation, result: &ChildResult) {
             Phase::Failed
         }
     };
-}
-
-pub(super) fn drain_node(state: &mut State, now: Millis, node: &str) -> Outcome {
-    let id = names::node(state, node)?.id;
-    if let Some(node) = state.nodes.get_mut(&id) {
-        let node = Arc::make_mut(node);
-        node.schedulable = false;
-        node.drain = Some(Drain {
-            since: now,
-            stays: Default::default(),
-        });
-    }
-    Ok(Response::Node(id))
 }
 
 /// Never refused: the VM may be gone, or the node not be drained any more.

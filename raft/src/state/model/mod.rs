@@ -24,6 +24,7 @@ use std::{
 
 use super::{
     authority::Replacement,
+    events::Events,
     ids::{
         CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
     },
@@ -73,6 +74,8 @@ pub struct State {
     pub tombstones: SharedMap<ObjectId, Tombstone>,
     /// What became of requests: the last [`crate::state::KEPT_REQUESTS`].
     pub requests: Requests,
+    /// What happened: the last [`crate::state::KEPT_EVENTS`].
+    pub events: Events,
     /// The time of which nothing is known, once the state was put back.
     pub forgotten: Option<Forgotten>,
     /// The authority's replacement that is under way, or the last one; `None` while there was none.

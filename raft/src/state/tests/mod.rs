@@ -1,6 +1,7 @@
 //! A small cluster's state, and commands to change it.
 
 mod authority;
+mod events;
 mod family;
 mod forks;
 mod leaving;
@@ -227,6 +228,16 @@ impl World {
             Response::Operation(operation) => operation,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Has a node be drained, whoever votes.
+    fn drain(&mut self, node: &str) {
+        self.ok(Command::DrainNode {
+            node: node.into(),
+            voters: vec![1, 2, 3],
+            silent: Vec::new(),
+            force: true,
+        });
     }
 
     /// Lets a capture succeed.

@@ -253,7 +253,7 @@ fn a_drained_node_takes_nothing_and_tells_what_stays() {
     let id = world.running("a");
     let node = world.find("a").node;
     let name = world.state.nodes[&node].name.clone();
-    world.ok(Command::DrainNode { node: name.clone() });
+    world.drain(&name);
     let stays = |world: &World| {
         let drain = world.state.nodes[&node].drain.as_ref();
         drain.map(|drain| drain.stays.len())
@@ -268,7 +268,7 @@ fn a_drained_node_takes_nothing_and_tells_what_stays() {
         assert_eq!(stays(&world), Some(known));
     }
     // Asked for again, all are tried again.
-    world.ok(Command::DrainNode { node: name.clone() });
+    world.drain(&name);
     assert_eq!(stays(&world), Some(0));
     world.ok(Command::StayOnNode {
         node,
@@ -298,4 +298,50 @@ fn a_node_that_is_removed_ends_moves_to_it() {
     });
     assert!(!world.is_open(operation));
     assert_eq!(world.find("a").node, from);
+}
+
+#[test]
+fn a_drain_leaves_a_majority_of_the_voters() {
+    let mut world = World::new();
+    for name in ["n3", "n4", "n5", "n6"] {
+        let node = world.join(name);
+        world.report_capacity(node, capacity());
+    }
+    let drain = |node: &str, voters: &[NodeId], silent: &[NodeId], force| Command::DrainNode {
+        node: node.into(),
+        voters: voters.to_vec(),
+        silent: silent.to_vec(),
+        force,
+    };
+    let three = &[1, 2, 3];
+    assert_eq!(
+        world.wrong_state(drain("n1", three, &[2], false)),
+        "cannot be drained: without it 2 of 3 voters would be away, and 2 must be there: n2 is offline; bring n2 back first, or use --force"
+    );
+    // Who has no vote takes none away; nor does one that is silent itself take more.
+    world.ok(drain("n4", three, &[2], false));
+    world.ok(drain("n2", three, &[2], false));
+    let problem = world.wrong_state(drain("n1", three, &[], false));
+    assert!(
+        problem.contains("n2 is drained; `fpagent node uncordon n2`"),
+        "{problem}"
+    );
+    // Asked for again, it is as it was; and who says so has it.
+    world.ok(drain("n2", three, &[1], false));
+    world.ok(drain("n1", three, &[], true));
+    // Five do with three; two need both, and one itself.
+    let five = &[1, 2, 3, 5, 6];
+    let problem = world.wrong_state(drain("n5", five, &[], false));
+    assert!(
+        problem.contains("3 of 5 voters would be away, and 3 must"),
+        "{problem}"
+    );
+    for (voters, counts) in [(&[5, 6][..], "1 of 2"), (&[5], "1 of 1")] {
+        let problem = world.wrong_state(drain("n5", voters, &[], false));
+        assert!(
+            problem.contains(counts) && problem.contains("join more"),
+            "{problem}"
+        );
+    }
+    world.ok(drain("n5", &[2, 3, 4, 5, 6], &[], true));
 }
