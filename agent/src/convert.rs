@@ -535,6 +535,7 @@ pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot 
         state: is.into(),
         safety: match content.map(|content| &content.safety) {
             None => v1::SnapshotSafety::Unspecified,
+            Some(_) if snapshot.is_replicated() => v1::SnapshotSafety::Replicated,
             Some(Safety::Memory) => v1::SnapshotSafety::Memory,
             Some(Safety::Disk(_)) => v1::SnapshotSafety::Disk,
         }
@@ -552,6 +553,13 @@ pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot 
         warm: snapshot.warm,
         ready: 0,
         reason: snapshot.lost.clone(),
+        replicas: snapshot.replicas,
+        copies_on_disk: snapshot.copies_on_disk(),
+        copies: snapshot
+            .copies
+            .iter()
+            .map(|node| node_name(state, *node))
+            .collect(),
     }
 }
 

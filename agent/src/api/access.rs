@@ -120,6 +120,7 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("GetSnapshot", VIEWER),
             ("TagSnapshot", OPERATOR),
             ("WarmSnapshot", OPERATOR),
+            ("ReplicateSnapshot", OPERATOR),
             ("DeleteSnapshot", OPERATOR),
         ],
     ),

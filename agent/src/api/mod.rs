@@ -251,6 +251,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::CancelOperation { operation } => format!("operation {operation}"),
         Command::TagSnapshot { snapshot, .. }
         | Command::WarmSnapshot { snapshot, .. }
+        | Command::ReplicateSnapshot { snapshot, .. }
         | Command::DeleteSnapshot { snapshot } => format!("snapshot {snapshot}"),
         Command::Share { object, with, stop } => {
             let what = called(object);
@@ -288,6 +289,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::Expire
         | Command::LostSnapshot { .. }
         | Command::HoldSnapshot { .. }
+        | Command::PlaceCopies { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
     }

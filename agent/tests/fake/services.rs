@@ -275,6 +275,13 @@ impl snapshot_service_server::SnapshotService for Shared {
         unused()
     }
 
+    async fn replicate_snapshot(
+        &self,
+        _request: Request<ReplicateSnapshotRequest>,
+    ) -> Answer<Snapshot> {
+        unused()
+    }
+
     async fn delete_snapshot(
         &self,
         _request: Request<DeleteSnapshotRequest>,

@@ -199,6 +199,9 @@ pub enum Command {
         name: Option<String>,
         mode: CaptureMode,
         life: Life,
+        /// On how many nodes it is to be; 0 for no number.
+        replicas: u32,
+        candidates: Vec<Candidate>,
         expires_at: Millis,
     },
     /// Begins to set a VM to the moment of a snapshot (with the VM's name or id when the user gave it before the `@`); without
@@ -283,6 +286,19 @@ pub enum Command {
         vm: Option<String>,
         count: u32,
     },
+    /// Says on how many nodes a snapshot is to be, of those that hold it and those that the proposer knows to be online; with the VM's name or
+    /// id when the user gave it. Refused when there are not so many.
+    ReplicateSnapshot {
+        snapshot: String,
+        vm: Option<String>,
+        replicas: u32,
+        candidates: Vec<Candidate>,
+    },
+    /// Has other nodes hold the copies of snapshots that those hold, or were to, which have been silent for too long.
+    PlaceCopies {
+        candidates: Vec<Candidate>,
+        lost: Vec<NodeId>,
+    },
     /// Deletes a snapshot.
     DeleteSnapshot { snapshot: String },
     /// A node found that it no longer has what a snapshot is made of (its host was restarted, a file is damaged). The snapshot
@@ -361,6 +377,7 @@ impl Command {
             | Self::LostSnapshot { .. }
             | Self::HoldSnapshot { .. }
             | Self::SecureSnapshot { .. }
+            | Self::PlaceCopies { .. }
             | Self::RenewLease { .. }
             | Self::Expire
             | Self::Purged { .. } => true,
@@ -388,6 +405,7 @@ impl Command {
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }
             | Self::WarmSnapshot { .. }
+            | Self::ReplicateSnapshot { .. }
             | Self::DeleteSnapshot { .. }
             | Self::CreateLease { .. }
             | Self::EndLease { .. }

@@ -225,6 +225,22 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "replicate-snapshot",
+            Command::ReplicateSnapshot {
+                snapshot: "gold".into(),
+                vm: Some("a".into()),
+                replicas: 2,
+                candidates: candidates(),
+            },
+        ),
+        (
+            "place-copies",
+            Command::PlaceCopies {
+                candidates: candidates(),
+                lost: vec![2],
+            },
+        ),
+        (
             "delete-snapshot",
             Command::DeleteSnapshot {
                 snapshot: "a@gold".into(),
@@ -565,6 +581,8 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         name: name.map(Into::into),
         mode,
         life: Life::Unbounded,
+        replicas: 2,
+        candidates: candidates(),
         expires_at: 9_000,
     };
     let fork = |source, name: Option<&str>, by_guest, placing| Command::Fork {

@@ -183,6 +183,13 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
             }),
         ),
         (
+            "too-few-nodes".into(),
+            Err(Rejection::TooFewNodes {
+                wanted: 3,
+                reasons: vec!["n2 is cordoned".into()],
+            }),
+        ),
+        (
             "invalid".into(),
             Err(Rejection::InvalidField {
                 field: "cpus".into(),

@@ -1,6 +1,6 @@
 //! A state with one of everything.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use raft::state::*;
 
@@ -310,6 +310,8 @@ fn add_operations(state: &mut State) {
             },
             operation,
             warm: number as u32,
+            replicas: 2,
+            copies: BTreeSet::from([1]),
             content,
             lost: "its host was restarted".into(),
             created_at: 60,

@@ -452,7 +452,9 @@ pub struct ForkArgs {
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
     /// Captures a VM, which goes on afterwards as it was.
-    #[command(after_help = "Examples:\n  fpagent snapshot create demo before-test")]
+    #[command(
+        after_help = "Examples:\n  fpagent snapshot create demo before-test\n  fpagent snapshot create demo golden --replicas 2 --wait"
+    )]
     Create {
         /// Name or id of the VM.
         vm: String,
@@ -462,6 +464,12 @@ pub enum SnapshotCommand {
         /// Whether the VM is copied while it runs, or after it was stopped.
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
+        /// Have it be on so many hosts, its own included.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        replicas: Option<u32>,
+        /// Wait until it is on the disks of as many hosts as are asked for.
+        #[arg(long)]
+        wait: bool,
         /// See there.
         #[command(flatten)]
         keep: KeepArgs,
@@ -504,6 +512,23 @@ pub enum SnapshotCommand {
         /// How many, 0 to 1000.
         #[arg(short = 'n', long, value_name = "N")]
         count: u32,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Has a snapshot be on so many hosts: those that lack it fetch it, and one that is lost gives way to another.
+    #[command(
+        after_help = "Examples:\n  fpagent snapshot replicate golden --replicas 2\n  fpagent snapshot replicate web@golden --replicas 3 --wait\n  fpagent snapshot show golden           # replicated once they have it"
+    )]
+    Replicate {
+        /// Its name or id, or VM@NAME.
+        snapshot: String,
+        /// On how many hosts. What others hold besides stays there.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        replicas: u32,
+        /// Wait until it is on their disks.
+        #[arg(long)]
+        wait: bool,
         /// See there.
         #[command(flatten)]
         change: Change,

@@ -290,6 +290,9 @@ fn a_snapshot() {
         capture: Some(capture),
         warm: 2,
         ready: 1,
+        replicas: 2,
+        copies_on_disk: 1,
+        copies: vec!["host-b".into(), "host-c".into()],
         reason: String::new(),
         owner: "ann".into(),
         sharing: None,
@@ -304,7 +307,7 @@ fn a_snapshot() {
             "capture": {"pauseMs": 4.5, "agentPauseMs": 0.0, "aheadMs": 0.0, "stopMs": 0.0, "diskMs": 0.0, "devicesMs": 0.0,
                         "scanMs": 0.0, "copyMs": 0.0, "contMs": 0.0, "writeMs": 0.0, "rounds": 2, "aheadBytes": 0,
                         "pausedBytes": 0, "newBase": false, "mode": "live", "note": ""},
-            "warm": 2, "ready": 1,
+            "warm": 2, "ready": 1, "replicas": 2, "copiesOnDisk": 1, "copies": ["host-b", "host-c"],
         }),
     );
     rows(&snapshot);

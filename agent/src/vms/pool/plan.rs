@@ -137,6 +137,8 @@ mod tests {
             content: Some(content),
             lost: String::new(),
             warm,
+            replicas: 0,
+            copies: Default::default(),
             life: Default::default(),
             created_at: 0,
         }

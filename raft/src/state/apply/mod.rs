@@ -13,6 +13,7 @@ mod operation;
 mod placement;
 mod quota;
 mod removal;
+mod replicas;
 mod reset;
 mod settings;
 mod share;
@@ -184,6 +185,8 @@ fn command(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Out
             vm,
             count,
         } => snapshot::warm(state, by, snapshot, vm.as_deref(), *count),
+        Command::ReplicateSnapshot { .. } => replicas::replicate(state, by, command),
+        Command::PlaceCopies { candidates, lost } => replicas::place(state, candidates, lost),
         Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, by, now, snapshot),
         Command::LostSnapshot {
             snapshot,

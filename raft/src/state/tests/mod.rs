@@ -13,6 +13,7 @@ mod properties;
 mod put_back;
 mod quotas;
 mod removal;
+mod replicas;
 mod reset;
 mod told;
 mod vms;
@@ -218,6 +219,8 @@ impl World {
             name: name.map(Into::into),
             mode: CaptureMode::Auto,
             life: Life::Unbounded,
+            replicas: 0,
+            candidates: Vec::new(),
             expires_at: self.now + 60_000,
         }
     }
