@@ -409,6 +409,7 @@ pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: boo
         created_at: Some(timestamp(vm.created_at)),
         expires_at: life(vm.life).0,
         lease: life(vm.life).1,
+        snapshots: spec::schedule_message(vm),
         generation: vm.generation,
         power: match vm.power {
             Power::Running => v1::PowerState::Running,
@@ -554,6 +555,7 @@ pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot 
         ready: 0,
         reason: snapshot.lost.clone(),
         replicas: snapshot.replicas,
+        scheduled: snapshot.is_scheduled,
         copies_on_disk: snapshot.copies_on_disk(),
         copies: snapshot
             .copies

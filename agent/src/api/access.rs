@@ -106,6 +106,7 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("ResetVm", OPERATOR),
             ("SuspendVm", OPERATOR),
             ("MoveVm", OPERATOR),
+            ("ProtectVm", OPERATOR),
             ("WaitVm", VIEWER),
             ("Fork", OPERATOR),
             ("ReadLogs", VIEWER),

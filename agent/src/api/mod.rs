@@ -241,6 +241,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::SetPower { vm, action } => format!("VM {vm}, {action:?}"),
         Command::DeleteVm { vm, .. }
         | Command::ResetVm { vm, .. }
+        | Command::ProtectVm { vm, .. }
         | Command::SuspendVm { vm, .. } => format!("VM {vm}"),
         Command::MoveVm { vm, node, .. } => match node {
             Some(node) => format!("VM {vm}, to node {node}"),
@@ -290,6 +291,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::LostSnapshot { .. }
         | Command::HoldSnapshot { .. }
         | Command::PlaceCopies { .. }
+        | Command::TakeScheduled { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
     }

@@ -119,6 +119,10 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
+    async fn protect_vm(&self, _request: Request<ProtectVmRequest>) -> Answer<Vm> {
+        unused()
+    }
+
     async fn move_vm(&self, request: Request<MoveVmRequest>) -> Answer<MoveVmResponse> {
         let request = request.into_inner();
         self.obey(&request.request_id).await?;

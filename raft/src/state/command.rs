@@ -8,7 +8,7 @@ use super::ids::{
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
     FileId, GuestAgent, Labels, Life, Limits, Machine, Millis, Network, ObjectId, Phase,
-    RestartPolicy, Role, Unready,
+    RestartPolicy, Role, Schedule, Unready,
 };
 use super::{owners::Actor, quotas::Quota};
 
@@ -173,6 +173,7 @@ pub enum Command {
         self_fork: u32,
         unready: Unready,
         life: Life,
+        schedule: Option<Schedule>,
     },
     /// Changes how a VM should be.
     SetPower { vm: String, action: PowerAction },
@@ -294,6 +295,20 @@ pub enum Command {
         replicas: u32,
         candidates: Vec<Candidate>,
     },
+    /// Says which snapshots a VM's node takes of it by itself; none, with `None`. Those that it took stay.
+    ProtectVm {
+        vm: String,
+        schedule: Option<Schedule>,
+        candidates: Vec<Candidate>,
+    },
+    /// The node of a VM begins to take one that is due. Refused when it is not, so that it is taken once.
+    TakeScheduled {
+        operation: OperationId,
+        vm: VmId,
+        node: NodeId,
+        candidates: Vec<Candidate>,
+        expires_at: Millis,
+    },
     /// Has other nodes hold the copies of snapshots that those hold, or were to, which have been silent for too long.
     PlaceCopies {
         candidates: Vec<Candidate>,
@@ -406,6 +421,8 @@ impl Command {
             | Self::TagSnapshot { .. }
             | Self::WarmSnapshot { .. }
             | Self::ReplicateSnapshot { .. }
+            | Self::ProtectVm { .. }
+            | Self::TakeScheduled { .. }
             | Self::DeleteSnapshot { .. }
             | Self::CreateLease { .. }
             | Self::EndLease { .. }

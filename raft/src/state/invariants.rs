@@ -336,6 +336,11 @@ fn snapshots(state: &State) -> Result<(), Violation> {
             id,
             "the nodes for its copies exist, and are not more than were asked for",
         )?;
+        hold(
+            !snapshot.is_scheduled || snapshot.name.is_none(),
+            id,
+            "what a schedule keeps has no name",
+        )?;
         let parent_exists = snapshot
             .parent
             .is_none_or(|parent| state.snapshots.contains_key(&parent));

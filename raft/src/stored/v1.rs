@@ -98,6 +98,7 @@ mirrors! {
             self_fork: u32,
             unready: Unready,
             life: Life,
+            schedule: Option<Schedule>,
         },
         SetPower { vm: String, action: PowerAction },
         DeleteVm { vm: String, force: bool },
@@ -139,6 +140,8 @@ mirrors! {
         TagSnapshot { snapshot: String, name: String },
         WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
         ReplicateSnapshot { snapshot: String, vm: Option<String>, replicas: u32, candidates: Vec<Candidate> },
+        ProtectVm { vm: String, schedule: Option<Schedule>, candidates: Vec<Candidate> },
+        TakeScheduled { operation: Id, vm: Id, node: NodeId, candidates: Vec<Candidate>, expires_at: Millis },
         PlaceCopies { candidates: Vec<Candidate>, lost: Vec<NodeId> },
         DeleteSnapshot { snapshot: String },
         LostSnapshot { snapshot: Id, node: NodeId, reason: String },
@@ -363,7 +366,10 @@ mirrors! {
         life: Life,
         own_bytes: u64,
         disk: Option<Vec<Id>>,
+        schedule: Option<Schedule>,
+        next_snapshot: Millis,
     }
+    struct Schedule { every: Millis, keep: u32, replicas: u32 }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
         id: Id,
@@ -381,6 +387,7 @@ mirrors! {
         warm: u32,
         replicas: u32,
         copies: BTreeSet<NodeId>,
+        is_scheduled: bool,
         life: Life,
         created_at: Millis,
     }

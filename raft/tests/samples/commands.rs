@@ -234,6 +234,24 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "protect",
+            Command::ProtectVm {
+                vm: "a".into(),
+                schedule: Some(super::schedule()),
+                candidates: candidates(),
+            },
+        ),
+        (
+            "take-scheduled",
+            Command::TakeScheduled {
+                operation,
+                vm: VmId(0x41),
+                node: 2,
+                candidates: candidates(),
+                expires_at: 9_000,
+            },
+        ),
+        (
             "place-copies",
             Command::PlaceCopies {
                 candidates: candidates(),
@@ -458,6 +476,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         self_fork: 1_000,
         unready: Unready::Hold,
         life: Life::Unbounded,
+        schedule: Some(super::schedule()),
     };
     let phases = [
         Phase::Pending,

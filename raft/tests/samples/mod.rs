@@ -7,6 +7,14 @@ use raft::state::*;
 
 pub use self::{commands::proposals, states::state};
 
+fn schedule() -> Schedule {
+    Schedule {
+        every: 300_000,
+        keep: 3,
+        replicas: 2,
+    }
+}
+
 fn labels() -> Labels {
     Labels::from([
         ("team".into(), "blue".into()),

@@ -41,6 +41,8 @@ pub struct SnapshotView {
     pub replicas: u32,
     pub copies_on_disk: u32,
     pub copies: Vec<String>,
+    /// Its VM's schedule keeps it.
+    pub scheduled: bool,
 }
 
 /// How a capture went.
@@ -99,6 +101,7 @@ impl From<v1::Snapshot> for SnapshotView {
             replicas: snapshot.replicas,
             copies_on_disk: snapshot.copies_on_disk,
             copies: snapshot.copies,
+            scheduled: snapshot.scheduled,
         }
     }
 }

@@ -687,6 +687,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         warm: 0,
         replicas: 0,
         copies: BTreeSet::new(),
+        is_scheduled: false,
         life: Default::default(),
         created_at: 0,
     }

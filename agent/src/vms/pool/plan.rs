@@ -139,6 +139,7 @@ mod tests {
             warm,
             replicas: 0,
             copies: Default::default(),
+            is_scheduled: false,
             life: Default::default(),
             created_at: 0,
         }

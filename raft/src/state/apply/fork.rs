@@ -509,6 +509,7 @@ fn add_capture(
         warm: 0,
         replicas: 0,
         copies: BTreeSet::new(),
+        is_scheduled: false,
         life: Life::Unbounded,
         created_at: now,
     };

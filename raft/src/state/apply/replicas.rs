@@ -89,6 +89,22 @@ pub(super) fn of_capture(
     chosen(state, &copied, replicas, &rooms(candidates))
 }
 
+/// The same where fewer are better than none.
+pub(super) fn as_many_as_there_are(
+    state: &State,
+    node: NodeId,
+    replicas: u32,
+    candidates: &[Candidate],
+) -> BTreeSet<NodeId> {
+    let here = BTreeSet::from([node]);
+    let copied = Copied {
+        first: &here,
+        holders: &here,
+        content: None,
+    };
+    pick(state, &copied, replicas, &rooms(candidates)).chosen
+}
+
 /// Never refused: what was to be replaced may have come back, or be gone.
 pub(super) fn place(state: &mut State, candidates: &[Candidate], lost: &[NodeId]) -> Outcome {
     for (id, copies) in state.copies_to_replace(candidates, lost) {

@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub replicas: u32,
     /// Which those are to be: chosen when that was asked for, and again when one is lost. They fetch it. Others may hold it, too.
     pub copies: BTreeSet<NodeId>,
+    /// Whether its VM's schedule had it taken, and keeps it until newer ones are safe.
+    pub is_scheduled: bool,
     /// How long it is kept. After that it goes with the last that depends on it.
     pub life: Life,
     /// When it was asked for.

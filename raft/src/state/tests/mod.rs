@@ -15,6 +15,7 @@ mod quotas;
 mod removal;
 mod replicas;
 mod reset;
+mod schedule;
 mod told;
 mod vms;
 
@@ -135,6 +136,7 @@ impl World {
             self_fork: 0,
             unready: Unready::default(),
             life: Life::Unbounded,
+            schedule: None,
         }
     }
 

@@ -175,6 +175,7 @@ fn create() -> impl Strategy<Value = Command> {
                     self_fork,
                     unready: Unready::default(),
                     life,
+                    schedule: None,
                 }
             },
         )
@@ -483,6 +484,31 @@ fn lives() -> impl Strategy<Value = Command> {
     ]
 }
 
+fn schedules() -> impl Strategy<Value = Command> {
+    let schedule = (9_999..10_002u64, 0..3u32, 1..3u32);
+    let schedule = schedule.prop_map(|(every, keep, replicas)| Schedule {
+        every,
+        keep,
+        replicas,
+    });
+    let protect = (vm(), option::weighted(0.9, schedule), 1..3u64);
+    let take = (operation(), vm_id(), 1..3u64);
+    prop_oneof![
+        1 => protect.prop_map(|(vm, schedule, last)| Command::ProtectVm {
+            vm,
+            schedule,
+            candidates: online(1..=last),
+        }),
+        1 => take.prop_map(|(operation, vm, node)| Command::TakeScheduled {
+            operation,
+            vm,
+            node,
+            candidates: online([1, 2]),
+            expires_at: 9,
+        }),
+    ]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         1 => membership(),
@@ -534,6 +560,7 @@ fn command() -> impl Strategy<Value = Command> {
             replicas,
             candidates: online(1..=last),
         }),
+        3 => schedules(),
         2 => (1..4u64, 1..4u64).prop_map(|(lost, last)| Command::PlaceCopies { candidates: online(1..=last), lost: vec![lost] }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node, reason: String::new() }),
@@ -587,6 +614,7 @@ fn is_of_users(command: &Command) -> bool {
         | Command::TagSnapshot { .. }
         | Command::WarmSnapshot { .. }
         | Command::ReplicateSnapshot { .. }
+        | Command::ProtectVm { .. }
         | Command::DeleteSnapshot { .. }
         | Command::CreateLease { .. }
         | Command::RenewLease { .. }
