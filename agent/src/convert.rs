@@ -409,6 +409,7 @@ pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: boo
         created_at: Some(timestamp(vm.created_at)),
         expires_at: life(vm.life).0,
         lease: life(vm.life).1,
+        snapshots: spec::schedule_message(vm),
         generation: vm.generation,
         power: match vm.power {
             Power::Running => v1::PowerState::Running,
@@ -535,6 +536,7 @@ pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot 
         state: is.into(),
         safety: match content.map(|content| &content.safety) {
             None => v1::SnapshotSafety::Unspecified,
+            Some(_) if snapshot.is_replicated() => v1::SnapshotSafety::Replicated,
             Some(Safety::Memory) => v1::SnapshotSafety::Memory,
             Some(Safety::Disk(_)) => v1::SnapshotSafety::Disk,
         }
@@ -552,6 +554,14 @@ pub fn snapshot(state: &State, by: &Actor, snapshot: &Snapshot) -> v1::Snapshot 
         warm: snapshot.warm,
         ready: 0,
         reason: snapshot.lost.clone(),
+        replicas: snapshot.replicas,
+        scheduled: snapshot.is_scheduled,
+        copies_on_disk: snapshot.copies_on_disk(),
+        copies: snapshot
+            .copies
+            .iter()
+            .map(|node| node_name(state, *node))
+            .collect(),
     }
 }
 

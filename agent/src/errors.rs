@@ -335,6 +335,11 @@ fn rejected(rejection: &Rejection) -> Answer {
             "ask for less, use --spread or other nodes, free room on these (they keep back --reserve-memory and --reserve-disk), or add one; \
              see `fpagent node ls -o wide`",
         ),
+        Rejection::TooFewNodes { .. } => Answer::new(
+            ResourceExhausted,
+            Reason::NoCapacity,
+            "ask for fewer copies, uncordon nodes or start their agents, or add one; see `fpagent node ls`",
+        ),
         Rejection::RequestIdReused { .. } => Answer {
             field: Some("requestId".to_owned()),
             ..Answer::new(

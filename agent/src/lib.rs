@@ -27,6 +27,7 @@ pub mod reconcile;
 pub mod recovery;
 pub mod removal;
 pub mod replacing;
+pub mod schedules;
 pub mod secrets;
 pub mod store;
 pub mod transfer;

@@ -1,4 +1,5 @@
-//! What the leader does about time: what has outlived its own is deleted, and operations do not wait for ever for a node that is gone.
+//! What the leader does about time: what has outlived its own is deleted, operations do not wait for ever for a node that is gone, and the
+//! copies that it holds of snapshots are made elsewhere.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +39,23 @@ pub async fn run(node: Arc<Node>) {
         for command in waited_for_too_long(&state, node.lost_after, silent_for) {
             propose(&node, command).await;
         }
+        if let Some(command) = copies_elsewhere(&node, &state, silent_for) {
+            propose(&node, command).await;
+        }
     }
+}
+
+/// Has the copies of snapshots that nodes hold which are silent for so long be made on others, where there are others.
+fn copies_elsewhere(
+    node: &Node,
+    state: &State,
+    silent_for: impl Fn(NodeId) -> Duration,
+) -> Option<Command> {
+    let is_lost = |id: &&NodeId| silent_for(**id) >= node.lost_after;
+    let lost: Vec<NodeId> = state.nodes.keys().filter(is_lost).copied().collect();
+    let candidates = node.candidates();
+    let replaced = state.copies_to_replace(&candidates, &lost);
+    (!replaced.is_empty()).then_some(Command::PlaceCopies { candidates, lost })
 }
 
 /// What is given up of nodes that are silent for so long.

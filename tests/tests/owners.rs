@@ -151,6 +151,7 @@ fn naming(call: &str, theirs: &Theirs) -> Vec<Value> {
         "SnapshotService/TagSnapshot" => vec![json!({"snapshot": of_vm, "name": "mine"})],
         "SnapshotService/GetSnapshot"
         | "SnapshotService/WarmSnapshot"
+        | "SnapshotService/ReplicateSnapshot"
         | "SnapshotService/DeleteSnapshot" => vec![json!({"snapshot": of_vm})],
         "GuestService/Exec" => vec![json!({"start": {"vm": vm, "argv": ["dHJ1ZQ=="]}})],
         "GuestService/Forward" => vec![json!({"start": {"vm": vm, "port": 80}})],

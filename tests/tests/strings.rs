@@ -69,6 +69,8 @@ fn sound(call: &str) -> serde_json::Value {
         "VmService/ResetVm" => json!({"vm": "nobody", "snapshot": "nothing"}),
         "SnapshotService/TagSnapshot" => json!({"snapshot": "nothing", "name": "made"}),
         "SnapshotService/WarmSnapshot" => json!({"snapshot": "nothing", "count": 1}),
+        "VmService/ProtectVm" => json!({"vm": "nobody"}),
+        "SnapshotService/ReplicateSnapshot" => json!({"snapshot": "nothing", "replicas": 1}),
         "ClusterService/CreateCertificate" => json!({"name": "made", "role": 1}),
         "ImageService/ImportImage" => json!({"header": {"name": "made"}}),
         "GuestService/Exec" => json!({"start": {"vm": "v", "argv": ["dHJ1ZQ=="]}}),

@@ -244,6 +244,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::SetPower { vm, action } => format!("VM {vm}, {action:?}"),
         Command::DeleteVm { vm, .. }
         | Command::ResetVm { vm, .. }
+        | Command::ProtectVm { vm, .. }
         | Command::SuspendVm { vm, .. } => format!("VM {vm}"),
         Command::MoveVm { vm, node, .. } => match node {
             Some(node) => format!("VM {vm}, to node {node}"),
@@ -254,6 +255,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         Command::CancelOperation { operation } => format!("operation {operation}"),
         Command::TagSnapshot { snapshot, .. }
         | Command::WarmSnapshot { snapshot, .. }
+        | Command::ReplicateSnapshot { snapshot, .. }
         | Command::DeleteSnapshot { snapshot } => format!("snapshot {snapshot}"),
         Command::Share { object, with, stop } => {
             let what = called(object);
@@ -291,6 +293,8 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::Expire
         | Command::LostSnapshot { .. }
         | Command::HoldSnapshot { .. }
+        | Command::PlaceCopies { .. }
+        | Command::TakeScheduled { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
     }

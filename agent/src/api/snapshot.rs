@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use proto::v1::{
     CreateSnapshotRequest, DeleteSnapshotRequest, DeleteSnapshotResponse, GetSnapshotRequest,
-    ListSnapshotsRequest, ListSnapshotsResponse, Snapshot, SnapshotState, TagSnapshotRequest,
-    WarmSnapshotRequest, snapshot_service_server::SnapshotService,
+    ListSnapshotsRequest, ListSnapshotsResponse, ReplicateSnapshotRequest, Snapshot, SnapshotState,
+    TagSnapshotRequest, WarmSnapshotRequest, snapshot_service_server::SnapshotService,
 };
 use raft::state::{
-    Actor, Command, Kind, ObjectId, OperationId, Rejection, Response as Outcome, SnapshotId, names,
+    Actor, Candidate, Command, Kind, ObjectId, OperationId, Rejection, Response as Outcome,
+    SnapshotId, names,
 };
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
@@ -42,6 +44,7 @@ impl SnapshotService for Api {
         {
             self.prepare(vm.node, operation, Source::Vm(vm.id), vec![], mode);
         }
+        let wait = request.wait;
         let name = Some(request.name).filter(|name| !name.is_empty());
         let expires_at = self.expiry();
         let command = Command::CreateSnapshot {
@@ -50,6 +53,8 @@ impl SnapshotService for Api {
             name,
             mode,
             life,
+            replicas: request.replicas,
+            candidates: self.candidates_for(request.replicas),
             expires_at,
         };
         let operation = match self.change(&by, key, command, deadline).await? {
@@ -57,6 +62,9 @@ impl SnapshotService for Api {
             other => return Err(unexpected(other).into()),
         };
         let ended = self.ended_operation(operation, deadline).await?;
+        if wait {
+            self.held_as_asked(&by, ended.snapshot, deadline).await?;
+        }
         self.snapshot_message(&by, ended.snapshot)
             .map(Response::new)
             .map_err(Status::from)
@@ -115,6 +123,30 @@ impl SnapshotService for Api {
         }
     }
 
+    async fn replicate_snapshot(
+        &self,
+        request: Request<ReplicateSnapshotRequest>,
+    ) -> Result<Response<Snapshot>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let (vm, name) = vm_and_name(&request.snapshot);
+        let command = Command::ReplicateSnapshot {
+            snapshot: name.to_owned(),
+            vm: vm.map(str::to_owned),
+            replicas: request.replicas,
+            candidates: self.node.candidates(),
+        };
+        let id = match self.change(&by, key, command, deadline).await? {
+            Outcome::Snapshot(id) => id,
+            other => return Err(unexpected(other).into()),
+        };
+        if request.wait {
+            self.held_as_asked(&by, id, deadline).await?;
+        }
+        Ok(Response::new(self.snapshot_message(&by, id)?))
+    }
+
     async fn tag_snapshot(
         &self,
         request: Request<TagSnapshotRequest>,
@@ -152,6 +184,13 @@ impl SnapshotService for Api {
     }
 }
 
+fn not_found(id: SnapshotId) -> ApiError {
+    ApiError::from(Rejection::NotFound {
+        kind: Kind::Snapshot,
+        name: id.to_string(),
+    })
+}
+
 /// Takes `VM@NAME`, `@NAME` and `NAME` apart.
 pub(super) fn vm_and_name(text: &str) -> (Option<&str>, &str) {
     match text.split_once('@') {
@@ -162,6 +201,41 @@ pub(super) fn vm_and_name(text: &str) -> (Option<&str>, &str) {
 }
 
 impl Api {
+    /// The nodes that copies may go to; none where none are asked for, which needs nothing of them.
+    fn candidates_for(&self, replicas: u32) -> Vec<Candidate> {
+        match replicas {
+            0 => Vec::new(),
+            _ => self.node.candidates(),
+        }
+    }
+
+    /// Waits until a snapshot is on as many disks as were asked for.
+    async fn held_as_asked(
+        &self,
+        by: &Actor,
+        id: SnapshotId,
+        deadline: Instant,
+    ) -> Result<(), ApiError> {
+        let held = self.node.wait_for(deadline, |state| {
+            let found = state.snapshots.get(&id);
+            let Some(found) = found.filter(|one| one.ownership.is_seen_by(by)) else {
+                return Some(Err(not_found(id)));
+            };
+            if found.content.is_some() && found.nodes.is_empty() {
+                let lost = &found.lost;
+                let problem = format!("snapshot {id} was lost meanwhile: {lost}");
+                return Some(Err(ApiError::WorkFailed(problem)));
+            }
+            found.is_held_as_asked().then_some(Ok(()))
+        });
+        held.await.unwrap_or_else(|| {
+            Err(ApiError::Pending {
+                what: format!("making copies of snapshot {id}"),
+                operation: None,
+            })
+        })
+    }
+
     /// A snapshot with the number of its forks that are ready, as far as its nodes answer.
     async fn snapshot_with_ready(&self, by: &Actor, id: SnapshotId) -> Result<Snapshot, ApiError> {
         let mut message = self.snapshot_message(by, id)?;
@@ -190,10 +264,7 @@ impl Api {
             .snapshots
             .get(&id)
             .filter(|snapshot| snapshot.ownership.is_seen_by(by))
-            .ok_or_else(|| Rejection::NotFound {
-                kind: Kind::Snapshot,
-                name: id.to_string(),
-            })?;
+            .ok_or_else(|| not_found(id))?;
         Ok(convert::snapshot(&state, by, snapshot))
     }
 }

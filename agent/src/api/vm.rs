@@ -12,8 +12,8 @@ use proto::{
     v1::{
         ConsoleRequest, ConsoleResponse, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
         ForkRequest, ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse, MoveVmRequest,
-        MoveVmResponse, PowerAction as Action, ReadLogsRequest, ReadLogsResponse, ResetVmRequest,
-        ResetVmResponse, SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest,
+        MoveVmResponse, PowerAction as Action, ProtectVmRequest, ReadLogsRequest, ReadLogsResponse,
+        ResetVmRequest, ResetVmResponse, SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest,
         vm_service_server::VmService,
     },
 };
@@ -83,6 +83,7 @@ impl VmService for Api {
             self_fork: request.self_fork,
             unready,
             life,
+            schedule: request.snapshots.map(spec::schedule),
         };
         let id = match self.change(&by, key, command, deadline).await? {
             Outcome::Vm(id) => id,
@@ -233,6 +234,21 @@ impl VmService for Api {
         let by = for_owner(by, &request.owner)?;
         let forked = self.fork_as_asked(&by, request, false, arrived, deadline);
         forked.await.map(Response::new).map_err(Status::from)
+    }
+
+    async fn protect_vm(&self, request: Request<ProtectVmRequest>) -> Result<Response<Vm>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let request = request.into_inner();
+        let key = request_key(&request, |request| &mut request.request_id);
+        let command = Command::ProtectVm {
+            vm: request.vm,
+            schedule: request.snapshots.map(spec::schedule),
+            candidates: self.node.candidates(),
+        };
+        match self.change(&by, key, command, deadline).await? {
+            Outcome::Vm(id) => Ok(Response::new(self.vm_message(&by, id).await?)),
+            other => Err(unexpected(other).into()),
+        }
     }
 
     async fn wait_vm(&self, request: Request<WaitVmRequest>) -> Result<Response<Vm>, Status> {

@@ -1,7 +1,9 @@
 //! What a VM is made of: from requests to the replicated state, and back to messages.
 
 use proto::v1;
-use raft::state::{Accelerator, GuestAgent, Limits, Machine, Network, RestartPolicy, Unready};
+use raft::state::{
+    Accelerator, GuestAgent, Limits, Machine, Network, RestartPolicy, Schedule, Unready, Vm,
+};
 
 use crate::errors::ApiError;
 
@@ -29,6 +31,31 @@ pub(super) fn limits_message(limits: &Limits) -> v1::Limits {
         memory_bytes: limits.memory_bytes.unwrap_or_default(),
         pids: limits.pids.unwrap_or_default(),
     }
+}
+
+/// How many scheduled snapshots are kept where nobody says.
+const KEPT: u32 = 3;
+
+/// What of a request says which snapshots are taken of a VM by themselves.
+pub fn schedule(schedule: v1::SnapshotSchedule) -> Schedule {
+    let or = |number, default| match number {
+        0 => default,
+        number => number,
+    };
+    Schedule {
+        every: schedule.every_ms,
+        keep: or(schedule.keep, KEPT),
+        replicas: or(schedule.replicas, 1),
+    }
+}
+
+pub(super) fn schedule_message(vm: &Vm) -> Option<v1::SnapshotSchedule> {
+    vm.schedule.map(|schedule| v1::SnapshotSchedule {
+        every_ms: schedule.every,
+        keep: schedule.keep,
+        replicas: schedule.replicas,
+        next_at: Some(super::timestamp(vm.next_snapshot)),
+    })
 }
 
 /// What of a request says what follows a VM's end.

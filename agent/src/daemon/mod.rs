@@ -48,7 +48,7 @@ use crate::{
     metrics, newcomers,
     node::Node,
     peers::Peers,
-    reconcile, removal, replacing, secrets,
+    reconcile, removal, replacing, schedules, secrets,
     store::Store,
     transfer::Transfers,
     trust::{
@@ -408,6 +408,7 @@ fn work(
     node.tasks.spawn(fork::catch_up(Arc::clone(node)));
     node.tasks.spawn(pool::run(Arc::clone(node)));
     node.tasks.spawn(draining::run(Arc::clone(node)));
+    node.tasks.spawn(schedules::run(Arc::clone(node)));
     node.tasks.spawn(secrets::forget_in_time(Arc::clone(node)));
     node.tasks.spawn(density::run(Arc::clone(node)));
     node.tasks

@@ -23,7 +23,12 @@ pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>,
     // Before the state: it has been the cluster's then.
     let caught_up = node.forks.has_caught_up();
     let state = latest();
-    let wanted: BTreeSet<_> = state.vms.of(node.id()).map(|vm| vm.spec.image).collect();
+    let copies = state.snapshots.values();
+    let copies = copies.filter(|snapshot| snapshot.copies.contains(&node.id()));
+    let vms_here = state.vms.of(node.id()).map(|vm| vm.spec.image);
+    let wanted: BTreeSet<_> = vms_here
+        .chain(copies.map(|snapshot| snapshot.spec.image))
+        .collect();
     let observed = Observed {
         vms,
         caught_up,

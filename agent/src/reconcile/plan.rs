@@ -10,12 +10,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use qemu::past::{End, Past};
 use raft::state::{
     ImageId, Millis, NodeId, ObjectId, Operation, OperationId, OperationKind, OperationState,
-    Phase, Power, Safety, SnapshotId, Source, State, Vm, VmId, VmReport,
+    Phase, Power, Safety, Snapshot, SnapshotId, Source, State, Vm, VmId, VmReport,
 };
 
 use super::restart::{Verdict, verdict};
 use crate::convert;
 
+/// How many snapshots a node fetches at once for having copies of them: what VMs wait for is fetched beside those.
+const COPIES_AT_ONCE: usize = 4;
 /// Of a VM that ran on its node, which has nothing of it any more.
 const NOTHING_LEFT: &str = "nothing of it is left on its node: its files were lost, or it was deleted before the cluster's state was put back. \
      Delete it, or start it to have it begin anew from its image";
@@ -230,6 +232,12 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
             actions.push(Action::Destroy(*id));
         }
     }
+    for copy in copies_to_fetch(state, node, observed) {
+        match copy {
+            Copy::Image(image) => wanted_images.insert(image),
+            Copy::Snapshot(snapshot) => far_snapshots.insert(snapshot),
+        };
+    }
     for image in wanted_images.difference(&observed.fetching) {
         actions.push(Action::FetchImage(*image));
     }
@@ -265,6 +273,33 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
 fn is_elsewhere(state: &State, node: NodeId, snapshot: SnapshotId) -> bool {
     let found = state.snapshots.get(&snapshot);
     found.is_some_and(|found| !found.nodes.is_empty() && !found.nodes.contains(&node))
+}
+
+/// What is fetched for copies that this node is to hold.
+enum Copy {
+    /// Its image first: without it nothing could be started from the copy.
+    Image(ImageId),
+    Snapshot(SnapshotId),
+}
+
+/// Snapshots are copied once their files are summed up, so that what comes is compared with that; the newest first.
+fn copies_to_fetch(state: &State, node: NodeId, observed: &Observed) -> Vec<Copy> {
+    let wanted = state.snapshots.values().filter(|snapshot| {
+        let content = snapshot.content.as_ref();
+        snapshot.copies.contains(&node)
+            && is_elsewhere(state, node, snapshot.id)
+            && content.is_some_and(|content| matches!(content.safety, Safety::Disk(_)))
+    });
+    let wanted: Vec<_> = wanted.collect();
+    let copy = |snapshot: &std::sync::Arc<Snapshot>| match observed
+        .images
+        .contains(&snapshot.spec.image)
+    {
+        true => Copy::Snapshot(snapshot.id),
+        false => Copy::Image(snapshot.spec.image),
+    };
+    let newest = wanted.into_iter().rev().take(COPIES_AT_ONCE);
+    newest.map(copy).collect()
 }
 
 /// VMs that are being reset, suspended or moved: they belong to that operation until it is known what became of them.

@@ -119,6 +119,10 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
+    async fn protect_vm(&self, _request: Request<ProtectVmRequest>) -> Answer<Vm> {
+        unused()
+    }
+
     async fn move_vm(&self, request: Request<MoveVmRequest>) -> Answer<MoveVmResponse> {
         let request = request.into_inner();
         self.obey(&request.request_id).await?;
@@ -272,6 +276,13 @@ impl snapshot_service_server::SnapshotService for Shared {
     }
 
     async fn warm_snapshot(&self, _request: Request<WarmSnapshotRequest>) -> Answer<Snapshot> {
+        unused()
+    }
+
+    async fn replicate_snapshot(
+        &self,
+        _request: Request<ReplicateSnapshotRequest>,
+    ) -> Answer<Snapshot> {
         unused()
     }
 

@@ -8,7 +8,7 @@ use super::ids::{
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
     FileId, GuestAgent, Labels, Life, Limits, Machine, Millis, Network, ObjectId, Phase,
-    RestartPolicy, Role, Unready,
+    RestartPolicy, Role, Schedule, Unready,
 };
 use super::{owners::Actor, quotas::Quota};
 
@@ -180,6 +180,7 @@ pub enum Command {
         self_fork: u32,
         unready: Unready,
         life: Life,
+        schedule: Option<Schedule>,
     },
     /// Changes how a VM should be.
     SetPower { vm: String, action: PowerAction },
@@ -206,6 +207,9 @@ pub enum Command {
         name: Option<String>,
         mode: CaptureMode,
         life: Life,
+        /// On how many nodes it is to be; 0 for no number.
+        replicas: u32,
+        candidates: Vec<Candidate>,
         expires_at: Millis,
     },
     /// Begins to set a VM to the moment of a snapshot (with the VM's name or id when the user gave it before the `@`); without
@@ -290,6 +294,33 @@ pub enum Command {
         vm: Option<String>,
         count: u32,
     },
+    /// Says on how many nodes a snapshot is to be, of those that hold it and those that the proposer knows to be online; with the VM's name or
+    /// id when the user gave it. Refused when there are not so many.
+    ReplicateSnapshot {
+        snapshot: String,
+        vm: Option<String>,
+        replicas: u32,
+        candidates: Vec<Candidate>,
+    },
+    /// Says which snapshots a VM's node takes of it by itself; none, with `None`. Those that it took stay.
+    ProtectVm {
+        vm: String,
+        schedule: Option<Schedule>,
+        candidates: Vec<Candidate>,
+    },
+    /// The node of a VM begins to take one that is due. Refused when it is not, so that it is taken once.
+    TakeScheduled {
+        operation: OperationId,
+        vm: VmId,
+        node: NodeId,
+        candidates: Vec<Candidate>,
+        expires_at: Millis,
+    },
+    /// Has other nodes hold the copies of snapshots that those hold, or were to, which have been silent for too long.
+    PlaceCopies {
+        candidates: Vec<Candidate>,
+        lost: Vec<NodeId>,
+    },
     /// Deletes a snapshot.
     DeleteSnapshot { snapshot: String },
     /// A node found that it no longer has what a snapshot is made of (its host was restarted, a file is damaged). The snapshot
@@ -368,6 +399,7 @@ impl Command {
             | Self::LostSnapshot { .. }
             | Self::HoldSnapshot { .. }
             | Self::SecureSnapshot { .. }
+            | Self::PlaceCopies { .. }
             | Self::RenewLease { .. }
             | Self::Expire
             | Self::Purged { .. } => true,
@@ -395,6 +427,9 @@ impl Command {
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }
             | Self::WarmSnapshot { .. }
+            | Self::ReplicateSnapshot { .. }
+            | Self::ProtectVm { .. }
+            | Self::TakeScheduled { .. }
             | Self::DeleteSnapshot { .. }
             | Self::CreateLease { .. }
             | Self::EndLease { .. }

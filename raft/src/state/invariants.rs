@@ -334,6 +334,18 @@ fn snapshots(state: &State) -> Result<(), Violation> {
             id,
             "its nodes exist",
         )?;
+        let copies = snapshot.copies.len() as u64;
+        hold(
+            copies <= u64::from(snapshot.replicas)
+                && (snapshot.copies.iter()).all(|node| state.nodes.contains_key(node)),
+            id,
+            "the nodes for its copies exist, and are not more than were asked for",
+        )?;
+        hold(
+            !snapshot.is_scheduled || snapshot.name.is_none(),
+            id,
+            "what a schedule keeps has no name",
+        )?;
         let parent_exists = snapshot
             .parent
             .is_none_or(|parent| state.snapshots.contains_key(&parent));

@@ -133,6 +133,9 @@ pub enum Rejection {
         wanted: u32,
         reasons: Vec<String>,
     },
+    /// There are not so many nodes that can hold a copy: how many can, then one line for each that cannot.
+    #[error("cannot keep {wanted} copies: {}", reasons.join("; "))]
+    TooFewNodes { wanted: u32, reasons: Vec<String> },
     /// An owner would have more than it may: one line for each kind of thing.
     #[error("owner {owner:?} may not have so much: {}", exceeded.join("; "))]
     OverQuota {

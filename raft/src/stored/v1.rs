@@ -98,12 +98,13 @@ mirrors! {
             self_fork: u32,
             unready: Unready,
             life: Life,
+            schedule: Option<Schedule>,
         },
         SetPower { vm: String, action: PowerAction },
         DeleteVm { vm: String, force: bool },
         ReportVms { node: NodeId, reports: Vec<VmReport> },
         ReportSteps { vm: Id, boot: u64, failed: Vec<String> },
-        CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, life: Life, expires_at: Millis },
+        CreateSnapshot { operation: Id, vm: String, name: Option<String>, mode: CaptureMode, life: Life, replicas: u32, candidates: Vec<Candidate>, expires_at: Millis },
         ResetVm {
             operation: Id,
             vm: String,
@@ -138,6 +139,10 @@ mirrors! {
         CancelOperation { operation: String },
         TagSnapshot { snapshot: String, name: String },
         WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
+        ReplicateSnapshot { snapshot: String, vm: Option<String>, replicas: u32, candidates: Vec<Candidate> },
+        ProtectVm { vm: String, schedule: Option<Schedule>, candidates: Vec<Candidate> },
+        TakeScheduled { operation: Id, vm: Id, node: NodeId, candidates: Vec<Candidate>, expires_at: Millis },
+        PlaceCopies { candidates: Vec<Candidate>, lost: Vec<NodeId> },
         DeleteSnapshot { snapshot: String },
         LostSnapshot { snapshot: Id, node: NodeId, reason: String },
         HoldSnapshot { snapshot: Id, node: NodeId },
@@ -195,6 +200,7 @@ mirrors! {
         InUse { kind: Kind, name: String, dependents: Vec<String> },
         WrongState { kind: Kind, name: String, problem: String },
         NoCapacity { short: u32, wanted: u32, reasons: Vec<String> },
+        TooFewNodes { wanted: u32, reasons: Vec<String> },
         OverQuota { owner: String, exceeded: Vec<String> },
         RequestIdReused { id: String },
         BadToken,
@@ -360,7 +366,10 @@ mirrors! {
         life: Life,
         own_bytes: u64,
         disk: Option<Vec<Id>>,
+        schedule: Option<Schedule>,
+        next_snapshot: Millis,
     }
+    struct Schedule { every: Millis, keep: u32, replicas: u32 }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
         id: Id,
@@ -376,6 +385,9 @@ mirrors! {
         content: Option<Content>,
         lost: String,
         warm: u32,
+        replicas: u32,
+        copies: BTreeSet<NodeId>,
+        is_scheduled: bool,
         life: Life,
         created_at: Millis,
     }

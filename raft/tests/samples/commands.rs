@@ -233,6 +233,40 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "replicate-snapshot",
+            Command::ReplicateSnapshot {
+                snapshot: "gold".into(),
+                vm: Some("a".into()),
+                replicas: 2,
+                candidates: candidates(),
+            },
+        ),
+        (
+            "protect",
+            Command::ProtectVm {
+                vm: "a".into(),
+                schedule: Some(super::schedule()),
+                candidates: candidates(),
+            },
+        ),
+        (
+            "take-scheduled",
+            Command::TakeScheduled {
+                operation,
+                vm: VmId(0x41),
+                node: 2,
+                candidates: candidates(),
+                expires_at: 9_000,
+            },
+        ),
+        (
+            "place-copies",
+            Command::PlaceCopies {
+                candidates: candidates(),
+                lost: vec![2],
+            },
+        ),
+        (
             "delete-snapshot",
             Command::DeleteSnapshot {
                 snapshot: "a@gold".into(),
@@ -450,6 +484,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         self_fork: 1_000,
         unready: Unready::Hold,
         life: Life::Unbounded,
+        schedule: Some(super::schedule()),
     };
     let phases = [
         Phase::Pending,
@@ -573,6 +608,8 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         name: name.map(Into::into),
         mode,
         life: Life::Unbounded,
+        replicas: 2,
+        candidates: candidates(),
         expires_at: 9_000,
     };
     let fork = |source, name: Option<&str>, by_guest, placing| Command::Fork {

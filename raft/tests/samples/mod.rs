@@ -7,6 +7,14 @@ use raft::state::*;
 
 pub use self::{commands::proposals, states::state};
 
+fn schedule() -> Schedule {
+    Schedule {
+        every: 300_000,
+        keep: 3,
+        replicas: 2,
+    }
+}
+
 fn labels() -> Labels {
     Labels::from([
         ("team".into(), "blue".into()),
@@ -180,6 +188,13 @@ pub fn outcomes() -> Vec<(String, Outcome)> {
                 short: 3,
                 wanted: 1_000,
                 reasons: vec!["n1 is offline".into()],
+            }),
+        ),
+        (
+            "too-few-nodes".into(),
+            Err(Rejection::TooFewNodes {
+                wanted: 3,
+                reasons: vec!["n2 is cordoned".into()],
             }),
         ),
         (

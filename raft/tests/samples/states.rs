@@ -1,6 +1,6 @@
 //! A state with one of everything.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use raft::state::*;
 
@@ -235,6 +235,8 @@ fn add_vms(state: &mut State) {
             Source::Snapshot(_) => Life::Unbounded,
         },
         own_bytes: 17 << 20,
+        schedule: Some(super::schedule()),
+        next_snapshot: 90,
         disk: (power == Power::Suspended).then(|| vec![0x77, 0x78]),
     };
     let fork = Source::Snapshot(snapshot);
@@ -345,6 +347,9 @@ fn add_operations(state: &mut State) {
             },
             operation,
             warm: number as u32,
+            replicas: 2,
+            copies: BTreeSet::from([1]),
+            is_scheduled: number == 2,
             content,
             lost: "its host was restarted".into(),
             created_at: 60,

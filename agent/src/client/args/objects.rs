@@ -8,9 +8,10 @@ use proto::v1;
 use super::{
     Change,
     guest::{GuestAgent, GuestArgs, SecretArg, WAIT_EXAMPLES, WaitArgs, secret},
-    keep::KeepArgs,
+    keep::{KeepArgs, millis},
     label,
     owner::OwnerArg,
+    timeout,
 };
 use crate::client::units::{parse_duration, parse_processors, parse_size};
 
@@ -267,6 +268,28 @@ consoles, copies, forwarded and published ports. A VM that cannot be moved goes 
         #[command(flatten)]
         change: Change,
     },
+    /// Has snapshots be taken of a VM by themselves, while it runs.
+    #[command(after_help = "\
+Examples:
+  fpagent vm protect demo --snapshot-every 5m --keep 3 --replicas 2
+  fpagent vm protect demo --snapshot-every off
+  fpagent snapshot ls -o wide
+
+Of older ones, those go that are more than --keep, once newer ones are on as many hosts as asked. One that is given a name (`snapshot tag`)
+stays. When the VM is deleted, all others go with it; after `off` they stay until then.")]
+    Protect {
+        /// Its name or id.
+        vm: String,
+        /// How far they are apart, such as 5m, at least 10s; or off.
+        #[arg(long, value_name = "TIME|off", value_parser = every)]
+        snapshot_every: Every,
+        /// See there.
+        #[command(flatten)]
+        kept: ScheduledArgs,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
     /// Deletes VMs with their disks. Their forks stay.
     #[command(
         after_help = "Examples:\n  fpagent vm rm demo\n  fpagent vm rm demo-1 demo-2 demo-3 --force"
@@ -301,6 +324,48 @@ impl From<ConstraintArgs> for v1::Constraints {
         Self {
             node_labels: args.node_labels.into_iter().collect(),
             apart_from: args.apart_from,
+        }
+    }
+}
+
+/// How far snapshots are apart that are taken by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Every {
+    /// None is taken.
+    Off,
+    /// So far.
+    Time(Duration),
+}
+
+fn every(text: &str) -> Result<Every, String> {
+    match text {
+        "off" => Ok(Every::Off),
+        time => timeout(time).map(Every::Time),
+    }
+}
+
+/// How snapshots are kept that are taken by themselves.
+#[derive(Debug, Clone, Args)]
+pub struct ScheduledArgs {
+    /// How many of the newest are kept [default: 3].
+    #[arg(long, value_name = "N", requires = "snapshot_every", value_parser = clap::value_parser!(u32).range(1..))]
+    pub keep: Option<u32>,
+    /// On how many hosts each is to be [default: 1].
+    #[arg(long, value_name = "N", requires = "snapshot_every", value_parser = clap::value_parser!(u32).range(1..))]
+    pub replicas: Option<u32>,
+}
+
+impl ScheduledArgs {
+    /// The same for the API.
+    pub fn schedule(&self, every: Option<Every>) -> Option<v1::SnapshotSchedule> {
+        match every {
+            None | Some(Every::Off) => None,
+            Some(Every::Time(every)) => Some(v1::SnapshotSchedule {
+                every_ms: millis(every),
+                keep: self.keep.unwrap_or_default(),
+                replicas: self.replicas.unwrap_or_default(),
+                next_at: None,
+            }),
         }
     }
 }
@@ -363,6 +428,12 @@ pub struct CreateArgs {
     /// Whether it is started from its disk again when it ends unasked. A reboot always is. Its forks do as it does.
     #[arg(long, value_enum, value_name = "POLICY", default_value_t)]
     pub restart: Restart,
+    /// Have a snapshot be taken of it so often while it runs, such as 5m, at least 10s.
+    #[arg(long, value_name = "TIME|off", value_parser = every)]
+    pub snapshot_every: Option<Every>,
+    /// See there.
+    #[command(flatten)]
+    pub kept: ScheduledArgs,
     /// See there.
     #[command(flatten)]
     pub guest: GuestArgs,
@@ -452,7 +523,9 @@ pub struct ForkArgs {
 #[derive(Debug, Subcommand)]
 pub enum SnapshotCommand {
     /// Captures a VM, which goes on afterwards as it was.
-    #[command(after_help = "Examples:\n  fpagent snapshot create demo before-test")]
+    #[command(
+        after_help = "Examples:\n  fpagent snapshot create demo before-test\n  fpagent snapshot create demo golden --replicas 2 --wait"
+    )]
     Create {
         /// Name or id of the VM.
         vm: String,
@@ -462,6 +535,12 @@ pub enum SnapshotCommand {
         /// Whether the VM is copied while it runs, or after it was stopped.
         #[arg(long, value_enum, default_value_t)]
         mode: Mode,
+        /// Have it be on so many hosts, its own included.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        replicas: Option<u32>,
+        /// Wait until it is on the disks of as many hosts as are asked for.
+        #[arg(long)]
+        wait: bool,
         /// See there.
         #[command(flatten)]
         keep: KeepArgs,
@@ -504,6 +583,23 @@ pub enum SnapshotCommand {
         /// How many, 0 to 1000.
         #[arg(short = 'n', long, value_name = "N")]
         count: u32,
+        /// See there.
+        #[command(flatten)]
+        change: Change,
+    },
+    /// Has a snapshot be on so many hosts: those that lack it fetch it, and one that is lost gives way to another.
+    #[command(
+        after_help = "Examples:\n  fpagent snapshot replicate golden --replicas 2\n  fpagent snapshot replicate web@golden --replicas 3 --wait\n  fpagent snapshot show golden           # replicated once they have it"
+    )]
+    Replicate {
+        /// Its name or id, or VM@NAME.
+        snapshot: String,
+        /// On how many hosts. What others hold besides stays there.
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        replicas: u32,
+        /// Wait until it is on their disks.
+        #[arg(long)]
+        wait: bool,
         /// See there.
         #[command(flatten)]
         change: Change,

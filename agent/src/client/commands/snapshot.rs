@@ -2,7 +2,7 @@
 
 use proto::v1::{
     CaptureMode, CreateSnapshotRequest, DeleteSnapshotRequest, GetSnapshotRequest,
-    TagSnapshotRequest, WarmSnapshotRequest,
+    ReplicateSnapshotRequest, TagSnapshotRequest, WarmSnapshotRequest,
 };
 
 use crate::client::{
@@ -17,6 +17,8 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
             vm,
             name,
             mode,
+            replicas,
+            wait,
             keep,
             owner,
             change,
@@ -29,6 +31,8 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
                 mode,
                 owner: owner.owner,
                 keep: keep.keep(),
+                replicas: replicas.unwrap_or_default(),
+                wait,
                 request_id: change.id(),
             };
             let created = reach.change(&request.request_id, async |attempt| {
@@ -88,6 +92,27 @@ pub(crate) async fn run(context: &Context, command: SnapshotCommand) -> Result<(
                     .await
             });
             context.one(SnapshotView::from(warmed.await?))
+        }
+        SnapshotCommand::Replicate {
+            snapshot,
+            replicas,
+            wait,
+            change,
+        } => {
+            let _progress = wait.then(|| Progress::spinner(format!("copying {snapshot}")));
+            let request = ReplicateSnapshotRequest {
+                snapshot,
+                replicas,
+                wait,
+                request_id: change.id(),
+            };
+            let replicated = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .snapshots()
+                    .replicate_snapshot(attempt.request(request.clone()))
+                    .await
+            });
+            context.one(SnapshotView::from(replicated.await?))
         }
         SnapshotCommand::Rm { snapshot, change } => {
             let _progress = Progress::spinner(format!("deleting {snapshot}"));

@@ -3,7 +3,8 @@
 use futures::{StreamExt as _, stream};
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, Machine, MoveVmRequest,
-    PowerAction, ResetVmRequest, RestartPolicy, SetVmPowerRequest, SuspendVmRequest, Unready,
+    PowerAction, ProtectVmRequest, ResetVmRequest, RestartPolicy, SetVmPowerRequest,
+    SuspendVmRequest, Unready,
 };
 use serde::Serialize;
 
@@ -87,6 +88,26 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Fai
             };
             move_to(context, request).await
         }
+        VmCommand::Protect {
+            vm,
+            snapshot_every,
+            kept,
+            change,
+        } => {
+            let request = ProtectVmRequest {
+                vm,
+                snapshots: kept.schedule(Some(snapshot_every)),
+                request_id: change.id(),
+            };
+            let reach = context.reach()?;
+            let protected = reach.change(&request.request_id, async |attempt| {
+                attempt
+                    .vms()
+                    .protect_vm(attempt.request(request.clone()))
+                    .await
+            });
+            context.one(VmView::from(protected.await?))
+        }
         VmCommand::Rm { vms, force, change } => remove(context, vms, force, &change).await,
     }
 }
@@ -119,6 +140,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         wait: args.wait,
         owner: args.owner.owner,
         keep: args.keep.keep(),
+        snapshots: args.kept.schedule(args.snapshot_every),
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

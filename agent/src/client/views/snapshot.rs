@@ -37,6 +37,12 @@ pub struct SnapshotView {
     pub capture: Option<CaptureView>,
     pub warm: u32,
     pub ready: u32,
+    /// 0 where nobody asked for a number.
+    pub replicas: u32,
+    pub copies_on_disk: u32,
+    pub copies: Vec<String>,
+    /// Its VM's schedule keeps it.
+    pub scheduled: bool,
 }
 
 /// How a capture went.
@@ -92,6 +98,10 @@ impl From<v1::Snapshot> for SnapshotView {
             capture: snapshot.capture.map(CaptureView::from),
             warm: snapshot.warm,
             ready: snapshot.ready,
+            replicas: snapshot.replicas,
+            copies_on_disk: snapshot.copies_on_disk,
+            copies: snapshot.copies,
+            scheduled: snapshot.scheduled,
         }
     }
 }
@@ -120,6 +130,16 @@ impl From<v1::CaptureReport> for CaptureView {
     }
 }
 
+impl SnapshotView {
+    /// How many of those that were asked for there are on disks; where nobody asked for a number, how many there are.
+    fn copies(&self) -> String {
+        match self.replicas {
+            0 => self.copies_on_disk.to_string(),
+            wanted => format!("{}/{wanted}", self.copies_on_disk),
+        }
+    }
+}
+
 impl Row for SnapshotView {
     fn owner(&self) -> Option<&str> {
         Some(&self.owner)
@@ -132,6 +152,7 @@ impl Row for SnapshotView {
             "VM",
             "STATE",
             "SAFETY",
+            "COPIES",
             "NODES",
             "DEPENDENTS",
             "AGE",
@@ -151,6 +172,7 @@ impl Row for SnapshotView {
             self.vm_name.clone(),
             self.state.to_owned(),
             self.safety.to_owned(),
+            self.copies(),
             self.nodes.join(","),
             self.dependents.len().to_string(),
             age(self.created_at),
@@ -187,6 +209,7 @@ fn safety_word(safety: v1::SnapshotSafety) -> &'static str {
         v1::SnapshotSafety::Unspecified => "unknown",
         v1::SnapshotSafety::Memory => "memory",
         v1::SnapshotSafety::Disk => "disk",
+        v1::SnapshotSafety::Replicated => "replicated",
     }
 }
 

@@ -180,6 +180,12 @@ fn a_vm() {
         }],
         family: "01B".into(),
         by_guest: true,
+        snapshots: Some(v1::SnapshotSchedule {
+            every_ms: 300_000,
+            keep: 3,
+            replicas: 2,
+            next_at: None,
+        }),
         owner: "ann".into(),
         sharing: Some(v1::Sharing {
             everyone: false,
@@ -206,7 +212,7 @@ fn a_vm() {
             "guest": {"agent": "forkypig", "agentVersion": "0.1.0", "os": "tiny", "kernel": "6.12", "hostname": "demo-1",
                       "addresses": ["10.0.2.15"], "memoryBytes": 9, "availableBytes": 8},
             "ports": [{"guestPort": 80, "address": "10.0.0.2", "port": 40_001}],
-            "family": "01B", "byGuest": true,
+            "family": "01B", "byGuest": true, "snapshots": {"everyMs": 300_000, "keep": 3, "replicas": 2, "nextAt": null},
             "owner": "ann", "sharing": {"everyone": false, "owners": ["bob"]}, "parentHidden": false,
     });
     let fields = expected.as_object_mut().unwrap();
@@ -290,6 +296,10 @@ fn a_snapshot() {
         capture: Some(capture),
         warm: 2,
         ready: 1,
+        replicas: 2,
+        scheduled: true,
+        copies_on_disk: 1,
+        copies: vec!["host-b".into(), "host-c".into()],
         reason: String::new(),
         owner: "ann".into(),
         sharing: None,
@@ -304,7 +314,7 @@ fn a_snapshot() {
             "capture": {"pauseMs": 4.5, "agentPauseMs": 0.0, "aheadMs": 0.0, "stopMs": 0.0, "diskMs": 0.0, "devicesMs": 0.0,
                         "scanMs": 0.0, "copyMs": 0.0, "contMs": 0.0, "writeMs": 0.0, "rounds": 2, "aheadBytes": 0,
                         "pausedBytes": 0, "newBase": false, "mode": "live", "note": ""},
-            "warm": 2, "ready": 1,
+            "warm": 2, "ready": 1, "replicas": 2, "copiesOnDisk": 1, "scheduled": true, "copies": ["host-b", "host-c"],
         }),
     );
     rows(&snapshot);

@@ -65,6 +65,29 @@ pub struct VmView {
     pub ports: Vec<PortView>,
     pub family: String,
     pub by_guest: bool,
+    pub snapshots: Option<ScheduleView>,
+}
+
+/// The snapshots that are taken of a VM by themselves, as they are printed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct ScheduleView {
+    pub every_ms: u64,
+    pub keep: u32,
+    pub replicas: u32,
+    pub next_at: Option<Moment>,
+}
+
+impl From<v1::SnapshotSchedule> for ScheduleView {
+    fn from(schedule: v1::SnapshotSchedule) -> Self {
+        Self {
+            every_ms: schedule.every_ms,
+            keep: schedule.keep,
+            replicas: schedule.replicas,
+            next_at: time(schedule.next_at),
+        }
+    }
 }
 
 /// How a VM ended last, as it is printed.
@@ -182,6 +205,7 @@ impl From<v1::Vm> for VmView {
             ports: vm.ports.into_iter().map(PortView::from).collect(),
             family: vm.family,
             by_guest: vm.by_guest,
+            snapshots: vm.snapshots.map(ScheduleView::from),
         }
     }
 }

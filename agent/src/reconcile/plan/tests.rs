@@ -685,9 +685,42 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         content: Some(content),
         lost: String::new(),
         warm: 0,
+        replicas: 0,
+        copies: BTreeSet::new(),
+        is_scheduled: false,
         life: Default::default(),
         created_at: 0,
     }
+}
+
+#[test]
+fn a_copy_is_fetched_when_its_files_are_summed_up_and_its_image_is_here() {
+    let mut state = State::new();
+    let mut copies: Vec<Snapshot> = (1..=6).map(|id| snapshot(id, on_disk())).collect();
+    for copy in &mut copies {
+        (copy.nodes, copy.copies) = ([2].into(), [NODE, 2].into());
+    }
+    // Nobody has it, nobody asked for it, or it is not on a disk yet.
+    copies[0].nodes.clear();
+    copies[1].copies = [2, 3].into();
+    copies[2].content.as_mut().unwrap().safety = Safety::Memory;
+    for copy in copies {
+        state.snapshots.insert(copy.id, Arc::new(copy));
+    }
+    let mut observed = looked();
+    let image = Action::FetchImage(IMAGE);
+    assert_eq!(plan(&state, NODE, 50, &observed), [image]);
+    observed.images.insert(IMAGE);
+    let fetched = |id| Action::FetchSnapshot(SnapshotId(id));
+    let all = [4, 5, 6].map(fetched);
+    assert_eq!(plan(&state, NODE, 50, &observed), all);
+    observed.coming.insert(SnapshotId(5));
+    let others = [4, 6].map(fetched);
+    assert_eq!(plan(&state, NODE, 50, &observed), others);
+    let actions = plan(&state, NODE, 50, &observed);
+    observed.coming.clear();
+    fake(&mut state, &mut observed, actions);
+    assert_eq!(plan(&state, NODE, 50, &observed), [fetched(5)]);
 }
 
 fn on_disk() -> Safety {

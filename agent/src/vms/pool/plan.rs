@@ -137,6 +137,9 @@ mod tests {
             content: Some(content),
             lost: String::new(),
             warm,
+            replicas: 0,
+            copies: Default::default(),
+            is_scheduled: false,
             life: Default::default(),
             created_at: 0,
         }

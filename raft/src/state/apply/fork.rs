@@ -8,7 +8,7 @@ use std::{
 use super::{
     check_labels, invalid, life,
     placement::{self, Wanted},
-    removal, reset, settings, snapshot,
+    removal, replicas, reset, settings, snapshot,
 };
 use crate::state::{
     MAX_CHILDREN,
@@ -36,6 +36,8 @@ pub(super) fn create_snapshot(
         name,
         mode,
         life: how_long,
+        replicas,
+        candidates,
         expires_at,
     } = command
     else {
@@ -50,6 +52,10 @@ pub(super) fn create_snapshot(
         snapshot::check_name(state, name, &by.owner, None)?;
     }
     state.check_quota(&by.owner, Usage::of_snapshot())?;
+    let copies = match replicas {
+        0 => BTreeSet::new(),
+        wanted => replicas::of_capture(state, vm.node, *wanted, candidates)?,
+    };
     let begun = Begun {
         kind: OperationKind::Snapshot,
         owner: by.owner.clone(),
@@ -61,7 +67,9 @@ pub(super) fn create_snapshot(
     };
     let begun = begin_capture(state, now, *operation, &vm, name.clone(), begun);
     if let Some(snapshot) = state.snapshots.get_mut(&operation.snapshot()) {
-        Arc::make_mut(snapshot).life = *how_long;
+        let snapshot = Arc::make_mut(snapshot);
+        snapshot.life = *how_long;
+        (snapshot.replicas, snapshot.copies) = (*replicas, copies);
     }
     begun
 }
@@ -499,6 +507,9 @@ fn add_capture(
         content: None,
         lost: String::new(),
         warm: 0,
+        replicas: 0,
+        copies: BTreeSet::new(),
+        is_scheduled: false,
         life: Life::Unbounded,
         created_at: now,
     };

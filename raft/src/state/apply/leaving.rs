@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{operation, removal, vm};
+use super::{operation, removal, replicas, vm};
 use crate::state::{
     KEPT_REMOVED,
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
@@ -159,6 +159,7 @@ fn give_up_images(state: &mut State, node: NodeId) -> BTreeMap<ImageId, String> 
 /// Removes a node that nothing lives on, and what waits for it.
 fn forget(state: &mut State, node: NodeId) {
     state.nodes.remove(&node);
+    replicas::forget_node(state, node);
     state.tokens.retain(|_, token| token.node != Some(node));
     let waiting = state.tombstones.iter();
     let waiting: Vec<ObjectId> = waiting

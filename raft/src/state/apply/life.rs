@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{invalid, operation, removal, vm};
+use super::{invalid, operation, removal, schedule, vm};
 use crate::state::{
     command::ObjectName,
     ids::{LeaseId, SnapshotId, VmId},
@@ -141,6 +141,7 @@ pub(super) fn expire(state: &mut State, now: Millis) -> Outcome {
 
 fn remove(state: &mut State, now: Millis, overdue: Overdue) {
     for id in overdue.vms {
+        schedule::forget(state, now, id);
         vm::remove(state, now, id);
     }
     for id in overdue.snapshots {
@@ -154,6 +155,7 @@ fn let_go(state: &mut State, now: Millis, id: SnapshotId) {
         return;
     };
     snapshot.name = None;
+    snapshot.is_scheduled = false;
     snapshot.life = Life::Unbounded;
     snapshot.warm = 0;
     let maker = snapshot.operation;

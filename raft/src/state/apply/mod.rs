@@ -14,7 +14,9 @@ mod operation;
 mod placement;
 mod quota;
 mod removal;
+mod replicas;
 mod reset;
+mod schedule;
 mod settings;
 mod share;
 mod snapshot;
@@ -202,18 +204,26 @@ fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> O
             vm,
             count,
         } => snapshot::warm(state, by, snapshot, vm.as_deref(), *count),
+        Command::ReplicateSnapshot { .. } => replicas::replicate(state, by, command),
+        Command::ProtectVm {
+            vm,
+            schedule,
+            candidates,
+        } => schedule::protect(state, by, now, vm, *schedule, candidates),
+        Command::TakeScheduled { .. } => schedule::take(state, now, command),
+        Command::PlaceCopies { candidates, lost } => replicas::place(state, candidates, lost),
         Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, by, now, snapshot),
         Command::LostSnapshot {
             snapshot,
             node,
             reason,
         } => removal::lost_snapshot(state, now, *snapshot, *node, reason),
-        Command::HoldSnapshot { snapshot, node } => snapshot::hold(state, *snapshot, *node),
+        Command::HoldSnapshot { snapshot, node } => snapshot::hold(state, now, *snapshot, *node),
         Command::SecureSnapshot {
             snapshot,
             node,
             checksums,
-        } => snapshot::secure(state, *snapshot, *node, checksums),
+        } => snapshot::secure(state, now, *snapshot, *node, checksums),
 
         Command::CreateLease { id, ttl } => life::create(state, by, now, *id, *ttl),
         Command::RenewLease { lease } => life::renew(state, by, now, lease),

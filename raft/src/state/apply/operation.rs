@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{moving, removal, reset, vm};
+use super::{moving, removal, reset, schedule, vm};
 use crate::state::{
     KEPT_OPERATIONS,
     ids::{NodeId, OperationId},
@@ -52,6 +52,7 @@ pub(super) fn snapshot_ready(
     snapshot.nodes = BTreeSet::from([node]);
     weigh_children(state, id, children, content.stream_bytes);
     complete_when_done(state, now, id);
+    schedule::prune_beside(state, now, id.snapshot());
     Ok(Response::Snapshot(id.snapshot()))
 }
 

@@ -156,7 +156,7 @@ pub(super) fn remove_snapshot(
     Some(snapshot)
 }
 
-/// Removes a snapshot that nobody named or has for a time, or that never became ready, once nothing depends on it; then the ones it came
+/// Removes a snapshot that nobody named or has for a time, nor a VM's schedule keeps, or that never became ready, once nothing depends on it; then the ones it came
 /// from in the same way.
 pub(super) fn collect(state: &mut State, now: Millis, from: Option<SnapshotId>) {
     let mut next = from;
@@ -164,7 +164,8 @@ pub(super) fn collect(state: &mut State, now: Millis, from: Option<SnapshotId>) 
         let Some(snapshot) = state.snapshots.get(&id) else {
             return;
         };
-        let is_kept = snapshot.name.is_some() || snapshot.life != Life::Unbounded;
+        let is_kept =
+            snapshot.name.is_some() || snapshot.is_scheduled || snapshot.life != Life::Unbounded;
         let wanted = is_kept && snapshot.content.is_some();
         if wanted || is_being_made(state, snapshot) || has_dependents(state, id) {
             return;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::invalid;
+use super::{invalid, schedule};
 use crate::state::{
     MAX_CHILDREN,
     ids::{NodeId, SnapshotId},
-    model::{Checksums, Content, Safety, Snapshot, State},
+    model::{Checksums, Content, Millis, Safety, Snapshot, State},
     names,
     owners::{Actor, Owned as _},
     response::{Kind, Outcome, Rejection, Response},
@@ -18,7 +18,10 @@ pub(super) fn tag(state: &mut State, by: &Actor, snapshot: &str, name: &str) -> 
     let id = found.id;
     check_name(state, name, &found.ownership.owner, Some(id))?;
     if let Some(snapshot) = state.snapshots.get_mut(&id) {
-        Arc::make_mut(snapshot).name = Some(name.to_owned());
+        let snapshot = Arc::make_mut(snapshot);
+        snapshot.name = Some(name.to_owned());
+        // It is not for its VM's schedule any more to say how long it is kept.
+        snapshot.is_scheduled = false;
     }
     Ok(Response::Snapshot(id))
 }
@@ -68,7 +71,7 @@ pub(super) fn warm(
 }
 
 /// Never refused: the snapshot may be gone.
-pub(super) fn hold(state: &mut State, id: SnapshotId, node: NodeId) -> Outcome {
+pub(super) fn hold(state: &mut State, now: Millis, id: SnapshotId, node: NodeId) -> Outcome {
     let is_member = state.nodes.contains_key(&node);
     if let Some(snapshot) = state.snapshots.get_mut(&id)
         && snapshot.content.is_some()
@@ -76,12 +79,14 @@ pub(super) fn hold(state: &mut State, id: SnapshotId, node: NodeId) -> Outcome {
     {
         Arc::make_mut(snapshot).nodes.insert(node);
     }
+    schedule::prune_beside(state, now, id);
     Ok(Response::Done)
 }
 
 /// Never refused: the snapshot may be gone, or its layers others than when its node began.
 pub(super) fn secure(
     state: &mut State,
+    now: Millis,
     id: SnapshotId,
     node: NodeId,
     checksums: &Checksums,
@@ -95,6 +100,7 @@ pub(super) fn secure(
     {
         content.safety = Safety::Disk(checksums.clone());
     }
+    schedule::prune_beside(state, now, id);
     Ok(Response::Done)
 }
 

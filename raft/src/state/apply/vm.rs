@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
     check_labels, check_line, invalid, life, moving, operation, placement, removal, reset,
+    schedule as schedules,
 };
 use crate::state::{
     command::{Command, PowerAction, VmReport},
@@ -57,6 +58,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         self_fork,
         unready,
         life: how_long,
+        schedule,
     } = command
     else {
         unreachable!("called for this command only");
@@ -135,10 +137,14 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         count: 1,
     };
     let node = placement::of_vm(state, &wanted, node.as_deref(), &spec, image)?;
+    if let Some(schedule) = schedule {
+        schedules::check(state, schedule, node, candidates)?;
+    }
     let vm = Vm {
         labels: labels.clone(),
         family: (*self_fork > 0).then_some(*id),
         life: *how_long,
+        schedule: *schedule,
         ..Vm::new(*id, name.clone(), &by.owner, node, spec, Source::Image, now)
     };
     state.check_quota(&by.owner, Usage::of_vm(&vm))?;
@@ -338,6 +344,7 @@ pub(super) fn delete(state: &mut State, by: &Actor, now: Millis, vm: &str, force
         });
     }
     let id = vm.id;
+    schedules::forget(state, now, id);
     remove(state, now, id);
     Ok(Response::DeletedVm(id))
 }

@@ -37,6 +37,12 @@ pub struct Snapshot {
     pub lost: String,
     /// How many of its forks are to be kept ready on each node that holds it.
     pub warm: u32,
+    /// On how many nodes it is to be; 0 while nobody has asked for a number.
+    pub replicas: u32,
+    /// Which those are to be: chosen when that was asked for, and again when one is lost. They fetch it. Others may hold it, too.
+    pub copies: BTreeSet<NodeId>,
+    /// Whether its VM's schedule had it taken, and keeps it until newer ones are safe.
+    pub is_scheduled: bool,
     /// How long it is kept. After that it goes with the last that depends on it.
     pub life: Life,
     /// When it was asked for.
@@ -48,6 +54,29 @@ impl Snapshot {
     pub fn stream_bytes(&self) -> u64 {
         let content = self.content.as_ref();
         content.map_or(0, |content| content.stream_bytes)
+    }
+
+    /// How many nodes have it on their disks: of those that are to, where a number was asked for.
+    pub fn copies_on_disk(&self) -> u32 {
+        let on_disk = |content: &Content| matches!(content.safety, Safety::Disk(_));
+        if !self.content.as_ref().is_some_and(on_disk) {
+            return 0;
+        }
+        let held = match self.replicas {
+            0 => self.nodes.len(),
+            _ => self.nodes.intersection(&self.copies).count(),
+        };
+        u32::try_from(held).unwrap_or(u32::MAX)
+    }
+
+    /// Whether it would survive the loss of a host: it is on the disks of two nodes, and of as many as were asked for.
+    pub fn is_replicated(&self) -> bool {
+        self.copies_on_disk() >= self.replicas.max(2)
+    }
+
+    /// Whether it is on as many disks as were asked for, which is one at least.
+    pub fn is_held_as_asked(&self) -> bool {
+        self.copies_on_disk() >= self.replicas.max(1)
     }
 }
 
@@ -86,6 +115,14 @@ pub struct Content {
     pub safety: Safety,
     /// How the capture went.
     pub report: CaptureReport,
+}
+
+impl Content {
+    /// What a node that has nothing of it has to store, bytes, without its image and the layers below the newest.
+    pub fn bytes(&self) -> u64 {
+        let memory = self.base_bytes.saturating_add(self.stream_bytes);
+        memory.saturating_add(self.layer_bytes)
+    }
 }
 
 /// A file's name: the id of the VM whose first overlay it was, or one derived from the operation that it was made for. Never used

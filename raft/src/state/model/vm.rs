@@ -261,6 +261,21 @@ pub struct Vm {
     /// The layers of its disk, the newest first, where it was moved to its node without a process: its node has no record of them before it
     /// is started there. What it writes then lies on them.
     pub disk: Option<Vec<FileId>>,
+    /// The snapshots that its node takes of it by itself; not its forks'.
+    pub schedule: Option<Schedule>,
+    /// When the next of them is due.
+    pub next_snapshot: Millis,
+}
+
+/// Snapshots that a VM's node takes of it by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Schedule {
+    /// How far they are apart, milliseconds. One that was missed is not made up for.
+    pub every: Millis,
+    /// How many of the newest are kept.
+    pub keep: u32,
+    /// On how many nodes each is to be.
+    pub replicas: u32,
 }
 
 /// A VM's place among the forks that were made together.
@@ -318,6 +333,8 @@ impl Vm {
             life: Life::Unbounded,
             own_bytes,
             disk: None,
+            schedule: None,
+            next_snapshot: created_at,
         }
     }
 

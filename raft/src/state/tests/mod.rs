@@ -14,7 +14,9 @@ mod properties;
 mod put_back;
 mod quotas;
 mod removal;
+mod replicas;
 mod reset;
+mod schedule;
 mod told;
 mod vms;
 
@@ -135,6 +137,7 @@ impl World {
             self_fork: 0,
             unready: Unready::default(),
             life: Life::Unbounded,
+            schedule: None,
         }
     }
 
@@ -219,6 +222,8 @@ impl World {
             name: name.map(Into::into),
             mode: CaptureMode::Auto,
             life: Life::Unbounded,
+            replicas: 0,
+            candidates: Vec::new(),
             expires_at: self.now + 60_000,
         }
     }

@@ -117,6 +117,17 @@ fn naming(
             vm: None,
             count: 1,
         },
+        Command::ReplicateSnapshot {
+            snapshot: named(snapshot),
+            vm: None,
+            replicas: 1,
+            candidates: online([1, 2]),
+        },
+        Command::ProtectVm {
+            vm: named(vm),
+            schedule: None,
+            candidates: Vec::new(),
+        },
         Command::DeleteSnapshot {
             snapshot: named(snapshot),
         },
@@ -304,7 +315,7 @@ fn who_it_is_shared_with_uses_it_and_no_more() {
         // Each by itself.
         world.state = before;
     }
-    assert_eq!((used, refused), (7, 17));
+    assert_eq!((used, refused), (7, 19));
 
     // What comes of it is who forks's, and does not name what that one may not see.
     let children = world.by(bob(), |world| {

@@ -175,6 +175,7 @@ fn create() -> impl Strategy<Value = Command> {
                     self_fork,
                     unready: Unready::default(),
                     life,
+                    schedule: None,
                 }
             },
         )
@@ -495,6 +496,31 @@ fn lives() -> impl Strategy<Value = Command> {
     ]
 }
 
+fn schedules() -> impl Strategy<Value = Command> {
+    let schedule = (9_999..10_002u64, 0..3u32, 1..3u32);
+    let schedule = schedule.prop_map(|(every, keep, replicas)| Schedule {
+        every,
+        keep,
+        replicas,
+    });
+    let protect = (vm(), option::weighted(0.9, schedule), 1..3u64);
+    let take = (operation(), vm_id(), 1..3u64);
+    prop_oneof![
+        1 => protect.prop_map(|(vm, schedule, last)| Command::ProtectVm {
+            vm,
+            schedule,
+            candidates: online(1..=last),
+        }),
+        1 => take.prop_map(|(operation, vm, node)| Command::TakeScheduled {
+            operation,
+            vm,
+            node,
+            candidates: online([1, 2]),
+            expires_at: 9,
+        }),
+    ]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         1 => membership(),
@@ -510,12 +536,14 @@ fn command() -> impl Strategy<Value = Command> {
             boot,
             failed: failed.then(|| "hook".to_owned()).into_iter().collect(),
         }),
-        2 => (operation(), vm(), option::of(name()), life()).prop_map(|(operation, vm, name, life)| Command::CreateSnapshot {
+        2 => (operation(), vm(), option::of(name()), life(), 0..3u32).prop_map(|(operation, vm, name, life, replicas)| Command::CreateSnapshot {
             operation,
             vm,
             name,
             mode: CaptureMode::Auto,
             life,
+            replicas,
+            candidates: online([1, 2]),
             expires_at: 9,
         }),
         4 => fork(),
@@ -538,6 +566,14 @@ fn command() -> impl Strategy<Value = Command> {
         1 => operation().prop_map(|id| Command::CancelOperation { operation: id.to_string() }),
         1 => (snapshot(), name()).prop_map(|(snapshot, name)| Command::TagSnapshot { snapshot, name }),
         1 => (snapshot(), 0..5_u32).prop_map(|(snapshot, count)| Command::WarmSnapshot { snapshot, vm: None, count }),
+        2 => (snapshot(), 0..4u32, 1..4u64).prop_map(|(snapshot, replicas, last)| Command::ReplicateSnapshot {
+            snapshot,
+            vm: None,
+            replicas,
+            candidates: online(1..=last),
+        }),
+        3 => schedules(),
+        2 => (1..4u64, 1..4u64).prop_map(|(lost, last)| Command::PlaceCopies { candidates: online(1..=last), lost: vec![lost] }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node, reason: String::new() }),
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::HoldSnapshot { snapshot, node }),
@@ -608,6 +644,8 @@ fn is_of_users(command: &Command) -> bool {
         | Command::CancelOperation { .. }
         | Command::TagSnapshot { .. }
         | Command::WarmSnapshot { .. }
+        | Command::ReplicateSnapshot { .. }
+        | Command::ProtectVm { .. }
         | Command::DeleteSnapshot { .. }
         | Command::CreateLease { .. }
         | Command::RenewLease { .. }

@@ -234,6 +234,7 @@ impl FakeHost {
             self_fork: 0,
             unready: Unready::default(),
             life: Life::Unbounded,
+            schedule: None,
         })
         .await?;
         let report = VmReport {

@@ -200,6 +200,7 @@ impl World {
             self_fork: 0,
             unready: Unready::default(),
             life: Life::Unbounded,
+            schedule: None,
         })?;
         self.change(Command::ReportVms {
             node,
