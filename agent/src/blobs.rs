@@ -162,8 +162,9 @@ pub fn remove_parts(layout: &Layout) -> io::Result<()> {
                 true => path.with_extension(""),
                 false => path.clone(),
             };
-            let (is_link, is_used) = (whole.is_symlink(), whole.exists());
-            if (is_part && !(is_link && is_used)) || (!is_part && is_link && !is_used) {
+            let (is_link, leads_on) = (whole.is_symlink(), whole.exists());
+            let is_used = is_link && leads_on;
+            if (is_part || is_link) && !is_used {
                 fs::remove_file(path)?;
             }
         }

@@ -331,12 +331,13 @@ fn what_was_cut_off_goes_on_where_it_was() -> anyhow::Result<()> {
     cluster.network()?.plug(1)?;
     request.answer()?.success()?;
     // Nothing came twice but what was on its way, and nothing faster than it may.
-    let log = cluster.node(2).log_text();
-    let line = log
-        .lines()
-        .find(|line| line.contains("a snapshot was fetched"));
-    let bytes = line.and_then(|line| line.split("bytes=").nth(1)?.split(' ').next()?.parse().ok());
-    let bytes: u64 = bytes.context("how much came is not in the log")?;
+    let bytes: u64 = wait_for("how much came to be in the log", PATIENCE, || {
+        let log = cluster.node(2).log_text();
+        let line = log
+            .lines()
+            .find(|line| line.contains("a snapshot was fetched"));
+        Ok(line.and_then(|line| line.split("bytes=").nth(1)?.split(' ').next()?.parse().ok()))
+    })?;
     let packed = 37 << 20;
     assert!(
         bytes < packed * 5 / 4,

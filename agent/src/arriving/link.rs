@@ -368,7 +368,8 @@ async fn listen(files: &Files, mut reader: BufReader<OwnedReadHalf>) {
 
 async fn send(mut messages: mpsc::Receiver<ToServer>, mut writer: OwnedWriteHalf) {
     while let Some(message) = messages.recv().await {
-        if let Err(error) = writer.write_all(&line(&message)).await {
+        let said = async { writer.write_all(&line(&message)?).await };
+        if let Err(error) = said.await {
             tracing::warn!(%error, "the page server cannot be told anything");
             return;
         }

@@ -37,7 +37,8 @@ impl Here {
             false => bytes.end / PAGE_BYTES,
         };
         if from < to {
-            self.pages.extend(&[from as u32..to as u32]);
+            self.pages
+                .extend(std::slice::from_ref(&(from as u32..to as u32)));
         }
     }
 
@@ -241,6 +242,7 @@ mod tests {
         assert_eq!(pages.end(Stage::GivenUp), []);
         assert_eq!(pages.read(5..100, 'a'), Turn::Read(5..100, 'a'));
         assert_eq!(pages.read(5..3 * PAGE_BYTES, 'b'), Turn::Fail('b'));
-        assert_eq!(pages.lacking(), [2 * PAGE_BYTES..SIZE]);
+        let rest = 2 * PAGE_BYTES..SIZE;
+        assert_eq!(pages.lacking(), std::slice::from_ref(&rest));
     }
 }

@@ -87,7 +87,8 @@ fn talk(shared: &Shared, data: &Path, agent: UnixStream) {
     shared.files().tell(sender);
     let tells = thread::spawn(move || {
         while let Ok(message) = receiver.recv() {
-            if writer.write_all(&line(&message)).is_err() {
+            let said = line(&message).and_then(|line| writer.write_all(&line));
+            if said.is_err() {
                 break;
             }
         }

@@ -1,5 +1,7 @@
 //! What the agent and the page server say to each other: JSON, a message a line, over a Unix socket.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 /// What the agent says.
@@ -80,10 +82,10 @@ pub struct Coming {
 }
 
 /// A message as a line.
-pub fn line(message: &impl Serialize) -> Vec<u8> {
-    let mut line = serde_json::to_vec(message).expect("our messages have only what JSON knows");
+pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    line
+    Ok(line)
 }
 
 #[cfg(test)]
@@ -97,7 +99,7 @@ mod tests {
             from: 0,
             to: 4096,
         };
-        let line = line(&message);
+        let line = line(&message).unwrap();
         assert_eq!(
             line,
             b"{\"here\":{\"file\":\"base-1\",\"from\":0,\"to\":4096}}\n"

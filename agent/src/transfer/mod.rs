@@ -37,7 +37,7 @@ use tokio::{
     sync::{Semaphore, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     file::{Expected, FileName},
@@ -213,9 +213,18 @@ pub struct Kept {
     node: Arc<Node>,
     id: SnapshotId,
     progress: Arc<Progress>,
+    /// Ends what is fetched beside its use when this is dropped.
+    coming: Option<DropGuard>,
 }
 
 impl Kept {
+    /// What was begun to be used goes on to come when this is dropped: VMs are made of it now.
+    pub fn is_used(mut self) {
+        if let Some(coming) = self.coming.take() {
+            coming.disarm();
+        }
+    }
+
     fn begin(node: &Arc<Node>, id: SnapshotId, files: &Files) -> Self {
         let mut snapshots = node.transfers.snapshots();
         let coming = snapshots.entry(id).or_insert_with(|| Coming {
@@ -231,6 +240,7 @@ impl Kept {
             node: Arc::clone(node),
             id,
             progress,
+            coming: None,
         }
     }
 }
@@ -252,7 +262,8 @@ impl Drop for Kept {
 
 impl Node {
     /// Makes sure that what a snapshot is made of is here, from other nodes where it is not, and that it can be used. It stays while the
-    /// result is kept, and is brought to the disk and told to all meanwhile.
+    /// result is kept, and is brought to the disk and told to all meanwhile. What is used before it is whole comes while the result is kept,
+    /// or on after [`Kept::is_used`].
     pub async fn obtain(
         self: &Arc<Self>,
         id: SnapshotId,
@@ -269,7 +280,7 @@ impl Node {
         }
         let mut files = Files::default();
         files.add_content(content);
-        let kept = Kept::begin(self, id, &files);
+        let mut kept = Kept::begin(self, id, &files);
         let lineage = state.snapshots.get(&id).map(|snapshot| snapshot.lineage);
         let lineage = lineage.ok_or(GONE)?;
         let reserved = self.reserve_lineage(&state, lineage)?;
@@ -329,7 +340,7 @@ impl Node {
                 }
             }
         });
-        let unless_begun = given_up.drop_guard();
+        kept.coming = Some(given_up.drop_guard());
         let whole = async {
             outcome
                 .await
@@ -343,7 +354,6 @@ impl Node {
                 () = usable.until(count) => {}
             },
         }
-        unless_begun.disarm();
         Ok(Some(kept))
     }
 

@@ -452,10 +452,11 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         let size = part.file.metadata().map_err(self.here())?.len();
         loop {
             let Some(comparing) = told else {
-                let all = vec![0..size];
                 let missing = match &part.served {
                     Some(served) => served.lacking(),
-                    None => all.into_iter().filter(|all| !all.is_empty()).collect(),
+                    None => std::iter::once(0..size)
+                        .filter(|all| !all.is_empty())
+                        .collect(),
                 };
                 let to_come: u64 = missing.iter().map(|range| range.end - range.start).sum();
                 self.progress

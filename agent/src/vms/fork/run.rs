@@ -141,7 +141,11 @@ impl Run {
             .children(state, operation, snapshot, &content, numbers)
             .await?;
         // The children refer to what was fetched.
-        drop(kept);
+        if let Some(kept) = kept
+            && results.iter().any(|(_, result)| result.error.is_empty())
+        {
+            kept.is_used();
+        }
         if let Some(told) = told {
             // The operation must not be complete before its snapshot is ready. A refusal means that it has ended.
             if let Some(Err(rejection)) = told.await.map_err(|panic| panic.to_string())? {
