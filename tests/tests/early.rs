@@ -105,16 +105,15 @@ fn a_fork_goes_on_from_another_source_and_with_another_agent() -> anyhow::Result
     cluster.node_mut(3).wait_answers()?;
     cluster.wait_online(3)?;
     agree(&cluster)?;
-    let all = ["parent", "near", "far"].map(str::to_owned);
-    for name in &all {
-        cluster.wait_pulses(name, 2)?;
-    }
-    share_then_differ(&histories(&cluster, &all)?);
-
     // What it has open is what came; a fork of it is made of the file.
     let again = ["fork", "far", "--name", "again"];
     cluster.node(1).fp(&again)?.success()?;
     assert_eq!(shell(&cluster, 1, "again", "hostname")?.trim(), "again");
+    let all = ["parent", "near", "far", "again"].map(str::to_owned);
+    for name in &all {
+        cluster.wait_pulses(name, 2)?;
+    }
+    share_then_differ(&histories(&cluster, &all)?);
     Ok(())
 }
 

@@ -145,7 +145,14 @@ SIGTERM ends it in order. Its VMs run on; the next start finds them again. A hos
 once, with --listen or --advertise: the others find it there, and its certificate stays good.")]
     Run(Box<RunOptions>),
     /// Shows files while they come from other nodes. The agent starts it.
-    #[command(hide = true)]
+    #[command(
+        hide = true,
+        after_help = "\
+Examples:
+  fpagent page-server --data-dir /var/lib/fpagent
+
+It is given a listening socket as descriptor 3."
+    )]
     PageServer {
         /// The agent's data directory.
         #[arg(long, value_name = "DIR")]
