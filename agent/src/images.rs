@@ -58,6 +58,7 @@ impl Node {
             tokio::select! {
                 () = node.cancel.cancelled() => Err("the agent ends".to_owned()),
                 had = node.have_blob(&image, &blob, Some(early)) => had,
+                () = node.until_no_image(&image, &blob) => Err(format!("the image {:?} was deleted meanwhile", image.name)),
             }
         });
         tokio::select! {

@@ -7,7 +7,7 @@ use std::{
     io,
     ops::Range,
     os::unix::fs::FileExt as _,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::SyncSender},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -46,7 +46,7 @@ struct Shown {
 pub struct Files {
     shown: BTreeMap<u64, Shown>,
     last: u64,
-    agent: Option<SyncSender<ToAgent>>,
+    agent: Option<Sender<ToAgent>>,
 }
 
 /// What the kernel's side and the agent's share.
@@ -100,7 +100,7 @@ impl Files {
     }
 
     /// Another agent is told from now on; it hears first what has not come.
-    pub fn tell(&mut self, agent: SyncSender<ToAgent>) {
+    pub fn tell(&mut self, agent: Sender<ToAgent>) {
         self.agent = Some(agent);
         let pairs = |ranges: Vec<Range<u64>>| {
             let pairs = ranges.into_iter();
@@ -124,10 +124,10 @@ impl Files {
         self.agent = None;
     }
 
-    /// Says something to the agent, if one is there. One that does not keep up is left: when it comes back it hears what is waited for.
+    /// Says something to the agent, if one is there. The next one hears what is waited for when it comes.
     pub fn say(&mut self, message: ToAgent) {
         if let Some(agent) = &self.agent
-            && agent.try_send(message).is_err()
+            && agent.send(message).is_err()
         {
             self.agent = None;
         }

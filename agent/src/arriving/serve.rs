@@ -6,7 +6,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     os::unix::{fs::DirBuilderExt as _, net::UnixStream},
     path::{Path, PathBuf},
-    sync::mpsc::sync_channel,
+    sync::mpsc::channel,
     thread,
     time::Duration,
 };
@@ -22,8 +22,6 @@ use super::{
     wire::{ToAgent, ToServer, line},
 };
 
-/// Messages that an agent may be behind. More than the kernel asks for at once.
-const BEHIND: usize = 4096;
 /// Between two looks whether anything is left to do.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -80,7 +78,8 @@ pub fn run(data: &Path) -> anyhow::Result<()> {
 
 /// Serves one agent until it is gone.
 fn talk(shared: &Shared, data: &Path, agent: UnixStream) {
-    let (sender, receiver) = sync_channel::<ToAgent>(BEHIND);
+    // What is in it is bounded by how much the kernel asks for at once: each that waits is asked for once.
+    let (sender, receiver) = channel::<ToAgent>();
     let Ok(mut writer) = agent.try_clone() else {
         return;
     };

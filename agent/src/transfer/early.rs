@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use qemu::record::VmRecord;
-use raft::state::SnapshotId;
+use raft::state::{Blob, Image, SnapshotId};
 
 use super::{
     GONE,
@@ -25,6 +25,17 @@ impl Node {
             |published: &raft::node::Published| !published.view.snapshots.contains_key(&id);
         // The state is there for as long as the node.
         let _gone = published.wait_for(is_gone).await;
+    }
+
+    /// Waits until an image is not in the state any more, and gives up its disk.
+    pub async fn until_no_image(self: &Arc<Self>, image: &Image, disk: &Blob) {
+        let mut published = self.raft.published();
+        let is_gone =
+            |published: &raft::node::Published| !published.view.images.contains_key(&image.id);
+        // The state is there for as long as the node.
+        drop(published.wait_for(is_gone).await);
+        let file = (FileName::Image(disk.sha256), Expected::Name);
+        self.give_up(&[file], "the image was deleted").await;
     }
 
     /// Gives up the files of a snapshot that are used already, unless somebody else still fetches them, and ends the VMs that need them: they

@@ -22,7 +22,9 @@ pub use self::{
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
+    convert::Infallible,
+    future::pending,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -60,6 +62,8 @@ const GIVES_WAY: Duration = Duration::from_secs(1);
 const DOUBT_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks whether files are being collected.
 const COLLECTION_PAUSE: Duration = Duration::from_millis(5);
+/// Between two looks whether a file that somebody else fetches can be used.
+const SHOWN_PAUSE: Duration = Duration::from_millis(10);
 /// Between two looks.
 const DOUBT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -258,6 +262,17 @@ impl Drop for Kept {
             }
         }
     }
+}
+
+/// Says of a file that somebody else fetches that it can be used, once it can.
+async fn shown_meanwhile(wanted: &Wanted, path: &Path) -> Infallible {
+    if let Some(usable) = &wanted.early {
+        while !(path.is_symlink() && path.exists()) {
+            tokio::time::sleep(SHOWN_PAUSE).await;
+        }
+        usable.add(wanted.file);
+    }
+    pending().await
 }
 
 impl Node {
@@ -484,9 +499,13 @@ impl Node {
         sources: impl Fn() -> Vec<NodeId>,
         progress: &Progress,
     ) -> Result<(), String> {
-        let turn = self.transfers.turn(wanted.file);
-        let _turn = turn.lock().await;
         let path = wanted.file.path(&self.vms.engine().layout);
+        let turn = self.transfers.turn(wanted.file);
+        let _turn = tokio::select! {
+            turn = turn.lock() => turn,
+            // While somebody else fetches it, it may be shown already.
+            never = shown_meanwhile(wanted, &path) => match never {},
+        };
         let relative = wanted.file.relative();
         let deadline = Instant::now() + DOUBT_PATIENCE;
         // A link leads to what is not whole.
@@ -533,7 +552,10 @@ impl Node {
             .filter_map(|snapshot| Some(snapshot.content.as_ref()?.base))
             .filter(|base| *base != content.base);
         let here = bases.map(FileName::Base).filter(|file| {
-            self.store.check_file(&file.relative()).is_ok() && file.path(layout).exists()
+            let path = file.path(layout);
+            // One that comes itself is no help.
+            let is_whole = path.exists() && !path.is_symlink();
+            is_whole && self.store.check_file(&file.relative()).is_ok()
         });
         here.max().map(|file| file.path(layout))
     }
