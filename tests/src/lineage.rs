@@ -56,6 +56,18 @@ pub fn share_then_differ(histories: &[Vec<Record>]) {
     }
 }
 
+/// A cluster of three with a guest on the first node, `parent`, that writes records, and does what else these words say.
+pub fn with_parent(words: &str) -> anyhow::Result<Cluster> {
+    let cluster = Cluster::start(3)?;
+    cluster.import("tiny", &format!("fp.pulse {words}"))?;
+    let create = [
+        "vm", "create", "parent", "--image", "tiny", "--node", "node1", "--wait",
+    ];
+    cluster.node(2).fp(&create)?.success()?;
+    cluster.wait_pulses("parent", 3)?;
+    Ok(cluster)
+}
+
 /// Forks, and sees to it that every child runs.
 pub fn fork(cluster: &Cluster, through: usize, args: &[&str]) -> anyhow::Result<Value> {
     let fork = cluster.node(through).json(&[&["fork"], args].concat())?;

@@ -21,8 +21,11 @@ use qemu::{
 };
 use serde_json::Value;
 
-/// Everything in a VM's memory that looks like records. The VM must stand still.
-fn scan(vm: &Value) -> anyhow::Result<Scan> {
+/// Gives a VM's memory to somebody, a MiB after the other. The VM must stand still.
+fn read_memory(
+    vm: &Value,
+    mut take: impl FnMut(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let pid = vm["pid"]
         .as_u64()
         .filter(|pid| *pid > 0)
@@ -42,15 +45,34 @@ fn scan(vm: &Value) -> anyhow::Result<Scan> {
         .context("the guest's memory is not mapped in one piece")?
         .0;
     let memory = File::open(format!("/proc/{pid}/mem"))?;
-    let mut scan = Scan::default();
     let mut buffer = vec![0; 1 << 20];
     for at in (0..size).step_by(buffer.len()) {
         memory.read_exact_at(&mut buffer, start + at)?;
-        for page in buffer.chunks_exact(PAGE_SIZE) {
+        take(&buffer)?;
+    }
+    Ok(())
+}
+
+/// The CRC-32 of all of a VM's memory. The VM must stand still.
+pub fn memory_sum(vm: &Value) -> anyhow::Result<u32> {
+    let mut sum = crc32fast::Hasher::new();
+    read_memory(vm, |bytes| {
+        sum.update(bytes);
+        Ok(())
+    })?;
+    Ok(sum.finalize())
+}
+
+/// Everything in a VM's memory that looks like records. The VM must stand still.
+fn scan(vm: &Value) -> anyhow::Result<Scan> {
+    let mut scan = Scan::default();
+    read_memory(vm, |bytes| {
+        for page in bytes.chunks_exact(PAGE_SIZE) {
             scan.page(page)
                 .map_err(|broken| anyhow::anyhow!("memory: {broken:?}"))?;
         }
-    }
+        Ok(())
+    })?;
     Ok(scan)
 }
 

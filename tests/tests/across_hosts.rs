@@ -2,30 +2,22 @@
 //!
 //! `FP_SPREAD`: how many forks are spread over three hosts at once.
 
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
 
 use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE},
     copies::agree,
     guests::{amount, shell},
-    lineage::{files, fork, histories, names, share_then_differ},
+    lineage::{files, fork, histories, names, share_then_differ, with_parent},
+    pulse::memory_sum,
     requests::Request,
     wait_for,
 };
 use serde_json::Value;
-
-/// A cluster of three with a guest on the first node that writes records.
-fn cluster() -> anyhow::Result<Cluster> {
-    let cluster = Cluster::start(3)?;
-    cluster.import("tiny", "fp.pulse")?;
-    let create = [
-        "vm", "create", "parent", "--image", "tiny", "--node", "node1", "--wait",
-    ];
-    cluster.node(2).fp(&create)?.success()?;
-    cluster.wait_pulses("parent", 3)?;
-    Ok(cluster)
-}
 
 /// On which nodes a fork's children are, by how many.
 fn places(fork: &Value) -> BTreeMap<&str, usize> {
@@ -50,7 +42,7 @@ fn moved(cluster: &Cluster, node: usize) -> anyhow::Result<u64> {
 
 #[test]
 fn forks_on_other_hosts_are_exact_distinct_and_deleted() -> anyhow::Result<()> {
-    let cluster = cluster()?;
+    let cluster = with_parent("")?;
     let secret = cluster.folder().join("secret");
     fs::write(&secret, "s3cret")?;
     let secret = format!("key=@{}", secret.display());
@@ -111,10 +103,45 @@ fn forks_on_other_hosts_are_exact_distinct_and_deleted() -> anyhow::Result<()> {
     .with_context(|| format!("left: {:?}", files(&cluster)))
 }
 
+/// The parent writes all over its memory and its disk as fast as it can: forks of it on three hosts hold the same moment, byte for byte, find all
+/// that they wrote, and are others from there on.
+#[test]
+fn forks_of_a_busy_guest_hold_one_moment_on_every_host() -> anyhow::Result<()> {
+    let cluster = with_parent("fp.churn=32 fp.churn-disk")?;
+    let count = (amount("FP_SPREAD", 6) / 3 * 3).to_string();
+    let spread = [
+        "fork", "parent", "-n", &count, "--spread", "--paused", "-o", "json",
+    ];
+    let made = cluster.node(3).json(&spread)?;
+    assert_eq!(places(&made).len(), 3, "{made}");
+    let all = names(&made);
+    let mut sums = BTreeMap::<u32, Vec<&str>>::new();
+    for name in &all {
+        let vm = cluster.vm(2, name)?;
+        assert_eq!(vm["state"], "paused", "{vm}");
+        sums.entry(memory_sum(&vm)?).or_default().push(name);
+    }
+    assert_eq!(sums.len(), 1, "their memory is not the same: {sums:?}");
+    for name in &all {
+        cluster.node(1).fp(&["vm", "resume", name])?.success()?;
+    }
+    let mut ids = BTreeSet::new();
+    for name in &all {
+        cluster.wait_pulses(name, 2)?;
+        // Each ends when it does not find what it wrote.
+        let churns = shell(&cluster, 2, name, "ps | grep -c '[f]pguest churn'")?;
+        assert_eq!(churns.trim(), "2", "{name}");
+        ids.insert(shell(&cluster, 3, name, "hostname; cat /etc/machine-id")?);
+    }
+    assert_eq!(ids.len(), all.len(), "{ids:?}");
+    share_then_differ(&histories(&cluster, &all)?);
+    Ok(())
+}
+
 #[test]
 fn only_what_a_host_lacks_moves() -> anyhow::Result<()> {
     const MIB: u64 = 1 << 20;
-    let cluster = cluster()?;
+    let cluster = with_parent("")?;
     let first = fork(&cluster, 1, &["parent", "--node", "node2"])?;
     // What of the image nobody waits for comes, too.
     wait_for("all of the image to be there", PATIENCE, || {
@@ -176,7 +203,7 @@ fn text(value: &Value) -> anyhow::Result<&str> {
 
 #[test]
 fn what_cannot_be_had_fails_with_the_reason_and_is_had_later() -> anyhow::Result<()> {
-    let mut cluster = cluster()?;
+    let mut cluster = with_parent("")?;
     for (args, words) in [
         (&["fork", "parent", "--node", "node9"][..], &["node9"][..]),
         (
@@ -262,7 +289,7 @@ fn missed(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
 
 #[test]
 fn a_node_that_was_killed_makes_its_part_when_it_is_back() -> anyhow::Result<()> {
-    let mut cluster = cluster()?;
+    let mut cluster = with_parent("")?;
     for number in [1, 3] {
         let agent = cluster.node_mut(number);
         agent.terminate()?;
@@ -351,7 +378,7 @@ fn what_was_cut_off_goes_on_where_it_was() -> anyhow::Result<()> {
 
 #[test]
 fn a_cancelled_transfer_leaves_nothing() -> anyhow::Result<()> {
-    let mut cluster = cluster()?;
+    let mut cluster = with_parent("")?;
     let giver = cluster.node_mut(1);
     giver.terminate()?;
     giver.set_options(&["--transfer-rate", "4M"]);

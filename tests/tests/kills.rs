@@ -641,7 +641,9 @@ fn move_and_kill(
     cluster.node(killed).arm(name, KILL)?;
     let node = format!("node{to}");
     let request = ask_through(cluster, 3, &["vm", "move", "web", "--node", &node]);
-    died(cluster, killed, name)?;
+    if let Err(error) = died(cluster, killed, name) {
+        return Err(error.context(format!("the move was answered {:?}", answer(request))));
+    }
     cluster.node_mut(killed).start()?;
     cluster.node_mut(killed).wait_answers()?;
     let answer = answer(request)?;

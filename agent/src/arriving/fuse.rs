@@ -47,6 +47,7 @@ pub struct Files {
     shown: BTreeMap<u64, Shown>,
     last: u64,
     agent: Option<Sender<ToAgent>>,
+    closed: bool,
 }
 
 /// What the kernel's side and the agent's share.
@@ -99,8 +100,11 @@ impl Files {
         }
     }
 
-    /// Another agent is told from now on; it hears first what has not come.
-    pub fn tell(&mut self, agent: Sender<ToAgent>) {
+    /// Another agent is told from now on; it hears first what has not come. Not any more once they are closed.
+    pub fn tell(&mut self, agent: Sender<ToAgent>) -> bool {
+        if self.closed {
+            return false;
+        }
         self.agent = Some(agent);
         let pairs = |ranges: Vec<Range<u64>>| {
             let pairs = ranges.into_iter();
@@ -117,6 +121,12 @@ impl Files {
             })
             .collect();
         self.say(ToAgent::Shows { files });
+        true
+    }
+
+    /// No agent is told from now on: the server ends.
+    pub fn close(&mut self) {
+        self.closed = true;
     }
 
     /// The agent is gone.

@@ -12,9 +12,7 @@ use std::{
 };
 
 use qemu::{
-    layout::{Layout, SocketPath},
-    process::Process,
-    sys::spawn::Spawn,
+    groups::Limits, layout::SocketPath, machine::Engine, process::Process, sys::spawn::Spawn,
 };
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
@@ -23,7 +21,7 @@ use tokio::{
         unix::{OwnedReadHalf, OwnedWriteHalf},
     },
     sync::{Notify, mpsc, oneshot},
-    time::timeout,
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -34,15 +32,19 @@ use super::{
     wire::{Coming, ToAgent, ToServer, line},
 };
 
+/// Its control group.
+const GROUP: &str = "page-server";
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Before it is looked for again.
+const FIND_PAUSE: Duration = Duration::from_millis(50);
 /// Messages on their way to it.
 const BEHIND: usize = 1024;
 
 /// The files of this node that are used while they come.
 #[derive(Debug)]
 pub struct Arriving {
-    layout: Layout,
+    engine: Arc<Engine>,
     link: tokio::sync::Mutex<Option<Link>>,
     files: Arc<Files>,
     cancel: CancellationToken,
@@ -135,9 +137,9 @@ impl Files {
 
 impl Arriving {
     /// Of a node's files. What runs for them ends with `cancel` and is counted in `tasks`.
-    pub fn new(layout: Layout, cancel: CancellationToken, tasks: TaskTracker) -> Self {
+    pub fn new(engine: Arc<Engine>, cancel: CancellationToken, tasks: TaskTracker) -> Self {
         Self {
-            layout,
+            engine,
             link: tokio::sync::Mutex::default(),
             files: Arc::default(),
             cancel,
@@ -148,23 +150,33 @@ impl Arriving {
     /// Finds the server that an earlier agent left, if there is one. Gives the names of the files that have not come.
     pub async fn find(&self) -> io::Result<Vec<String>> {
         let socket = self.socket()?;
-        match UnixStream::connect(socket.path()).await {
-            Ok(stream) => {
-                let link = self.talk(stream).await?;
-                *self.link.lock().await = Some(link);
-                Ok(lock(&self.files.0).keys().cloned().collect())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let problem = match UnixStream::connect(socket.path()).await {
+                Ok(stream) => match self.talk(stream).await {
+                    Ok(link) => {
+                        *self.link.lock().await = Some(link);
+                        return Ok(lock(&self.files.0).keys().cloned().collect());
+                    }
+                    // It may be about to end, having nothing to do.
+                    Err(problem) => problem,
+                },
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) =>
+                {
+                    // What one that has ended left mounted keeps everybody who looks at it waiting for nothing.
+                    detach(self.engine.layout.root())?;
+                    return Ok(Vec::new());
+                }
+                Err(error) => error,
+            };
+            if Instant::now() > deadline {
+                return Err(problem);
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                // What one that was ended has left mounted keeps everybody who looks at it waiting for nothing.
-                detach(self.layout.root())?;
-                Ok(Vec::new())
-            }
-            Err(error) => Err(error),
+            sleep(FIND_PAUSE).await;
         }
     }
 
@@ -212,7 +224,7 @@ impl Arriving {
 
     /// Makes the link that leads to a file that is shown, in the place of one that leads nowhere.
     fn lead(&self, name: &str, path: &str) -> io::Result<()> {
-        let path = self.layout.root().join(path);
+        let path = self.engine.layout.root().join(path);
         let mut new = path.clone().into_os_string();
         new.push(".new");
         let new = PathBuf::from(new);
@@ -228,7 +240,7 @@ impl Arriving {
     pub async fn resume(&self, name: &str) -> Option<Served> {
         let link = self.link.lock().await.clone()?;
         let file = self.files.get(name)?;
-        let is_shown = !link.gone.is_cancelled() && shown(self.layout.root(), name).exists();
+        let is_shown = !link.gone.is_cancelled() && shown(self.engine.layout.root(), name).exists();
         is_shown.then(|| Served {
             name: name.to_owned(),
             file,
@@ -250,7 +262,7 @@ impl Arriving {
     }
 
     fn socket(&self) -> io::Result<SocketPath> {
-        self.layout.socket(SOCKET)
+        self.engine.layout.socket(SOCKET)
     }
 
     /// The connection to the server, which is started if there is none.
@@ -273,8 +285,11 @@ impl Arriving {
     async fn start(&self) -> io::Result<Link> {
         let socket = self.socket()?;
         let listener = socket.listen()?;
-        let log = fs::File::create(self.layout.root().join(LOG))?;
-        let data = std::path::absolute(self.layout.root())?;
+        let log = fs::File::create(self.engine.layout.root().join(LOG))?;
+        let data = std::path::absolute(self.engine.layout.root())?;
+        // A group of its own, as guests have: whoever ends all that is in the agent's must not end their memory.
+        let group = self.engine.groups.prepare(GROUP, &Limits::default())?;
+        let procs = group.as_ref().map(|group| group.procs.try_clone());
         let process = Process::start(Spawn {
             args: ["page-server", "--data-dir"]
                 .map(OsString::from)
@@ -284,18 +299,23 @@ impl Arriving {
             fds: vec![listener.into()],
             // As dear as the agent, whose place in the kernel's order it inherits.
             oom_score: None,
+            group: procs.transpose()?,
             ..Spawn::new("/proc/self/exe", &[], log)
         })?;
         tracing::debug!(pid = process.id().pid, "a page server was started");
-        let cancel = self.cancel.clone();
+        let (cancel, engine) = (self.cancel.clone(), Arc::clone(&self.engine));
         self.tasks.spawn(async move {
-            tokio::select! {
+            let exit = tokio::select! {
                 // It goes on for the next agent.
-                () = cancel.cancelled() => {}
-                exit = process.wait() => match exit {
-                    Ok(exit) => tracing::debug!(%exit, "the page server has ended"),
-                    Err(error) => tracing::warn!(%error, "the page server cannot be watched"),
-                },
+                () = cancel.cancelled() => return,
+                exit = process.wait() => exit,
+            };
+            match exit {
+                Ok(exit) => tracing::debug!(%exit, "the page server has ended"),
+                Err(error) => tracing::warn!(%error, "the page server cannot be watched"),
+            }
+            if let Some(group) = group {
+                engine.groups.remove(&group.path);
             }
         });
         self.talk(UnixStream::connect(socket.path()).await?).await
@@ -335,7 +355,7 @@ impl Arriving {
 
     /// What the server printed last, to be put behind a message.
     fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.layout.root().join(LOG)).unwrap_or_default();
+        let log = fs::read_to_string(self.engine.layout.root().join(LOG)).unwrap_or_default();
         match log.trim().lines().last() {
             Some(line) => format!(": {line}"),
             None => String::new(),

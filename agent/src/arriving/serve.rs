@@ -64,15 +64,18 @@ pub fn run(data: &Path) -> anyhow::Result<()> {
     let mut was_used = false;
     loop {
         thread::sleep(PAUSE);
-        let idle = shared.files().tidy();
-        was_used |= !idle;
         if kernel.guard.is_finished() {
             anyhow::bail!("the file system was taken away");
         }
+        let mut files = shared.files();
+        let idle = files.tidy();
         if idle && was_used {
-            detach(&folder)?;
-            return Ok(());
+            // In one step with the look: an agent that comes now starts another.
+            files.close();
+            drop(files);
+            return Ok(detach(&folder)?);
         }
+        was_used |= !idle;
     }
 }
 
@@ -83,7 +86,9 @@ fn talk(shared: &Shared, data: &Path, agent: UnixStream) {
     let Ok(mut writer) = agent.try_clone() else {
         return;
     };
-    shared.files().tell(sender);
+    if !shared.files().tell(sender) {
+        return;
+    }
     let tells = thread::spawn(move || {
         while let Ok(message) = receiver.recv() {
             let said = line(&message).and_then(|line| writer.write_all(&line));

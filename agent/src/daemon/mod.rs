@@ -216,7 +216,7 @@ impl Agent {
             options.vm_uid_base,
         );
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
-        let arriving = Arriving::new(engine.layout.clone(), cancel.clone(), tasks.clone());
+        let arriving = Arriving::new(Arc::clone(&engine), cancel.clone(), tasks.clone());
         let ports = Ports::new(
             listen_address(&local.identity.listen),
             engine.layout.clone(),

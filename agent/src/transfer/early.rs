@@ -11,6 +11,7 @@ use super::{
     file::{self, Expected, FileName},
 };
 use crate::{
+    blobs::remove_parts,
     errors::chain,
     node::Node,
     reconcile::collect::Files,
@@ -93,6 +94,8 @@ impl Node {
     /// Goes on with the files that an earlier agent's forks use already.
     pub async fn resume_arriving(self: &Arc<Self>) -> std::io::Result<()> {
         let names = self.transfers.arriving.find().await?;
+        // Those that a server which has ended by now was about to show, too.
+        remove_parts(&self.vms.engine().layout)?;
         if names.is_empty() {
             return Ok(());
         }

@@ -318,13 +318,21 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
         let arriving = &self.node.transfers.arriving;
         let name = self.wanted.file.shown();
         if let Some(served) = arriving.resume(&name).await {
-            let mut part = Part::open(path, false).map_err(self.here())?;
-            self.progress
-                .total
-                .fetch_add(served.size(), Ordering::Relaxed);
-            part.serve(served);
-            self.usable();
-            return Ok((part, None));
+            match Part::open(path.clone(), false) {
+                Ok(mut part) => {
+                    self.progress
+                        .total
+                        .fetch_add(served.size(), Ordering::Relaxed);
+                    part.serve(served);
+                    self.usable();
+                    return Ok((part, None));
+                }
+                // An agent was lost before anybody was led to it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    arriving.give_up(&name).await;
+                }
+                Err(error) => return Err(self.here()(error)),
+            }
         }
         let (size, told) = self.described().await?;
         let mut part = Part::begin(path, size).map_err(self.here())?;
