@@ -15,6 +15,9 @@ pub const RENEWAL: Duration = Duration::from_millis(500);
 /// After this long without a renewal a node counts as offline.
 pub const LEASE: Duration = Duration::from_secs(3);
 
+/// After this long nobody needs to know when a node was heard of last: it has been removed, or is away.
+const FORGOTTEN: Duration = Duration::from_secs(10 * 60);
+
 /// What this node knows of the others' leases.
 #[derive(Debug, Default)]
 pub struct Leases {
@@ -39,14 +42,15 @@ impl Leases {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a renewal, as the leader, and gives what is known of everyone's last one.
+    /// Notes a renewal, as the leader, and gives what is known of everyone's last one, also of those that were an earlier leader's to hear.
     pub fn renew(&self, node: NodeId, room: Option<Room>) -> BTreeMap<NodeId, Told> {
         let mut inner = self.inner();
         inner.renewed.insert(node, (Instant::now(), room));
-        inner
-            .renewed
-            .iter()
-            .map(|(node, (at, room))| (*node, (at.elapsed(), *room)))
+        let mut newest = inner.heard.clone();
+        hear(&mut newest, inner.renewed.clone());
+        newest
+            .into_iter()
+            .map(|(node, (at, room))| (node, (at.elapsed(), room)))
             .collect()
     }
 
@@ -58,14 +62,17 @@ impl Leases {
             .elapsed()
     }
 
-    /// Notes the leader's answer.
+    /// Notes the leader's answer. One that has just been elected knows less than the one before it: what was heard of a node stays true.
     pub fn learn(&self, told: BTreeMap<NodeId, Told>) {
         let now = Instant::now();
         let mut inner = self.inner();
-        inner.heard = told
-            .into_iter()
-            .filter_map(|(node, (age, room))| Some((node, (now.checked_sub(age)?, room))))
-            .collect();
+        let told = told.into_iter();
+        let told =
+            told.filter_map(|(node, (age, room))| Some((node, (now.checked_sub(age)?, room))));
+        hear(&mut inner.heard, told);
+        inner
+            .heard
+            .retain(|_, (at, _)| now.duration_since(*at) < FORGOTTEN);
         inner.answered = Some(now);
     }
 
@@ -90,6 +97,19 @@ impl Leases {
                 })
                 .collect()
         })
+    }
+}
+
+/// Takes in when nodes were heard of, where that is news.
+fn hear(
+    heard: &mut BTreeMap<NodeId, (Instant, Option<Room>)>,
+    news: impl IntoIterator<Item = (NodeId, (Instant, Option<Room>))>,
+) {
+    for (node, (at, room)) in news {
+        let known = heard.entry(node).or_insert((at, room));
+        if known.0 < at {
+            *known = (at, room);
+        }
     }
 }
 
@@ -132,5 +152,24 @@ mod tests {
         assert_eq!(follower.online(), Some([2].into()));
         tokio::time::advance(LEASE).await;
         assert_eq!(follower.online(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_leader_makes_nobody_offline() {
+        let (first, second, follower) = (Leases::default(), Leases::default(), Leases::default());
+        for node in [1, 2, 3] {
+            second.learn(first.renew(node, None));
+            follower.learn(first.renew(node, None));
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // Nobody else has told it anything as the leader.
+        follower.learn(second.renew(3, None));
+        assert_eq!(follower.online(), Some([1, 2, 3].into()));
+        let newcomer = Leases::default();
+        newcomer.learn(second.renew(4, None));
+        assert_eq!(newcomer.online(), Some([1, 2, 3, 4].into()));
+        tokio::time::advance(Duration::from_secs(2)).await;
+        follower.learn(second.renew(3, None));
+        assert_eq!(follower.online(), Some([3, 4].into()));
     }
 }

@@ -109,9 +109,7 @@ fn forks_on_other_hosts_are_exact_distinct_and_deleted() -> anyhow::Result<()> {
 fn forks_of_a_busy_guest_hold_one_moment_on_every_host() -> anyhow::Result<()> {
     let cluster = with_parent("fp.churn=32 fp.churn-disk")?;
     let count = (amount("FP_SPREAD", 6) / 3 * 3).to_string();
-    let spread = [
-        "fork", "parent", "-n", &count, "--spread", "--paused", "-o", "json",
-    ];
+    let spread = ["fork", "parent", "-n", &count, "--spread", "--paused"];
     let made = cluster.node(3).json(&spread)?;
     assert_eq!(places(&made).len(), 3, "{made}");
     let all = names(&made);
