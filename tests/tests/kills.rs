@@ -529,8 +529,8 @@ fn an_authority_whose_key_is_lost_with_its_node_is_made_anew() -> anyhow::Result
     Ok(())
 }
 
-#[test]
-fn killed_at_every_step_of_fetching() -> anyhow::Result<()> {
+/// A cluster of three, of which two agents have failpoints, with a guest on the first node that writes records.
+fn two_that_can_be_killed(vm: &str) -> anyhow::Result<Cluster> {
     let mut cluster = Cluster::start(3)?;
     cluster.import("tiny", "fp.pulse")?;
     for number in [1, 2] {
@@ -542,10 +542,16 @@ fn killed_at_every_step_of_fetching() -> anyhow::Result<()> {
     }
     cluster.wait_online(3)?;
     let create = [
-        "vm", "create", "parent", "--image", "tiny", "--node", "node1", "--wait",
+        "vm", "create", vm, "--image", "tiny", "--node", "node1", "--wait",
     ];
     cluster.node(3).fp(&create)?.success()?;
-    cluster.wait_pulses("parent", 3)?;
+    cluster.wait_pulses(vm, 3)?;
+    Ok(cluster)
+}
+
+#[test]
+fn killed_at_every_step_of_fetching() -> anyhow::Result<()> {
+    let mut cluster = two_that_can_be_killed("parent")?;
     for (way, killed) in [(Way::Fetch, 2), (Way::Give, 1)] {
         for name in on(&[way])? {
             cluster.node(killed).arm(&name, KILL)?;
@@ -590,21 +596,7 @@ fn lives_on(cluster: &Cluster, vm: &str) -> anyhow::Result<usize> {
 
 #[test]
 fn killed_at_every_step_of_moving() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(3)?;
-    cluster.import("tiny", "fp.pulse")?;
-    for number in [1, 2] {
-        let agent = cluster.node_mut(number);
-        agent.terminate()?;
-        agent.set_program(env!("CARGO_BIN_EXE_fpagent-failpoints"));
-        agent.start()?;
-        agent.wait_answers()?;
-    }
-    cluster.wait_online(3)?;
-    let create = [
-        "vm", "create", "web", "--image", "tiny", "--node", "node1", "--wait",
-    ];
-    cluster.node(3).fp(&create)?.success()?;
-    cluster.wait_pulses("web", 3)?;
+    let mut cluster = two_that_can_be_killed("web")?;
     let ways = [
         (Way::MoveFrom, None),
         (Way::MoveTo, None),

@@ -10,6 +10,7 @@ mod early;
 mod file;
 mod moving;
 mod pack;
+mod part;
 mod queue;
 mod receive;
 mod send;

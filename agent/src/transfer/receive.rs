@@ -29,6 +29,7 @@ use super::{
     difference::Difference,
     file::{Expected, FileName},
     pack::{self, BadPart},
+    part::Part,
     queue::{Queue, Segment},
 };
 use crate::{
@@ -160,62 +161,6 @@ pub enum Unfetched {
         #[source]
         source: io::Error,
     },
-}
-
-/// A file that is being put together. Removed again unless it is kept.
-#[derive(Debug)]
-struct Part {
-    path: PathBuf,
-    file: Arc<File>,
-    kept: bool,
-    /// Where it is used meanwhile. Then it stays whatever becomes of this agent: the next one goes on with it.
-    served: Option<Served>,
-}
-
-impl Part {
-    fn begin(path: PathBuf, size: u64) -> io::Result<Self> {
-        let part = Self::open(path, true)?;
-        part.file.set_len(size)?;
-        Ok(part)
-    }
-
-    fn open(path: PathBuf, anew: bool) -> io::Result<Self> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(anew)
-            .truncate(anew)
-            .open(&path)?;
-        Ok(Self {
-            path,
-            file: Arc::new(file),
-            kept: false,
-            served: None,
-        })
-    }
-
-    /// One that is used while it comes.
-    fn serve(&mut self, served: Served) {
-        self.kept = true;
-        self.served = Some(served);
-    }
-
-    /// These bytes are in it.
-    async fn came(&self, bytes: Range<u64>) {
-        if let Some(served) = &self.served {
-            served.came(bytes).await;
-        }
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.kept
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(%error, path = %self.path.display(), "half a file could not be removed");
-        }
-    }
 }
 
 /// What a node tells of a file's pages, and the file here that may be mostly the same.
