@@ -83,20 +83,19 @@ impl Leases {
     }
 
     /// The same, with what they had free when they were heard of last.
+    ///
+    /// What counts is how long the leader had not heard of a node when it answered: a node that waits for its next answer knows nothing of
+    /// the others' silence, least of all when it stood still itself.
     pub fn candidates(&self) -> Option<Vec<Candidate>> {
         let inner = self.inner();
-        let known = inner.answered.is_some_and(|at| at.elapsed() < LEASE);
-        known.then(|| {
-            inner
-                .heard
-                .iter()
-                .filter(|(_, (at, _))| at.elapsed() < LEASE)
-                .map(|(node, (_, room))| Candidate {
-                    node: *node,
-                    room: *room,
-                })
-                .collect()
-        })
+        let answered = inner.answered.filter(|at| at.elapsed() < LEASE)?;
+        let heard = inner.heard.iter();
+        let online = heard.filter(|(_, (at, _))| answered.saturating_duration_since(*at) < LEASE);
+        let online = online.map(|(node, (_, room))| Candidate {
+            node: *node,
+            room: *room,
+        });
+        Some(online.collect())
     }
 }
 
@@ -171,5 +170,17 @@ mod tests {
         tokio::time::advance(Duration::from_secs(2)).await;
         follower.learn(second.renew(3, None));
         assert_eq!(follower.online(), Some([3, 4].into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stood_still_takes_nobody_for_offline() {
+        let (leader, follower) = (Leases::default(), Leases::default());
+        leader.renew(1, None);
+        tokio::time::advance(Duration::from_secs(1)).await;
+        follower.learn(leader.renew(2, None));
+        tokio::time::advance(LEASE - Duration::from_millis(500)).await;
+        assert_eq!(follower.online(), Some([1, 2].into()));
+        tokio::time::advance(Duration::from_millis(500)).await;
+        assert_eq!(follower.online(), None);
     }
 }

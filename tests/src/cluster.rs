@@ -6,8 +6,11 @@ use std::{
     net::TcpListener,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::Arc,
+    process::{self, Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -360,9 +363,7 @@ impl Cluster {
 
     /// An agent that is not a member yet; its data directory does not exist.
     pub fn newcomer(&self, name: &str) -> anyhow::Result<Agent> {
-        // A port that is free now; whoever takes it before the agent does fails the test.
-        let listen = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        Ok(self.agent(name, listen, None))
+        Ok(self.agent(name, format!("127.0.0.1:{}", free_port()?), None))
     }
 
     fn agent(&self, name: &str, listen: String, host: Option<Arc<Namespace>>) -> Agent {
@@ -611,6 +612,26 @@ impl Cluster {
             .map(|agent| format!("--- {}\n{}\n", agent.name, agent.log_tail()))
             .collect()
     }
+}
+
+/// A port of this host's that nobody has, for an agent that is about to start.
+///
+/// Below those that the kernel gives to connections: of these a test beside this one may have thousands at the next moment. Each process
+/// of tests begins at another one.
+fn free_port() -> anyhow::Result<u16> {
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 20_000;
+    const PER_PROCESS: u32 = 32;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..PORTS {
+        let next = GIVEN.fetch_add(1, Ordering::Relaxed);
+        let offset = process::id().wrapping_mul(PER_PROCESS).wrapping_add(next) % PORTS;
+        let port = u16::try_from(FIRST + offset)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free")
 }
 
 /// A folder for a cluster: on the machine's disk, as data directories are. Guests run as other users and must get through.
