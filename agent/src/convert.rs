@@ -14,7 +14,7 @@ use qemu::{
 use raft::{
     node::Status,
     state::{
-        self, Actor, CaptureMode, CaptureReport, CertificateId, Constraints, EndCause, Ending,
+        self, Actor, CaptureMode, CaptureReport, CertificateId, Constraints, EndCause, Ending, Ha,
         Image, ImageId, Life, Machine, Millis, Node, NodeId, Operation, OperationKind,
         OperationState, Owned as _, Ownership, Phase, Power, Room, Safety, Snapshot, SnapshotId,
         Source, State, Vm,
@@ -375,6 +375,10 @@ pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: boo
         (true, Phase::Restarting) => v1::VmState::Starting,
     };
     let seen_parent = vm.parent.as_ref().filter(|one| one.is_seen_by(state, by));
+    let point = match vm.ha {
+        Ha::Off => None,
+        Ha::Arming | Ha::Restore => state.restore_point(vm),
+    };
     v1::Vm {
         id: vm.id.to_string(),
         owner: vm.ownership.owner.clone(),
@@ -410,6 +414,17 @@ pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: boo
         expires_at: life(vm.life).0,
         lease: life(vm.life).1,
         snapshots: spec::schedule_message(vm),
+        on_host_loss: spec::ha_message(vm.ha).into(),
+        restore_point: point.map_or_else(String::new, |point| point.id.to_string()),
+        restore_point_at: point.map(|point| timestamp(point.created_at)),
+        restored: vm.restored.as_ref().map(|restored| v1::Restored {
+            from: node_name(state, restored.from),
+            snapshot: snapshot_id(state, by, restored.snapshot),
+            captured_at: Some(timestamp(restored.captured_at)),
+            heard_at: Some(timestamp(restored.heard_at)),
+            restored_at: Some(timestamp(restored.at)),
+            lost_ms: restored.lost(),
+        }),
         generation: vm.generation,
         power: match vm.power {
             Power::Running => v1::PowerState::Running,

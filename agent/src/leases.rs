@@ -62,6 +62,14 @@ impl Leases {
             .elapsed()
     }
 
+    /// For how long nobody has told this node of another; `None` when nobody ever did.
+    pub fn unheard_for(&self, node: NodeId) -> Option<Duration> {
+        let inner = self.inner();
+        let renewed = inner.renewed.get(&node).map(|(at, _)| *at);
+        let heard = inner.heard.get(&node).map(|(at, _)| *at);
+        renewed.max(heard).map(|at| at.elapsed())
+    }
+
     /// Notes the leader's answer. One that has just been elected knows less than the one before it: what was heard of a node stays true.
     pub fn learn(&self, told: BTreeMap<NodeId, Told>) {
         let now = Instant::now();

@@ -15,6 +15,7 @@ pub mod density;
 pub mod doctor;
 pub mod draining;
 pub mod errors;
+pub mod fence;
 pub mod guest;
 pub mod images;
 pub mod leases;

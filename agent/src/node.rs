@@ -218,6 +218,17 @@ impl Node {
         outcome
     }
 
+    /// Proposes a change of the cluster's own, once, if this node leads.
+    pub async fn propose_leading(&self, command: Command) -> Result<Outcome, ProposeError> {
+        let proposal = Proposal {
+            request: None,
+            by: Actor::cluster(),
+            now: self.now(),
+            command,
+        };
+        self.raft.propose_leading(&proposal).await
+    }
+
     /// Tells the cluster a fact, however long it takes until it has a leader. Given up only when the agent ends: then the next
     /// one finds the fact again. A refusal means that the fact is no news, or too late.
     pub async fn report(&self, command: Command) -> Option<Result<(), Rejection>> {

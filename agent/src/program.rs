@@ -13,6 +13,7 @@ use crate::{
     },
     daemon,
     errors::chain,
+    fence,
 };
 
 /// The exit code for a command line, or settings, that cannot be read.
@@ -35,14 +36,20 @@ pub fn main() -> ExitCode {
                 }
             }
         },
-        Command::PageServer { data_dir } => match arriving::serve::run(&data_dir) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("fpagent: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::PageServer { data_dir } => beside_agent(arriving::serve::run(&data_dir)),
+        Command::Watchdog => beside_agent(fence::watchdog::run()),
         command => ask(global, command),
+    }
+}
+
+/// What became of a process that the agent had started.
+fn beside_agent(ended: anyhow::Result<()>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fpagent: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -60,7 +60,7 @@ impl Process {
         let child = spawn(what)?;
         let pid = child.id();
         // It is our child and not reaped, so the process id is still its.
-        let pidfd = open(pid)?;
+        let pidfd = readiness::watch(open(pid)?)?;
         let started = start_time(pid)?;
         Ok(Self {
             id: ProcessId { pid, started },
@@ -70,24 +70,11 @@ impl Process {
 
     /// Finds a process again; `None` when it is gone.
     pub fn adopt(id: ProcessId) -> io::Result<Option<Self>> {
-        let pidfd = match open(id.pid) {
-            Ok(pidfd) => pidfd,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(held) = Held::open(id)? else {
+            return Ok(None);
         };
-        // The start is read after the pidfd was opened: if it fits, the pidfd is of that process.
-        match start_time(id.pid) {
-            Ok(started) if started == id.started => {}
-            Ok(_) => return Ok(None),
-            Err(error) if is_gone(&error) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        let process = Self { id, pidfd };
-        Ok(if is_zombie(id.pid) {
-            None
-        } else {
-            Some(process)
-        })
+        let pidfd = readiness::watch(held.pidfd)?;
+        Ok(Some(Self { id, pidfd }))
     }
 
     /// Its name for all time.
@@ -102,8 +89,7 @@ impl Process {
 
     /// Whether it has not ended yet.
     pub fn is_alive(&self) -> bool {
-        start_time(self.id.pid).is_ok_and(|started| started == self.id.started)
-            && !is_zombie(self.id.pid)
+        is_alive(self.id)
     }
 
     /// Ends it at once. Nothing when it has ended before.
@@ -131,12 +117,60 @@ impl Process {
     }
 }
 
-fn open(pid: u32) -> io::Result<AsyncFd<OwnedFd>> {
+/// A process that somebody else started, held to be sent signals. Needs no runtime.
+#[derive(Debug)]
+pub struct Held {
+    id: ProcessId,
+    pidfd: OwnedFd,
+}
+
+impl Held {
+    /// Holds a process; `None` when it is gone.
+    pub fn open(id: ProcessId) -> io::Result<Option<Self>> {
+        let pidfd = match open(id.pid) {
+            Ok(pidfd) => pidfd,
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        // The start is read after the pidfd was opened: if it fits, the pidfd is of that process.
+        match start_time(id.pid) {
+            Ok(started) if started == id.started => {}
+            Ok(_) => return Ok(None),
+            Err(error) if is_gone(&error) => return Ok(None),
+            Err(error) => return Err(error),
+        }
+        Ok((!is_zombie(id.pid)).then_some(Self { id, pidfd }))
+    }
+
+    /// Its name for all time.
+    pub fn id(&self) -> ProcessId {
+        self.id
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&self) -> bool {
+        is_alive(self.id)
+    }
+
+    /// Sends it a signal. Nothing when it has ended before.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn open(pid: u32) -> io::Result<OwnedFd> {
     let raw = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .ok_or_else(|| io::Error::other("no process id"))?;
-    readiness::watch(pidfd_open(raw, PidfdFlags::NONBLOCK)?)
+    Ok(pidfd_open(raw, PidfdFlags::NONBLOCK)?)
+}
+
+fn is_alive(id: ProcessId) -> bool {
+    start_time(id.pid).is_ok_and(|started| started == id.started) && !is_zombie(id.pid)
 }
 
 /// Field 22 of `/proc/PID/stat` (proc_pid_stat(5)). The name in field 2 may hold anything, so fields count from its end.

@@ -8,8 +8,8 @@ use std::{
 use tokio::{sync::watch, time::Instant};
 
 pub use crate::consensus::{
-    AWAY, BeginError, Caller, Config, DialError, Dialer, InitializeError, ReadError, StartError,
-    Status, offline::Position,
+    AWAY, BeginError, Caller, Config, DialError, Dialer, InitializeError, Leading, ReadError,
+    StartError, Status, offline::Position,
 };
 use crate::{
     codec::{self, CodecError},
@@ -172,6 +172,19 @@ impl Handle {
             .propose(codec::encode_proposal(proposal, version), deadline)
             .await?;
         Ok(codec::decode_outcome(&proposed.outcome)?)
+    }
+
+    /// Proposes, once, if this node leads. What it comes to is not known when that ends while it is under way.
+    pub async fn propose_leading(&self, proposal: &Proposal) -> Result<Outcome, ProposeError> {
+        let version = self.0.view().borrow().view.version;
+        let proposal = codec::encode_proposal(proposal, version);
+        let proposed = self.0.propose_leading(proposal).await?;
+        Ok(codec::decode_outcome(&proposed.outcome)?)
+    }
+
+    /// Asks a majority whether this node leads. `None` when it does not, or they do not answer soon.
+    pub async fn confirm_leading(&self) -> Option<Leading> {
+        self.0.confirm_leading().await
     }
 
     /// Returns once this node's state includes everything that was answered anywhere before the call.

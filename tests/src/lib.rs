@@ -26,6 +26,7 @@ pub mod secrecy;
 pub mod session;
 pub mod soundness;
 pub mod users;
+pub mod witness;
 pub mod workload;
 
 use std::{

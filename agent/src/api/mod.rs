@@ -295,6 +295,8 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::HoldSnapshot { .. }
         | Command::PlaceCopies { .. }
         | Command::TakeScheduled { .. }
+        | Command::GuardVms { .. }
+        | Command::RestoreVms { .. }
         | Command::SecureSnapshot { .. }
         | Command::Purged { .. } => String::new(),
     }

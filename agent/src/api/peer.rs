@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _, future::join_all, stream};
 use proto::peer::{
     DescribeFileRequest, DescribeFileResponse, FetchAuthorityRequest, FetchAuthorityResponse,
-    HandSecretsRequest, HandSecretsResponse, NodeAge, ObserveRequest, ObserveResponse,
+    Grant, HandSecretsRequest, HandSecretsResponse, NodeAge, ObserveRequest, ObserveResponse,
     ObservedPool, ObservedTransfer, ObservedVm, PrepareForkRequest, PrepareForkResponse,
     ReadConsoleRequest, ReadConsoleResponse, ReadFileRequest, ReadFileResponse, ReceiveVmRequest,
     ReceiveVmResponse, RenewLeaseRequest, RenewLeaseResponse, WaitGuestRequest, WaitGuestResponse,
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     clock, convert, density,
     errors::ApiError,
+    fence::{self, Answered},
     guest::{self, Contact, wait::Waited},
     node::Node,
     secrets, transfer,
@@ -77,9 +78,16 @@ impl PeerService for Api {
             age_ms: Some(age.as_millis() as u64),
             room: room.map(convert::room_message),
         });
+        // After it was noted: see `fence`.
+        let term = self.node.raft.status().term;
+        let granted = self.node.vms.fence().answer(node, term);
         Ok(Response::new(RenewLeaseResponse {
             ages: ages.collect(),
             now_ms,
+            grant: granted.map(|granted| Grant {
+                age_us: u64::try_from(granted.age.as_micros()).unwrap_or(u64::MAX),
+                index: granted.index,
+            }),
         }))
     }
 
@@ -401,6 +409,10 @@ pub async fn renew_leases(node: std::sync::Arc<Node>) {
                 let told = node.leases.renew(node.id(), node.room());
                 node.leases.learn(told);
                 node.hear_own_clock();
+                let (sent, term) = (fence::boottime(), node.raft.status().term);
+                if let Some(granted) = node.vms.fence().answer(node.id(), term) {
+                    node.vms.fence().granted(sent, granted);
+                }
             }
             Some(leader) => renew_with(&node, leader).await,
             // The leader may not find this node where it is now, and this node may have been removed: somebody will say so.
@@ -430,10 +442,18 @@ async fn renew_with(node: &Node, other: NodeId) {
         now_ms: clock::of_host(),
         room: node.room().map(convert::room_message),
     };
-    let asked = Instant::now();
+    let (asked, sent) = (Instant::now(), fence::boottime());
     match tokio::time::timeout(RENEW_PATIENCE, client.renew_lease(request)).await {
         Ok(Ok(answer)) => {
-            let RenewLeaseResponse { ages, now_ms } = answer.into_inner();
+            let RenewLeaseResponse {
+                ages,
+                now_ms,
+                grant,
+            } = answer.into_inner();
+            if let Some(Grant { age_us, index }) = grant {
+                let age = Duration::from_micros(age_us);
+                node.vms.fence().granted(sent, Answered { age, index });
+            }
             if let Some(now) = now_ms {
                 node.clock.learn(now, asked.elapsed());
             }

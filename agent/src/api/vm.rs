@@ -57,6 +57,7 @@ impl VmService for Api {
         let restart = spec::restart_policy(request.restart());
         let unready = spec::unready(request.unready());
         let life = self.life(request.keep.as_ref())?;
+        let ha = spec::ha(request.on_host_loss())? == Some(true);
         let command = Command::CreateVm {
             id: VmId(Ulid::new().0),
             name: request.name,
@@ -84,6 +85,7 @@ impl VmService for Api {
             unready,
             life,
             schedule: request.snapshots.map(spec::schedule),
+            ha,
         };
         let id = match self.change(&by, key, command, deadline).await? {
             Outcome::Vm(id) => id,
@@ -240,9 +242,17 @@ impl VmService for Api {
         let (by, deadline) = asked(&request)?;
         let request = request.into_inner();
         let key = request_key(&request, |request| &mut request.request_id);
+        let ha = spec::ha(request.on_host_loss())?;
+        let snapshots = spec::schedule_change(request.snapshots, request.stop_snapshots)?;
+        if snapshots.is_none() && ha.is_none() {
+            let problem = "nothing is to be changed: say which snapshots are taken, or what becomes of the VM when its node is lost";
+            let (field, problem) = ("snapshots", problem.to_owned());
+            return Err(ApiError::InvalidField { field, problem }.into());
+        }
         let command = Command::ProtectVm {
             vm: request.vm,
-            schedule: request.snapshots.map(spec::schedule),
+            snapshots,
+            ha,
             candidates: self.node.candidates(),
         };
         match self.change(&by, key, command, deadline).await? {

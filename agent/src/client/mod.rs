@@ -105,7 +105,7 @@ impl Context {
 pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
     let context = Context { global };
     match command {
-        Command::Run(_) | Command::PageServer { .. } => {
+        Command::Run(_) | Command::PageServer { .. } | Command::Watchdog => {
             Err(Failure::usage("that is the daemon's", ""))
         }
         Command::Init(args) => commands::init::run(&context, args),

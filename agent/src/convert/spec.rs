@@ -2,7 +2,8 @@
 
 use proto::v1;
 use raft::state::{
-    Accelerator, GuestAgent, Limits, Machine, Network, RestartPolicy, Schedule, Unready, Vm,
+    Accelerator, GuestAgent, Ha, Limits, Machine, Network, RestartPolicy, Schedule, ScheduleChange,
+    Unready, Vm,
 };
 
 use crate::errors::ApiError;
@@ -56,6 +57,44 @@ pub(super) fn schedule_message(vm: &Vm) -> Option<v1::SnapshotSchedule> {
         replicas: schedule.replicas,
         next_at: Some(super::timestamp(vm.next_snapshot)),
     })
+}
+
+fn refuse(field: &'static str, problem: &str) -> ApiError {
+    ApiError::InvalidField {
+        field,
+        problem: problem.to_owned(),
+    }
+}
+
+/// What of a request says whether a VM is restored when its node is lost; `None` where it does not.
+pub fn ha(wanted: v1::OnHostLoss) -> Result<Option<bool>, ApiError> {
+    match wanted {
+        v1::OnHostLoss::Unspecified => Ok(None),
+        v1::OnHostLoss::Stay => Ok(Some(false)),
+        v1::OnHostLoss::Restore => Ok(Some(true)),
+        v1::OnHostLoss::Arming => Err(refuse("onHostLoss", "is for answers")),
+    }
+}
+
+/// What of a request changes which snapshots are taken by themselves.
+pub fn schedule_change(
+    snapshots: Option<v1::SnapshotSchedule>,
+    stop: bool,
+) -> Result<Option<ScheduleChange>, ApiError> {
+    match (snapshots.map(schedule), stop) {
+        (Some(_), true) => Err(refuse("stopSnapshots", "does not go with snapshots")),
+        (Some(schedule), false) => Ok(Some(ScheduleChange::Follow(schedule))),
+        (None, true) => Ok(Some(ScheduleChange::Stop)),
+        (None, false) => Ok(None),
+    }
+}
+
+pub(super) fn ha_message(ha: Ha) -> v1::OnHostLoss {
+    match ha {
+        Ha::Off => v1::OnHostLoss::Stay,
+        Ha::Arming => v1::OnHostLoss::Arming,
+        Ha::Restore => v1::OnHostLoss::Restore,
+    }
 }
 
 /// What of a request says what follows a VM's end.

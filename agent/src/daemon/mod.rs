@@ -43,6 +43,7 @@ use crate::{
     clock::Clock,
     density::{self, Density},
     draining,
+    fence::{self, Fence},
     guest::{self, ports::Ports},
     leases::Leases,
     metrics, newcomers,
@@ -217,6 +218,13 @@ impl Agent {
         );
         let (tasks, cancel) = (TaskTracker::new(), CancellationToken::new());
         let arriving = Arriving::new(Arc::clone(&engine), cancel.clone(), tasks.clone());
+        let fence = Arc::new(Fence::new(
+            Arc::clone(&engine),
+            local.identity.node,
+            raft.published(),
+            cancel.clone(),
+            tasks.clone(),
+        ));
         let ports = Ports::new(
             listen_address(&local.identity.listen),
             engine.layout.clone(),
@@ -235,6 +243,7 @@ impl Agent {
                 Some(options.vm_uid_base),
                 Arc::clone(&wake),
                 asked,
+                fence,
             )),
             density: Density::new(options, can_merge),
             reserves: Reserves {
@@ -391,6 +400,8 @@ fn work(
 ) {
     node.tasks
         .spawn_on(api::renew_leases(Arc::clone(node)), calls);
+    node.tasks.spawn_on(fence::lead(Arc::clone(node)), calls);
+    node.tasks.spawn_on(fence::run(Arc::clone(node)), calls);
     node.tasks.spawn(newcomers::forget_late(Arc::clone(node)));
     let upkeep = Arc::clone(node);
     node.tasks

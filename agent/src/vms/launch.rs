@@ -320,10 +320,11 @@ pub fn restore(
     below: &[LayerName],
 ) -> Result<Launch, Unfit> {
     let image = image(state, &child.spec)?;
+    // A VM that goes on from a moment of its own has its first overlay below.
+    let own = Some(layer_name(child.id.0)).filter(|own| !below.contains(own));
+    let own = own.unwrap_or_else(|| layer_name(Ulid::new().0));
     let layers = if child.spec.disk_bytes > 0 {
-        std::iter::once(layer_name(child.id.0))
-            .chain(below.iter().cloned())
-            .collect()
+        std::iter::once(own).chain(below.iter().cloned()).collect()
     } else {
         vec![]
     };

@@ -20,6 +20,7 @@ use qemu::{
     console::{Pen, Wire},
     machine::Engine,
     past::Past,
+    process::ProcessId,
     record::{BaseName, LayerName, VmName, VmRecord},
 };
 use raft::state::VmId;
@@ -30,6 +31,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    fence::Fence,
     guest::{self, Asked, Becoming, Guest},
     reconcile::plan::{Is, Seen},
 };
@@ -46,7 +48,7 @@ pub const USERS: u32 = 65_000;
 pub struct VmHandle {
     commands: mpsc::Sender<Command>,
     seen: Arc<watch::Sender<Seen>>,
-    pid: Arc<watch::Sender<u32>>,
+    process: Arc<watch::Sender<Option<ProcessId>>>,
     console: Wire,
     guest: Guest,
     user: Option<(u32, u32)>,
@@ -65,7 +67,12 @@ impl VmHandle {
 
     /// Its QEMU's process id; 0 when it has none.
     pub fn pid(&self) -> u32 {
-        *self.pid.borrow()
+        self.process().map_or(0, |process| process.pid)
+    }
+
+    /// Its QEMU; `None` when it has none.
+    pub fn process(&self) -> Option<ProcessId> {
+        *self.process.borrow()
     }
 
     /// What is the same in every start of it.
@@ -148,6 +155,7 @@ pub struct Vms {
     threads: Handle,
     /// Rung when something about a VM changed.
     changed: Arc<Notify>,
+    fence: Arc<Fence>,
     /// Where what guests ask for goes.
     asked: mpsc::Sender<Asked>,
     becoming: Becoming,
@@ -161,6 +169,7 @@ impl Vms {
         first_user: Option<u32>,
         changed: Arc<Notify>,
         asked: mpsc::Sender<Asked>,
+        fence: Arc<Fence>,
     ) -> Self {
         Self {
             engine,
@@ -170,6 +179,7 @@ impl Vms {
             tasks: TaskTracker::new(),
             threads: Handle::current(),
             changed,
+            fence,
             asked,
             becoming: Becoming::default(),
         }
@@ -183,6 +193,11 @@ impl Vms {
     /// The engine.
     pub fn engine(&self) -> &Arc<Engine> {
         &self.engine
+    }
+
+    /// What lets those run that are restored elsewhere when this host is lost.
+    pub fn fence(&self) -> &Arc<Fence> {
+        &self.fence
     }
 
     /// Those whose guests are becoming who they are.
@@ -399,14 +414,14 @@ impl Vms {
             past: Past::default(),
             is,
         }));
-        let pid = Arc::new(watch::Sender::new(0));
+        let process = Arc::new(watch::Sender::new(None));
         let (commands, receiver) = mpsc::channel(COMMANDS);
         let console = Wire::default();
         let (guest, ends) = Guest::new(self.becoming.clone());
         let handle = VmHandle {
             commands,
             seen: Arc::clone(&seen),
-            pid: Arc::clone(&pid),
+            process: Arc::clone(&process),
             console: console.clone(),
             guest: guest.clone(),
             user,
@@ -416,7 +431,8 @@ impl Vms {
         let speaking = guest::run(ends, self.asked.clone());
         let speaking = self.tasks.spawn_on(speaking, &self.threads);
         let engine = Arc::clone(&self.engine);
-        let mut task = VmTask::new(engine, vm_name(vm), seen, pid, console, guest);
+        let fence = Arc::clone(&self.fence);
+        let mut task = VmTask::new(engine, vm_name(vm), seen, process, console, guest, fence);
         let (adopted, done) = oneshot::channel();
         let vms = Arc::clone(self);
         let mut watcher = handle.seen.subscribe();

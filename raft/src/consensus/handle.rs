@@ -33,6 +33,17 @@ pub struct Proposed {
     pub outcome: Vec<u8>,
 }
 
+/// A majority has said that a node leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leading {
+    /// When they were asked: no other was elected before that.
+    pub since: Instant,
+    /// In which term.
+    pub term: u64,
+    /// What was committed then, of earlier terms all.
+    pub index: u64,
+}
+
 /// A running member of the consensus.
 pub struct Handle<A: App> {
     pub(super) core: Arc<Core>,
@@ -98,6 +109,42 @@ impl<A: App> Handle<A> {
             index: applied.index,
             outcome: applied.outcome.into(),
         })
+    }
+
+    /// Proposes, once, if this node leads: to no other leader, and no second time.
+    pub async fn propose_leading(&self, proposal: Vec<u8>) -> Result<Proposed, ProposeError> {
+        let applied = match self.core.propose_here(Bytes::from(proposal)).await {
+            Attempt::Done(applied) => applied.map_err(|Unreadable| ProposeError::Unreadable)?,
+            Attempt::Again { maybe_applied } | Attempt::NoQuorum { maybe_applied } => {
+                return Err(ProposeError::NoLeader { maybe_applied });
+            }
+            Attempt::Stopped { maybe_applied } => {
+                return Err(ProposeError::Stopped { maybe_applied });
+            }
+        };
+        // It is applied here: this node leads.
+        let mut here = self.core.applied.clone();
+        let reached = here.wait_for(|index| *index >= applied.index);
+        if reached.await.is_err() {
+            let maybe_applied = true;
+            return Err(ProposeError::Stopped { maybe_applied });
+        }
+        Ok(Proposed {
+            index: applied.index,
+            outcome: applied.outcome.into(),
+        })
+    }
+
+    /// Asks a majority whether this node leads. `None` when it does not, or they do not answer soon.
+    pub async fn confirm_leading(&self) -> Option<Leading> {
+        let since = Instant::now();
+        let term = self.status().term;
+        match self.core.read_index_here().await {
+            Attempt::Done(index) if self.status().term == term => {
+                Some(Leading { since, term, index })
+            }
+            _ => None,
+        }
     }
 
     /// Returns once this node's state includes every proposal that was answered anywhere before the call, and the

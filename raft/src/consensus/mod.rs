@@ -29,7 +29,7 @@ pub mod wire;
 pub use self::{
     app::{App, AppError, Member, Members, Published},
     errors::{BeginError, InitializeError, ProposeError, ReadError, StartError},
-    handle::{Handle, Proposed},
+    handle::{Handle, Leading, Proposed},
     health::Status,
     node::{AWAY, Config, start, start_on},
     peers::{DialError, Dialer},

@@ -181,6 +181,8 @@ pub enum Command {
         unready: Unready,
         life: Life,
         schedule: Option<Schedule>,
+        /// Whether it is restored elsewhere when its node is lost.
+        ha: bool,
     },
     /// Changes how a VM should be.
     SetPower { vm: String, action: PowerAction },
@@ -302,10 +304,22 @@ pub enum Command {
         replicas: u32,
         candidates: Vec<Candidate>,
     },
-    /// Says which snapshots a VM's node takes of it by itself; none, with `None`. Those that it took stay.
+    /// Says what is done so that a VM is not lost with its node; what is `None` stays as it is. Snapshots that were taken stay.
     ProtectVm {
         vm: String,
-        schedule: Option<Schedule>,
+        snapshots: Option<ScheduleChange>,
+        /// Whether it is restored elsewhere when its node is lost.
+        ha: Option<bool>,
+        candidates: Vec<Candidate>,
+    },
+    /// A node says of VMs that are to be restored elsewhere when it is lost that they do not run on there: its watchdog has those that run.
+    GuardVms { node: NodeId, vms: Vec<VmId> },
+    /// Has VMs of a node that is lost go on elsewhere, each from its newest snapshot that another node holds, which the proposer knows to be
+    /// online. Who proposes it makes sure that they do not run on there.
+    RestoreVms {
+        node: NodeId,
+        /// For how long it has not been heard of, milliseconds.
+        silent_for: Millis,
         candidates: Vec<Candidate>,
     },
     /// The node of a VM begins to take one that is due. Refused when it is not, so that it is taken once.
@@ -400,6 +414,8 @@ impl Command {
             | Self::HoldSnapshot { .. }
             | Self::SecureSnapshot { .. }
             | Self::PlaceCopies { .. }
+            | Self::GuardVms { .. }
+            | Self::RestoreVms { .. }
             | Self::RenewLease { .. }
             | Self::Expire
             | Self::Purged { .. } => true,
@@ -439,6 +455,15 @@ impl Command {
             | Self::DeleteQuota { .. } => false,
         }
     }
+}
+
+/// What is to become of the snapshots that a VM's node takes of it by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScheduleChange {
+    /// None are taken any more.
+    Stop,
+    /// They are taken like this.
+    Follow(Schedule),
 }
 
 /// What a user asks of a VM.

@@ -99,6 +99,7 @@ mirrors! {
             unready: Unready,
             life: Life,
             schedule: Option<Schedule>,
+            ha: bool,
         },
         SetPower { vm: String, action: PowerAction },
         DeleteVm { vm: String, force: bool },
@@ -140,7 +141,9 @@ mirrors! {
         TagSnapshot { snapshot: String, name: String },
         WarmSnapshot { snapshot: String, vm: Option<String>, count: u32 },
         ReplicateSnapshot { snapshot: String, vm: Option<String>, replicas: u32, candidates: Vec<Candidate> },
-        ProtectVm { vm: String, schedule: Option<Schedule>, candidates: Vec<Candidate> },
+        ProtectVm { vm: String, snapshots: Option<ScheduleChange>, ha: Option<bool>, candidates: Vec<Candidate> },
+        GuardVms { node: NodeId, vms: Vec<Id> },
+        RestoreVms { node: NodeId, silent_for: Millis, candidates: Vec<Candidate> },
         TakeScheduled { operation: Id, vm: Id, node: NodeId, candidates: Vec<Candidate>, expires_at: Millis },
         PlaceCopies { candidates: Vec<Candidate>, lost: Vec<NodeId> },
         DeleteSnapshot { snapshot: String },
@@ -159,6 +162,7 @@ mirrors! {
     }
     enum ObjectName { Image(name: String), Vm(name: String), Snapshot(name: String) }
 
+    enum ScheduleChange { Stop, Follow(schedule: Schedule) }
     enum PowerAction { Start, Stop, ForceStop, Pause, Resume, Restart }
     enum ForkSource { Vm(vm: String), Snapshot { snapshot: String, vm: Option<String> } }
     enum Placing { WithSource, On(node: String), Near, Spread }
@@ -368,7 +372,11 @@ mirrors! {
         disk: Option<Vec<Id>>,
         schedule: Option<Schedule>,
         next_snapshot: Millis,
+        ha: Ha,
+        restored: Option<Restored>,
     }
+    enum Ha { Off, Arming, Restore }
+    struct Restored { from: NodeId, snapshot: Id, captured_at: Millis, heard_at: Millis, at: Millis }
     struct Schedule { every: Millis, keep: u32, replicas: u32 }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
@@ -528,6 +536,7 @@ mirrors! {
         VmRestarting,
         VmReset,
         VmMoved,
+        VmRestored,
         VmStays,
         VmUnready,
         VmShared,

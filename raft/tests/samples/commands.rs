@@ -245,7 +245,23 @@ fn commands() -> Vec<(&'static str, Command)> {
             "protect",
             Command::ProtectVm {
                 vm: "a".into(),
-                schedule: Some(super::schedule()),
+                snapshots: Some(ScheduleChange::Follow(super::schedule())),
+                ha: Some(true),
+                candidates: candidates(),
+            },
+        ),
+        (
+            "guard",
+            Command::GuardVms {
+                node: 2,
+                vms: vec![VmId(0x41), VmId(0x42)],
+            },
+        ),
+        (
+            "restore",
+            Command::RestoreVms {
+                node: 2,
+                silent_for: 6_600,
                 candidates: candidates(),
             },
         ),
@@ -485,6 +501,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         unready: Unready::Hold,
         life: Life::Unbounded,
         schedule: Some(super::schedule()),
+        ha: true,
     };
     let phases = [
         Phase::Pending,

@@ -237,6 +237,14 @@ fn add_vms(state: &mut State) {
         own_bytes: 17 << 20,
         schedule: Some(super::schedule()),
         next_snapshot: 90,
+        ha: Ha::Restore,
+        restored: Some(Restored {
+            from: 1,
+            snapshot: SnapshotId(0x42),
+            captured_at: 70,
+            heard_at: 80,
+            at: 90,
+        }),
         disk: (power == Power::Suspended).then(|| vec![0x77, 0x78]),
     };
     let fork = Source::Snapshot(snapshot);

@@ -158,6 +158,16 @@ It is given a listening socket as descriptor 3."
         #[arg(long, value_name = "DIR")]
         data_dir: PathBuf,
     },
+    /// Stops VMs that may run elsewhere by now. The agent starts it.
+    #[command(
+        hide = true,
+        after_help = "\
+Examples:
+  fpagent watchdog
+
+It is given a listening socket as descriptor 3."
+    )]
+    Watchdog,
     /// Makes the first node of a new cluster.
     #[command(after_help = cluster::INIT_EXAMPLES)]
     Init(InitArgs),

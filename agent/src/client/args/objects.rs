@@ -268,12 +268,20 @@ consoles, copies, forwarded and published ports. A VM that cannot be moved goes 
         #[command(flatten)]
         change: Change,
     },
-    /// Has snapshots be taken of a VM by themselves, while it runs.
-    #[command(after_help = "\
+    /// Says what is done so that a VM is not lost with its host.
+    #[command(
+        group = clap::ArgGroup::new("what").required(true).multiple(true).args(["snapshot_every", "ha"]),
+        after_help = "\
 Examples:
   fpagent vm protect demo --snapshot-every 5m --keep 3 --replicas 2
+  fpagent vm protect demo --snapshot-every 1m --replicas 2 --ha restore
   fpagent vm protect demo --snapshot-every off
+  fpagent vm protect demo --ha off
   fpagent snapshot ls -o wide
+
+With --ha restore it goes on elsewhere when its host is lost, from its newest snapshot that another host has; `vm show` says which that would
+be now, and afterwards what was lost. On its own host it runs only while that is heard of: cut off for 6 s, it stands still there, and
+goes on if it was not restored meanwhile.
 
 Of older ones, those go that are more than --keep, once newer ones are on as many hosts as asked. One that is given a name (`snapshot tag`)
 stays. When the VM is deleted, all others go with it; after `off` they stay until then.")]
@@ -282,10 +290,13 @@ stays. When the VM is deleted, all others go with it; after `off` they stay unti
         vm: String,
         /// How far they are apart, such as 5m, at least 10s; or off.
         #[arg(long, value_name = "TIME|off", value_parser = every)]
-        snapshot_every: Every,
+        snapshot_every: Option<Every>,
         /// See there.
         #[command(flatten)]
         kept: ScheduledArgs,
+        /// What becomes of it when its host is lost.
+        #[arg(long, value_enum)]
+        ha: Option<HaArg>,
         /// See there.
         #[command(flatten)]
         change: Change,
@@ -434,6 +445,9 @@ pub struct CreateArgs {
     /// See there.
     #[command(flatten)]
     pub kept: ScheduledArgs,
+    /// What becomes of it when its host is lost; restore needs snapshots that another host has: see `vm protect`.
+    #[arg(long, value_enum, default_value_t)]
+    pub ha: HaArg,
     /// See there.
     #[command(flatten)]
     pub guest: GuestArgs,
@@ -684,6 +698,25 @@ impl From<Restart> for v1::RestartPolicy {
             Restart::Never => Self::Never,
             Restart::OnFailure => Self::OnFailure,
             Restart::Always => Self::Always,
+        }
+    }
+}
+
+/// What becomes of a VM when its host is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum HaArg {
+    /// It is there again when its host is.
+    #[default]
+    Off,
+    /// It goes on elsewhere, from its newest snapshot that another host has.
+    Restore,
+}
+
+impl From<HaArg> for v1::OnHostLoss {
+    fn from(ha: HaArg) -> Self {
+        match ha {
+            HaArg::Off => Self::Stay,
+            HaArg::Restore => Self::Restore,
         }
     }
 }

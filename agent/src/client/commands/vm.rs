@@ -3,7 +3,7 @@
 use futures::{StreamExt as _, stream};
 use proto::v1::{
     Accelerator, CreateVmRequest, DeleteVmRequest, GetVmRequest, Limits, Machine, MoveVmRequest,
-    PowerAction, ProtectVmRequest, ResetVmRequest, RestartPolicy, SetVmPowerRequest,
+    OnHostLoss, PowerAction, ProtectVmRequest, ResetVmRequest, RestartPolicy, SetVmPowerRequest,
     SuspendVmRequest, Unready,
 };
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::client::{
     Context,
     args::{
         Change,
-        objects::{CreateArgs, PowerArgs, VmCommand},
+        objects::{CreateArgs, Every, PowerArgs, VmCommand},
     },
     failure::Failure,
     output::Row,
@@ -92,11 +92,14 @@ pub(crate) async fn run(context: &Context, command: VmCommand) -> Result<(), Fai
             vm,
             snapshot_every,
             kept,
+            ha,
             change,
         } => {
             let request = ProtectVmRequest {
                 vm,
-                snapshots: kept.schedule(Some(snapshot_every)),
+                stop_snapshots: matches!(snapshot_every, Some(Every::Off)),
+                snapshots: kept.schedule(snapshot_every),
+                on_host_loss: ha.map_or(OnHostLoss::Unspecified, OnHostLoss::from).into(),
                 request_id: change.id(),
             };
             let reach = context.reach()?;
@@ -141,6 +144,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         owner: args.owner.owner,
         keep: args.keep.keep(),
         snapshots: args.kept.schedule(args.snapshot_every),
+        on_host_loss: OnHostLoss::from(args.ha).into(),
         request_id: args.change.id(),
     };
     let reach = context.reach()?;

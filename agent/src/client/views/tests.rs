@@ -186,6 +186,17 @@ fn a_vm() {
             replicas: 2,
             next_at: None,
         }),
+        on_host_loss: v1::OnHostLoss::Restore.into(),
+        restore_point: "01D".into(),
+        restore_point_at: Some(TIME),
+        restored: Some(v1::Restored {
+            from: "host-a".into(),
+            snapshot: "01C".into(),
+            captured_at: Some(TIME),
+            heard_at: Some(TIME),
+            restored_at: Some(TIME),
+            lost_ms: 12_000,
+        }),
         owner: "ann".into(),
         sharing: Some(v1::Sharing {
             everyone: false,
@@ -214,6 +225,8 @@ fn a_vm() {
             "ports": [{"guestPort": 80, "address": "10.0.0.2", "port": 40_001}],
             "family": "01B", "byGuest": true, "snapshots": {"everyMs": 300_000, "keep": 3, "replicas": 2, "nextAt": null},
             "owner": "ann", "sharing": {"everyone": false, "owners": ["bob"]}, "parentHidden": false,
+            "ha": "restore", "restorePoint": "01D", "restorePointAt": "2023-11-14T22:13:20.250Z",
+            "restored": {"from": "host-a", "snapshot": "01C", "capturedAt": "2023-11-14T22:13:20.250Z", "heardAt": "2023-11-14T22:13:20.250Z", "restoredAt": "2023-11-14T22:13:20.250Z", "lostMs": 12_000},
     });
     let fields = expected.as_object_mut().unwrap();
     fields.extend(guest.as_object().unwrap().clone());

@@ -66,6 +66,44 @@ pub struct VmView {
     pub family: String,
     pub by_guest: bool,
     pub snapshots: Option<ScheduleView>,
+    pub ha: &'static str,
+    pub restore_point: String,
+    pub restore_point_at: Option<Moment>,
+    pub restored: Option<RestoredView>,
+}
+
+/// How a VM was restored that was lost with its node, as it is printed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[allow(missing_docs, reason = "the fields are those of the proto message")]
+pub struct RestoredView {
+    pub from: String,
+    pub snapshot: String,
+    pub captured_at: Option<Moment>,
+    pub heard_at: Option<Moment>,
+    pub restored_at: Option<Moment>,
+    pub lost_ms: u64,
+}
+
+impl From<v1::Restored> for RestoredView {
+    fn from(restored: v1::Restored) -> Self {
+        Self {
+            from: restored.from,
+            snapshot: restored.snapshot,
+            captured_at: time(restored.captured_at),
+            heard_at: time(restored.heard_at),
+            restored_at: time(restored.restored_at),
+            lost_ms: restored.lost_ms,
+        }
+    }
+}
+
+fn ha_word(ha: v1::OnHostLoss) -> &'static str {
+    match ha {
+        v1::OnHostLoss::Unspecified | v1::OnHostLoss::Stay => "off",
+        v1::OnHostLoss::Arming => "arming",
+        v1::OnHostLoss::Restore => "restore",
+    }
 }
 
 /// The snapshots that are taken of a VM by themselves, as they are printed.
@@ -160,6 +198,7 @@ impl From<v1::Vm> for VmView {
         let accelerator = accelerator_word(vm.accelerator());
         let restart = restart_word(vm.restart());
         let unready = unready_word(vm.unready());
+        let ha = ha_word(vm.on_host_loss());
         Self {
             id: vm.id,
             name: vm.name,
@@ -205,6 +244,10 @@ impl From<v1::Vm> for VmView {
             ports: vm.ports.into_iter().map(PortView::from).collect(),
             family: vm.family,
             by_guest: vm.by_guest,
+            ha,
+            restore_point: vm.restore_point,
+            restore_point_at: time(vm.restore_point_at),
+            restored: vm.restored.map(RestoredView::from),
             snapshots: vm.snapshots.map(ScheduleView::from),
         }
     }

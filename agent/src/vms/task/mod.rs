@@ -12,6 +12,7 @@ use qemu::{
     machine::{Engine, Machine, MachineError, freeze_disk},
     merge::Happened,
     past::Cause,
+    process::ProcessId,
     record::{LayerName, StreamName, VmName},
 };
 use tokio::{
@@ -25,6 +26,7 @@ use super::{command::Command, launch};
 use crate::{
     clock,
     errors::chain,
+    fence::Fence,
     guest::Guest,
     reconcile::plan::{Is, Seen},
 };
@@ -43,9 +45,10 @@ pub struct VmTask {
     /// A process that is there and did not answer, and when to ask it again.
     silent: Option<Instant>,
     seen: Arc<watch::Sender<Seen>>,
-    pid: Arc<watch::Sender<u32>>,
+    process: Arc<watch::Sender<Option<ProcessId>>>,
     console: Wire,
     guest: Guest,
+    fence: Arc<Fence>,
 }
 
 /// What goes on after a command.
@@ -63,9 +66,10 @@ impl VmTask {
         engine: Arc<Engine>,
         name: VmName,
         seen: Arc<watch::Sender<Seen>>,
-        pid: Arc<watch::Sender<u32>>,
+        process: Arc<watch::Sender<Option<ProcessId>>>,
         console: Wire,
         guest: Guest,
+        fence: Arc<Fence>,
     ) -> Self {
         let (machine, boot, stopping, silent) = (None, None, None, None);
         Self {
@@ -76,9 +80,10 @@ impl VmTask {
             stopping,
             silent,
             seen,
-            pid,
+            process,
             console,
             guest,
+            fence,
         }
     }
 
@@ -277,6 +282,11 @@ impl VmTask {
         let Some(machine) = &mut self.machine else {
             return Ok(());
         };
+        if let Err(problem) = self.fence.admit(&self.name, machine.process()).await {
+            // The next plan asks again.
+            tracing::warn!(vm = %self.name, problem, "a VM does not go on yet");
+            return Ok(());
+        }
         machine.resume().await?;
         self.guest.tell_time();
         self.seen.send_modify(|seen| seen.held = false);
@@ -333,13 +343,13 @@ impl VmTask {
     }
 
     fn take_machine(&mut self, machine: Machine) {
-        self.pid.send_replace(machine.process().pid);
+        self.process.send_replace(Some(machine.process()));
         self.machine = Some(machine);
         self.stopping = None;
     }
 
     fn drop_machine(&mut self) {
-        self.pid.send_replace(0);
+        self.process.send_replace(None);
         self.machine = None;
     }
 

@@ -16,6 +16,17 @@ use crate::{clock, errors::chain, reconcile::plan::Is};
 /// How often a boot is tried: under emulation on a busy host a guest hangs early in its kernel now and then.
 const BOOT_ATTEMPTS: u32 = 2;
 
+/// A VM's process is there, and its guest does not run.
+#[derive(Debug, thiserror::Error)]
+enum CannotRun {
+    /// It did not do as asked.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// It may not.
+    #[error("it may not run here now: {0}")]
+    Fenced(String),
+}
+
 /// A boot that is under way.
 #[derive(Debug)]
 pub(super) struct Boot {
@@ -36,13 +47,23 @@ impl VmTask {
         launch
     }
 
+    /// Lets the guest of a process run that was just started. Of one that may not nothing stays.
+    async fn let_run(&self, machine: &mut Machine) -> Result<(), CannotRun> {
+        if let Err(problem) = self.fence.admit(&self.name, machine.process()).await {
+            machine.kill().await?;
+            return Err(CannotRun::Fenced(problem));
+        }
+        machine.resume().await?;
+        Ok(())
+    }
+
     pub(super) async fn begin_boot(&mut self, launch: Launch, patience: Duration, attempt: u32) {
         let boot = launch.boot;
         self.publish(Is::Booting { boot });
         let started = async {
             let mut machine = Machine::launch(&self.engine, launch.clone()).await?;
-            machine.resume().await?;
-            Ok::<_, MachineError>(machine)
+            self.let_run(&mut machine).await?;
+            Ok::<_, CannotRun>(machine)
         };
         match started.await {
             Ok(machine) => {
@@ -102,14 +123,14 @@ impl VmTask {
             };
             if let Err(error) = loaded {
                 machine.kill().await?;
-                return Err(error);
+                return Err(error.into());
             }
             if paused {
                 machine.claim()?;
             } else {
-                machine.resume().await?;
+                self.let_run(&mut machine).await?;
             }
-            Ok(machine)
+            Ok::<_, CannotRun>(machine)
         };
         match started.await {
             Ok(machine) => {
@@ -151,6 +172,9 @@ impl VmTask {
             self.with_machine(async |machine| machine.rename(&name))
                 .await?;
             self.name = name;
+        }
+        if !paused && let Some(machine) = &self.machine {
+            self.fence.admit(&self.name, machine.process()).await?;
         }
         let since = self
             .with_machine(async |machine| {

@@ -5,6 +5,7 @@
 mod authority;
 mod drain;
 mod fork;
+mod ha;
 mod image;
 mod leaving;
 mod life;
@@ -205,11 +206,13 @@ fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> O
             count,
         } => snapshot::warm(state, by, snapshot, vm.as_deref(), *count),
         Command::ReplicateSnapshot { .. } => replicas::replicate(state, by, command),
-        Command::ProtectVm {
-            vm,
-            schedule,
+        Command::ProtectVm { .. } => ha::protect(state, by, now, command),
+        Command::GuardVms { node, vms } => ha::guarded(state, *node, vms),
+        Command::RestoreVms {
+            node,
+            silent_for,
             candidates,
-        } => schedule::protect(state, by, now, vm, *schedule, candidates),
+        } => ha::restore(state, now, *node, *silent_for, candidates),
         Command::TakeScheduled { .. } => schedule::take(state, now, command),
         Command::PlaceCopies { candidates, lost } => replicas::place(state, candidates, lost),
         Command::DeleteSnapshot { snapshot } => removal::delete_snapshot(state, by, now, snapshot),

@@ -249,7 +249,7 @@ fn refused(operation: &Operation, problem: &str) -> Rejection {
 }
 
 /// Has a node clear away what it has of a VM that lives elsewhere from now on.
-fn leave(state: &mut State, now: Millis, vm: &Vm, from: NodeId) {
+pub(super) fn leave(state: &mut State, now: Millis, vm: &Vm, from: NodeId) {
     let object = ObjectId::Left(vm.id);
     let before = state.tombstones.get(&object);
     let mut nodes = before.map_or_else(BTreeSet::new, |before| before.nodes.clone());

@@ -152,7 +152,7 @@ fn open_of(
 }
 
 /// Refuses a moment of another kind of machine.
-fn check_fits(vm: &Vm, snapshot: &Snapshot) -> Result<(), Rejection> {
+pub(super) fn check_fits(vm: &Vm, snapshot: &Snapshot) -> Result<(), Rejection> {
     let machine = |spec: &VmSpec| {
         (
             spec.image,

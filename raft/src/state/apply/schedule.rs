@@ -10,9 +10,9 @@ use crate::state::{
         CaptureMode, Millis, OperationKind, OperationState, Phase, Schedule, Snapshot, State, Vm,
     },
     names,
-    owners::{Actor, Owned as _},
+    owners::Actor,
     quotas::Usage,
-    response::{Outcome, Rejection, Response},
+    response::{Outcome, Rejection},
 };
 
 /// How far snapshots of a VM may be apart, milliseconds.
@@ -36,28 +36,16 @@ pub(super) fn check(
     replicas::of_capture(state, node, schedule.replicas, candidates).map(drop)
 }
 
-pub(super) fn protect(
-    state: &mut State,
-    by: &Actor,
-    now: Millis,
-    vm: &str,
-    schedule: Option<Schedule>,
-    candidates: &[Candidate],
-) -> Outcome {
-    let vm = Arc::clone(names::vm(state, by, vm)?);
-    vm.check_ruled_by(by)?;
-    if let Some(schedule) = &schedule {
-        check(state, schedule, vm.node, candidates)?;
-    }
-    state.vms.change(&vm.id, |vm| {
+/// Has a VM's node follow a schedule that was checked, or none.
+pub(super) fn set(state: &mut State, now: Millis, vm: VmId, schedule: Option<Schedule>) {
+    state.vms.change(&vm, |vm| {
         vm.next_snapshot = match (vm.schedule, schedule) {
             (Some(_), Some(new)) => vm.next_snapshot.min(now.saturating_add(new.every)),
             _ => now,
         };
         vm.schedule = schedule;
     });
-    prune(state, now, vm.id);
-    Ok(Response::Vm(vm.id))
+    prune(state, now, vm);
 }
 
 pub(super) fn take(state: &mut State, now: Millis, command: &Command) -> Outcome {

@@ -9,7 +9,9 @@ use super::{
 use crate::state::{
     command::{Command, PowerAction, VmReport},
     ids::{NodeId, VmId},
-    model::{Image, Limits, Millis, Network, ObjectId, Phase, Power, Source, State, Vm, VmSpec},
+    model::{
+        Ha, Image, Limits, Millis, Network, ObjectId, Phase, Power, Source, State, Vm, VmSpec,
+    },
     names,
     owners::{Actor, Owned as _},
     quotas::Usage,
@@ -59,6 +61,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         unready,
         life: how_long,
         schedule,
+        ha,
     } = command
     else {
         unreachable!("called for this command only");
@@ -145,6 +148,8 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         family: (*self_fork > 0).then_some(*id),
         life: *how_long,
         schedule: *schedule,
+        // Its node knows before it runs for the first time.
+        ha: if *ha { Ha::Restore } else { Ha::Off },
         ..Vm::new(*id, name.clone(), &by.owner, node, spec, Source::Image, now)
     };
     state.check_quota(&by.owner, Usage::of_vm(&vm))?;

@@ -111,6 +111,8 @@ kinds! {
     VmReset = "vm.reset",
     /// It lives on another node.
     VmMoved = "vm.moved",
+    /// Its node was lost, and it goes on elsewhere from an earlier moment.
+    VmRestored = "vm.restored",
     /// It could not be moved from its node, which is drained.
     VmStays = "vm.stays",
     /// Steps of becoming itself failed in it.

@@ -265,6 +265,44 @@ pub struct Vm {
     pub schedule: Option<Schedule>,
     /// When the next of them is due.
     pub next_snapshot: Millis,
+    /// What becomes of it when its node is lost; not its forks'.
+    pub ha: Ha,
+    /// How it was restored last; `None` while it never was.
+    pub restored: Option<Restored>,
+}
+
+/// What becomes of a VM when its node is lost.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ha {
+    /// It is where it was, when its node is back.
+    #[default]
+    Off,
+    /// It is to be restored elsewhere, and its node has not said yet that it would not run on there.
+    Arming,
+    /// It is restored elsewhere, from its newest snapshot that another node holds. On its own it runs only under a watchdog.
+    Restore,
+}
+
+/// How a VM was restored that was lost with its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The node that was lost.
+    pub from: NodeId,
+    /// The snapshot that it goes on from.
+    pub snapshot: SnapshotId,
+    /// When that was taken.
+    pub captured_at: Millis,
+    /// When its node was heard of last: what happened in between is lost.
+    pub heard_at: Millis,
+    /// When it was given its new node.
+    pub at: Millis,
+}
+
+impl Restored {
+    /// How much of what happened in it is lost, milliseconds: from its moment until its node was heard of last.
+    pub fn lost(&self) -> Millis {
+        self.heard_at.saturating_sub(self.captured_at)
+    }
 }
 
 /// Snapshots that a VM's node takes of it by itself.
@@ -335,6 +373,8 @@ impl Vm {
             disk: None,
             schedule: None,
             next_snapshot: created_at,
+            ha: Ha::Off,
+            restored: None,
         }
     }
 

@@ -4,6 +4,7 @@ mod authority;
 mod events;
 mod family;
 mod forks;
+mod ha;
 mod leaving;
 mod life;
 mod membership;
@@ -138,6 +139,7 @@ impl World {
             unready: Unready::default(),
             life: Life::Unbounded,
             schedule: None,
+            ha: false,
         }
     }
 

@@ -125,7 +125,8 @@ fn naming(
         },
         Command::ProtectVm {
             vm: named(vm),
-            schedule: None,
+            snapshots: Some(ScheduleChange::Stop),
+            ha: None,
             candidates: Vec::new(),
         },
         Command::DeleteSnapshot {

@@ -140,7 +140,13 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 }
 
 fn create() -> impl Strategy<Value = Command> {
-    let reach = (network(), vec(0..5u16, 0..3), 0..4u32, life());
+    let reach = (
+        network(),
+        vec(0..5u16, 0..3),
+        0..4u32,
+        life(),
+        any::<bool>(),
+    );
     (
         vm_id(),
         name(),
@@ -152,7 +158,7 @@ fn create() -> impl Strategy<Value = Command> {
     )
         .prop_map(
             |(id, name, node, (constraints, candidates, labels), memory, restart, reach)| {
-                let (network, publish, self_fork, life) = reach;
+                let (network, publish, self_fork, life, ha) = reach;
                 Command::CreateVm {
                     id,
                     name,
@@ -176,9 +182,29 @@ fn create() -> impl Strategy<Value = Command> {
                     unready: Unready::default(),
                     life,
                     schedule: None,
+                    ha,
                 }
             },
         )
+}
+
+fn lost_hosts() -> impl Strategy<Value = Command> {
+    let protect = (vm(), option::of(any::<bool>()));
+    let restore = (1..3u64, 1..4u64);
+    prop_oneof![
+        1 => protect.prop_map(|(vm, ha)| Command::ProtectVm {
+            vm,
+            snapshots: None,
+            ha,
+            candidates: online([1, 2]),
+        }),
+        1 => (1..3u64, vec(vm_id(), 0..3)).prop_map(|(node, vms)| Command::GuardVms { node, vms }),
+        2 => restore.prop_map(|(node, last)| Command::RestoreVms {
+            node,
+            silent_for: 1,
+            candidates: online(1..=last),
+        }),
+    ]
 }
 
 fn reports() -> impl Strategy<Value = Command> {
@@ -508,7 +534,8 @@ fn schedules() -> impl Strategy<Value = Command> {
     prop_oneof![
         1 => protect.prop_map(|(vm, schedule, last)| Command::ProtectVm {
             vm,
-            schedule,
+            snapshots: Some(schedule.map_or(ScheduleChange::Stop, ScheduleChange::Follow)),
+            ha: None,
             candidates: online(1..=last),
         }),
         1 => take.prop_map(|(operation, vm, node)| Command::TakeScheduled {
@@ -573,6 +600,7 @@ fn command() -> impl Strategy<Value = Command> {
             candidates: online(1..=last),
         }),
         3 => schedules(),
+        3 => lost_hosts(),
         2 => (1..4u64, 1..4u64).prop_map(|(lost, last)| Command::PlaceCopies { candidates: online(1..=last), lost: vec![lost] }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
         1 => (snapshot_id(), 1..3u64).prop_map(|(snapshot, node)| Command::LostSnapshot { snapshot, node, reason: String::new() }),

@@ -15,11 +15,12 @@ fn world(keep: u32, replicas: u32) -> (World, VmId) {
 fn protect(keep: u32, replicas: u32) -> Command {
     Command::ProtectVm {
         vm: "a".into(),
-        schedule: Some(Schedule {
+        ha: None,
+        snapshots: Some(ScheduleChange::Follow(Schedule {
             every: EVERY,
             keep,
             replicas,
-        }),
+        })),
         candidates: online([1, 2]),
     }
 }
@@ -111,7 +112,8 @@ fn one_is_taken_at_a_time_and_what_was_missed_is_not_made_up_for() {
     assert_eq!(world.due(vm), []);
     world.ok(Command::ProtectVm {
         vm: "a".into(),
-        schedule: None,
+        snapshots: Some(ScheduleChange::Stop),
+        ha: None,
         candidates: vec![],
     });
     world.report(vm, Phase::Running);
@@ -170,11 +172,12 @@ fn what_cannot_be_is_refused() {
     let (mut world, vm) = world(2, 1);
     let with = |every, keep, replicas| Command::ProtectVm {
         vm: "a".into(),
-        schedule: Some(Schedule {
+        ha: None,
+        snapshots: Some(ScheduleChange::Follow(Schedule {
             every,
             keep,
             replicas,
-        }),
+        })),
         candidates: online([1, 2]),
     };
     assert_eq!(world.invalid(with(9_999, 3, 1)), "snapshots.every");

@@ -235,6 +235,7 @@ impl FakeHost {
             unready: Unready::default(),
             life: Life::Unbounded,
             schedule: None,
+            ha: false,
         })
         .await?;
         let report = VmReport {
@@ -433,6 +434,7 @@ impl PeerService for Calls {
         Ok(Response::new(RenewLeaseResponse {
             ages: ages.collect(),
             now_ms: Some(clock::of_host()),
+            grant: None,
         }))
     }
 

@@ -201,6 +201,7 @@ impl World {
             unready: Unready::default(),
             life: Life::Unbounded,
             schedule: None,
+            ha: false,
         })?;
         self.change(Command::ReportVms {
             node,

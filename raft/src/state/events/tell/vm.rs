@@ -45,7 +45,14 @@ impl Teller<'_> {
 
     fn vm(&mut self, then: &Vm, now: &Vm) {
         let told = self.told.len();
-        if then.node != now.node {
+        if let Some(restored) = &now.restored
+            && then.restored != now.restored
+        {
+            let (from, lost) = (self.node_name(restored.from), restored.lost());
+            let seconds = lost / 1000;
+            let detail = format!("from {from}: the last {seconds} s before that was lost are lost");
+            self.vm_event(EventKind::VmRestored, now, detail);
+        } else if then.node != now.node {
             let from = format!("from {}", self.node_name(then.node));
             self.vm_event(EventKind::VmMoved, now, from);
         }

@@ -1,0 +1,172 @@
+//! VMs that go on elsewhere when their host is lost: at most one of each at any time, and soon one.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use agent::fence::LEASE;
+use anyhow::Context as _;
+use harness::{
+    cluster::{Cluster, PATIENCE, signal},
+    random::{Random, seed, setting},
+    wait_for,
+    witness::Witness,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// How much longer than the lease it may take until it is up again.
+const SOON: Duration = Duration::from_secs(5);
+
+/// A cluster on three hosts, and a VM on the first that is restored elsewhere.
+fn cluster() -> anyhow::Result<Cluster> {
+    let cluster = Cluster::start_apart(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    let create = [
+        "vm", "create", "web", "--image", "tiny", "--node", "node1", "--ha", "restore", "--wait",
+    ];
+    cluster.node(2).fp(&create)?.success()?;
+    Ok(cluster)
+}
+
+/// Has every host have its newest moment.
+fn save(cluster: &Cluster, name: &str) -> anyhow::Result<()> {
+    let create = [
+        "snapshot",
+        "create",
+        "web",
+        name,
+        "--wait",
+        "--replicas",
+        "3",
+    ];
+    let made = cluster.node(1).json(&create)?;
+    assert_eq!(made["safety"], "replicated", "{made}");
+    Ok(())
+}
+
+fn show(cluster: &Cluster, through: usize) -> anyhow::Result<Value> {
+    cluster.node(through).json(&["vm", "show", "web"])
+}
+
+/// The number of the node where it lives.
+fn host(cluster: &Cluster, vm: &Value) -> anyhow::Result<usize> {
+    let name = vm["node"].as_str().context("no node")?;
+    let found = (1..=3).find(|number| cluster.node(*number).name == name);
+    found.context("no such node")
+}
+
+/// What was done to a host before it was cut off.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Before {
+    Nothing,
+    AgentKilled,
+    AgentStopped,
+}
+
+/// Loses its host once, sees it come up elsewhere, and lets the host come back.
+fn round(cluster: &mut Cluster, random: &mut Random, number: u64) -> anyhow::Result<()> {
+    let moment = format!("moment-{number}");
+    save(cluster, &moment)?;
+    thread::sleep(random.millis(0, 2_000));
+    let vm = show(cluster, 1)?;
+    let (from, id) = (host(cluster, &vm)?, vm["id"].as_str().context("no id")?);
+    let others: Vec<usize> = (1..=3).filter(|other| *other != from).collect();
+    let folders = (1..=3).map(|node| cluster.node(node).data.clone());
+    let folders: Vec<_> = folders.collect();
+    let before = match random.below(3) {
+        0 => Before::Nothing,
+        1 => Before::AgentKilled,
+        _ => Before::AgentStopped,
+    };
+    let pid = cluster.node(from).pid().context("no agent")?;
+    let witness = Witness::of(id, folders.clone());
+    thread::sleep(random.millis(100, 1_000));
+    let begun = Instant::now();
+    match before {
+        Before::Nothing => {}
+        Before::AgentKilled => cluster.node_mut(from).kill()?,
+        Before::AgentStopped => signal(pid, Signal::STOP)?,
+    }
+    thread::sleep(match before {
+        Before::Nothing => Duration::ZERO,
+        _ => random.millis(0, 1_000),
+    });
+    cluster.network()?.unplug(from)?;
+    let cut = Instant::now();
+
+    let restored = wait_for("it to be up elsewhere", PATIENCE, || {
+        // There may be no leader.
+        let shown = cluster
+            .node(others[0])
+            .fp(&["vm", "show", "web", "-o", "json"])?;
+        let Ok(shown) = shown.json() else {
+            return Ok(None);
+        };
+        let is_up = shown["state"] == "running" && shown["node"] != vm["node"];
+        anyhow::ensure!(shown["state"] != "failed", "it failed: {shown}");
+        Ok(is_up.then_some(shown))
+    })?;
+    let took = cut.elapsed();
+    // For some time beyond that both could run.
+    thread::sleep(Duration::from_secs(2));
+    let seen = witness.end()?;
+    let to = host(cluster, &restored)?;
+    let there = seen
+        .get(&folders[to - 1])
+        .context("it wrote nothing there")?;
+    let here = seen
+        .get(&folders[from - 1])
+        .context("it wrote nothing here")?;
+    let apart = there.0.duration_since(here.1);
+    println!(
+        "round {number}: {before:?}, node{from} to node{to}: up {took:?} after the cut, {:?} in all; stood still for {apart:?}",
+        begun.elapsed()
+    );
+    let apart = apart.map_err(|by| anyhow::anyhow!("both ran: {here:?}, {there:?}, {by}"))?;
+    assert!(!apart.is_zero());
+    assert!(took <= LEASE + SOON, "up again after {took:?}");
+    let lost = &restored["restored"];
+    assert_eq!(lost["from"], vm["node"], "{restored}");
+    assert!(
+        lost["lostMs"].as_u64().is_some_and(|lost| lost < 60_000),
+        "{lost}"
+    );
+
+    cluster.network()?.plug(from)?;
+    match before {
+        Before::Nothing => {}
+        Before::AgentKilled => {
+            cluster.node_mut(from).start()?;
+            cluster.node_mut(from).wait_answers()?;
+        }
+        Before::AgentStopped => signal(pid, Signal::CONT)?,
+    }
+    cluster.wait_online(3)?;
+    // The host clears away what it had, and does not let it go on.
+    wait_for("nothing to be left of it where it was", PATIENCE, || {
+        let is_gone = !folders[from - 1].join("vms").join(id).exists();
+        Ok(is_gone.then_some(()))
+    })?;
+    assert_eq!(cluster.processes()?.len(), 1);
+    cluster.wait_vm(from, "web", "running")?;
+    wait_for("a place for its next moment", PATIENCE, || {
+        let deleted = cluster.node(1).fp(&["snapshot", "rm", &moment])?;
+        // It is what it goes on from, now or a little longer.
+        Ok((deleted.code == 0 || deleted.err.contains("web")).then_some(()))
+    })
+}
+
+#[test]
+fn a_lost_hosts_vm_runs_once_and_soon() -> anyhow::Result<()> {
+    let seed = seed("FP_SEED")?;
+    println!("FP_SEED={seed}");
+    let mut random = Random::new(seed);
+    let mut cluster = cluster()?;
+    for number in 1..=setting("FP_HA_ROUNDS")?.unwrap_or(3) {
+        round(&mut cluster, &mut random, number)
+            .with_context(|| format!("round {number} of FP_SEED={seed}"))?;
+    }
+    Ok(())
+}
