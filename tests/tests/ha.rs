@@ -1,7 +1,7 @@
 //! VMs that go on elsewhere when their host is lost: at most one of each at any time, and soon one.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -9,6 +9,7 @@ use agent::fence::LEASE;
 use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE, signal},
+    processes,
     random::{Random, seed, setting},
     wait_for,
     witness::Witness,
@@ -169,4 +170,75 @@ fn a_lost_hosts_vm_runs_once_and_soon() -> anyhow::Result<()> {
             .with_context(|| format!("round {number} of FP_SEED={seed}"))?;
     }
     Ok(())
+}
+
+/// The watchdog of a host.
+fn watchdog(cluster: &Cluster, number: usize) -> anyhow::Result<Option<u32>> {
+    let all = processes::of_folder(&cluster.node(number).data)?;
+    let is_it = |pid: &u32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.ends_with(b"\0watchdog\0")
+    };
+    Ok(all.into_iter().find(is_it))
+}
+
+/// Cuts a host off for longer than the lease. Gives for how long the VM stood still there meanwhile, as far as that can be seen.
+fn cut_off(cluster: &Cluster, number: usize, vm: &Value) -> anyhow::Result<Duration> {
+    let id = vm["id"].as_str().context("no id")?;
+    let folder = cluster.node(number).data.clone();
+    let witness = Witness::of(id, vec![folder.clone()]);
+    cluster.network()?.unplug(number)?;
+    thread::sleep(LEASE + Duration::from_secs(2));
+    let last = witness.end()?.get(&folder).context("it wrote nothing")?.1;
+    let still = last.elapsed()?;
+    cluster.network()?.plug(number)?;
+    cluster.wait_online(3)?;
+    Ok(still)
+}
+
+#[test]
+fn without_a_copy_it_stands_still_and_goes_on_where_it_was() -> anyhow::Result<()> {
+    let cluster = Cluster::start_apart(3)?;
+    cluster.import("tiny", "fp.pulse")?;
+    // Not where the leader is: that has to be elected anew otherwise.
+    let create = [
+        "vm", "create", "web", "--image", "tiny", "--node", "node3", "--wait",
+    ];
+    cluster.node(1).fp(&create)?.success()?;
+    let node = cluster.node(2);
+    assert_eq!(node.json(&["vm", "show", "web"])?["ha"], "off");
+    assert_eq!(watchdog(&cluster, 3)?, None);
+    node.fp(&["vm", "protect", "web", "--ha", "restore"])?
+        .success()?;
+    let vm = wait_for("its node to watch it", PATIENCE, || {
+        let vm = show(&cluster, 2)?;
+        Ok((vm["ha"] == "restore").then_some(vm))
+    })?;
+    assert_eq!(vm["restorePoint"], "");
+
+    // One that is lost is started again.
+    let first = watchdog(&cluster, 3)?.context("no watchdog")?;
+    signal(first, Signal::KILL)?;
+    wait_for("another watchdog", PATIENCE, || {
+        let now = watchdog(&cluster, 3)?;
+        Ok(now.filter(|now| *now != first))
+    })?;
+    // It has been told which it is by the next look.
+    thread::sleep(Duration::from_secs(2));
+    let still = cut_off(&cluster, 3, &vm)?;
+    assert!(still > Duration::from_secs(1), "it ran on: {still:?}");
+    cluster.wait_pulses("web", 3)?;
+    let after = cluster.wait_vm(2, "web", "running")?;
+    assert_eq!((&after["pid"], &after["node"]), (&vm["pid"], &vm["node"]));
+    assert_eq!(after["restored"], Value::Null);
+
+    // Where nobody would restore it, nobody stops it.
+    node.fp(&["vm", "protect", "web", "--ha", "off"])?
+        .success()?;
+    wait_for("no watchdog", PATIENCE, || {
+        Ok(watchdog(&cluster, 3)?.is_none().then_some(()))
+    })?;
+    let still = cut_off(&cluster, 3, &vm)?;
+    assert!(still < Duration::from_secs(1), "it stood still: {still:?}");
+    cluster.wait_pulses("web", 1)
 }

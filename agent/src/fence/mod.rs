@@ -74,7 +74,7 @@ const GRANTED_WITHIN: Duration = Duration::from_secs(10);
 /// How often is looked whether all is watched that must be.
 const TICK: Duration = Duration::from_millis(500);
 /// How long a report may take before it is made again.
-const REPORT_PATIENCE: Duration = Duration::from_secs(5);
+const REPORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Nanoseconds of `CLOCK_BOOTTIME`, which all processes of a host have in common and which counts while it sleeps.
 pub fn boottime() -> u64 {
@@ -403,6 +403,10 @@ async fn compare(node: &Arc<Node>, fence: &Fence) -> Result<(), String> {
             is,
             Is::Booting { .. } | Is::Running { .. } | Is::Paused { .. }
         );
+        if state.vms.get(id).is_some_and(|vm| vm.ha == Ha::Arming) && grant.is_past() {
+            // It is not restored elsewhere yet, so it need not be stopped until a leader grants anything.
+            continue;
+        }
         if let (Some(process), true, false) = (handle.process(), runs, known.contains_key(&vm)) {
             let watch = Order::Watch {
                 vm,
@@ -424,7 +428,7 @@ async fn compare(node: &Arc<Node>, fence: &Fence) -> Result<(), String> {
             // It lives elsewhere, or was deleted.
             _ => Order::End { vm },
         };
-        tracing::info!(?order, "a VM that was stopped, or is watched no more");
+        tracing::info!(?order, "what becomes of a VM that was watched");
         fence.order(order).await?;
     }
     report(node, fence, &state).await;
