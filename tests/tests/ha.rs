@@ -232,6 +232,22 @@ fn without_a_copy_it_stands_still_and_goes_on_where_it_was() -> anyhow::Result<(
     assert_eq!((&after["pid"], &after["node"]), (&vm["pid"], &vm["node"]));
     assert_eq!(after["restored"], Value::Null);
 
+    // It takes that with it; its fork has none.
+    node.fp(&["vm", "move", "web", "--node", "node2"])?
+        .success()?;
+    let there = cluster.wait_vm(2, "web", "running")?;
+    assert_eq!(
+        (&there["node"], &there["ha"]),
+        (&"node2".into(), &"restore".into())
+    );
+    assert!(watchdog(&cluster, 2)?.is_some());
+    let forked = node.json(&["fork", "web", "--name", "child"])?;
+    let child = node.json(&["vm", "show", "child"])?;
+    assert_eq!(child["ha"], "off", "{forked}");
+    node.fp(&["vm", "move", "web", "--node", "node3"])?
+        .success()?;
+    cluster.wait_vm(2, "web", "running")?;
+
     // Where nobody would restore it, nobody stops it.
     node.fp(&["vm", "protect", "web", "--ha", "off"])?
         .success()?;

@@ -244,11 +244,6 @@ impl VmService for Api {
         let key = request_key(&request, |request| &mut request.request_id);
         let ha = spec::ha(request.on_host_loss())?;
         let snapshots = spec::schedule_change(request.snapshots, request.stop_snapshots)?;
-        if snapshots.is_none() && ha.is_none() {
-            let problem = "nothing is to be changed: say which snapshots are taken, or what becomes of the VM when its node is lost";
-            let (field, problem) = ("snapshots", problem.to_owned());
-            return Err(ApiError::InvalidField { field, problem }.into());
-        }
         let command = Command::ProtectVm {
             vm: request.vm,
             snapshots,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{fork, moving, operation, placement::Wanted, removal, reset, schedule};
+use super::{fork, invalid, moving, operation, placement::Wanted, removal, reset, schedule};
 use crate::state::{
     command::{Candidate, Command, Constraints, Placing, ScheduleChange},
     ids::{NodeId, OperationId, SnapshotId, VmId},
@@ -30,6 +30,10 @@ pub(super) fn protect(state: &mut State, by: &Actor, now: Millis, command: &Comm
     };
     let vm = Arc::clone(names::vm(state, by, vm)?);
     vm.check_ruled_by(by)?;
+    if snapshots.is_none() && ha.is_none() {
+        let problem = "nothing is to be changed: say which snapshots are taken, or what becomes of it when its node is lost";
+        return Err(invalid("snapshots", problem));
+    }
     if let Some(ScheduleChange::Follow(schedule)) = snapshots {
         schedule::check(state, schedule, vm.node, candidates)?;
     }

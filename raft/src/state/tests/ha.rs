@@ -151,6 +151,18 @@ fn only_what_is_meant_and_can_be_is_restored() {
 }
 
 #[test]
+fn nothing_to_change_is_no_change() {
+    let (mut world, ..) = world();
+    let nothing = Command::ProtectVm {
+        vm: "a".into(),
+        snapshots: None,
+        ha: None,
+        candidates: online(1..=3),
+    };
+    assert_eq!(world.invalid(nothing), "snapshots");
+}
+
+#[test]
 fn what_was_being_done_to_it_has_ended() {
     let (mut world, vm, moment) = world();
     let captured = world.capture("a", Some("later"));
