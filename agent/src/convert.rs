@@ -293,7 +293,9 @@ pub fn node(
 fn drain(state: &State, by: &Actor, node: &Node, drain: &state::Drain) -> v1::NodeDrain {
     let here = || state.vms.of(node.id);
     let seen = || here().filter(|vm| vm.ownership.is_seen_by(by));
-    let moving = seen().filter(|vm| !drain.stays.contains_key(&vm.id));
+    let suspends = drain.how != state::DrainHow::Move;
+    let is_left = |vm: &Vm| !drain.stays.contains_key(&vm.id) && (!suspends || vm.may_run());
+    let moving = seen().filter(|vm| is_left(vm));
     let stays = seen().filter_map(|vm| {
         Some(v1::StayingVm {
             vm: vm.name_for(by),
@@ -310,7 +312,8 @@ fn drain(state: &State, by: &Actor, node: &Node, drain: &state::Drain) -> v1::No
         moving: moving.map(|vm| vm.name_for(by)).collect(),
         stays: stays.collect(),
         snapshots: only_here.map(|one| one.name_for(by)).collect(),
-        done: here().all(|vm| drain.stays.contains_key(&vm.id)),
+        done: !here().any(|vm| is_left(vm)),
+        suspends,
     }
 }
 

@@ -210,6 +210,62 @@ fn a_suspended_vm_goes_on_after_a_restart_of_its_host() -> anyhow::Result<()> {
 }
 
 #[test]
+fn a_hosts_vms_go_on_after_its_restart() -> anyhow::Result<()> {
+    let boot = tempfile::NamedTempFile::new()?;
+    fs::write(&boot, "first\n")?;
+    let option = boot.path().display().to_string();
+    let mut cluster = cluster(1, &["--host-boot-file", &option])?;
+    create(&cluster, "a", &[])?;
+    fork(&cluster, 1, &["a", "-n", "4", "--name", "b"])?;
+    let node = cluster.node(1);
+    node.fp(&["vm", "pause", "b-2"])?.success()?;
+    node.fp(&["vm", "suspend", "b-3"])?.success()?;
+    node.fp(&["vm", "stop", "--force", "b-4"])?.success()?;
+    let drain = ["node", "drain", "node1", "--suspend", "--timeout", "1m"];
+    // Nobody else votes.
+    node.fp(&drain)?.refused(&["1 of 1 voters", "--force"])?;
+    let drained = node.fp(&[&drain[..], &["--force"]].concat())?;
+    drained.success()?;
+    assert!(drained.out.contains("ready to be restarted"), "{drained:?}");
+    assert_eq!(cluster.processes()?, Vec::<u32>::new());
+    for name in ["a", "b-1", "b-2", "b-3"] {
+        assert_eq!(cluster.vm(1, name)?["state"], "suspended");
+    }
+
+    // An agent alone that is started anew wakes nobody.
+    cluster.node_mut(1).kill()?;
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    thread::sleep(Duration::from_secs(2));
+    assert_eq!(cluster.processes()?, Vec::<u32>::new());
+
+    // The host is restarted.
+    cluster.node_mut(1).kill()?;
+    fs::write(&boot, "second\n")?;
+    cluster.node_mut(1).start()?;
+    cluster.node_mut(1).wait_answers()?;
+    for (name, state) in [
+        ("a", "running"),
+        ("b-1", "running"),
+        ("b-2", "paused"),
+        ("b-3", "suspended"),
+        ("b-4", "stopped"),
+    ] {
+        cluster.wait_vm(1, name, state)?;
+    }
+    for name in ["a", "b-1"] {
+        cluster.wait_pulses(name, 2)?;
+    }
+    histories(&cluster, &["a", "b-1"].map(str::to_owned))?;
+    let shown = cluster.node(1).json(&["node", "show", "node1"])?;
+    assert_eq!(
+        (&shown["state"], &shown["drain"]),
+        (&"online".into(), &Value::Null)
+    );
+    Ok(())
+}
+
+#[test]
 fn an_agent_is_killed_while_a_vm_is_suspended() -> anyhow::Result<()> {
     let mut cluster = cluster(1, &[])?;
     create(&cluster, "a", &[])?;

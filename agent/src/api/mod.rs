@@ -295,6 +295,7 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::HoldSnapshot { .. }
         | Command::PlaceCopies { .. }
         | Command::TakeScheduled { .. }
+        | Command::WakeNode { .. }
         | Command::GuardVms { .. }
         | Command::RestoreVms { .. }
         | Command::SecureSnapshot { .. }

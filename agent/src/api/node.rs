@@ -90,6 +90,7 @@ impl NodeService for Api {
             voters,
             silent,
             force: request.force,
+            rest: request.suspend,
         };
         Ok(Response::new(self.changed_node(
             &by,

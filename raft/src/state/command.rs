@@ -126,7 +126,11 @@ pub enum Command {
         voters: Vec<NodeId>,
         silent: Vec<NodeId>,
         force: bool,
+        /// Whether they are suspended there instead, until its host was restarted.
+        rest: bool,
     },
+    /// The host of a node whose VMs were suspended for that was restarted: they go on. Nothing when they were not.
+    WakeNode { node: NodeId },
     /// A VM could not be moved from a node that is drained.
     StayOnNode {
         node: NodeId,
@@ -407,6 +411,7 @@ impl Command {
             | Self::SnapshotReady { .. }
             | Self::Arrive { .. }
             | Self::StayOnNode { .. }
+            | Self::WakeNode { .. }
             | Self::ReportChildren { .. }
             | Self::FailOperation { .. }
             | Self::CloseParts { .. }

@@ -60,7 +60,8 @@ mirrors! {
         DeleteNode { node: String, force: bool },
         LabelNode { node: String, set: Labels, remove: Vec<String> },
         CordonNode { node: String, schedulable: bool },
-        DrainNode { node: String, voters: Vec<NodeId>, silent: Vec<NodeId>, force: bool },
+        DrainNode { node: String, voters: Vec<NodeId>, silent: Vec<NodeId>, force: bool, rest: bool },
+        WakeNode { node: NodeId },
         StayOnNode { node: NodeId, vm: Id, reason: String },
         ImportImage {
             id: Id,
@@ -222,7 +223,8 @@ mirrors! {
         trust: Option<NodeTrust>,
         drain: Option<Drain>,
     }
-    struct Drain { since: Millis, stays: BTreeMap<Id, String> }
+    struct Drain { how: DrainHow, since: Millis, stays: BTreeMap<Id, String> }
+    enum DrainHow { Move, Rest { schedulable: bool } }
     struct RemovedNode {
         name: String,
         removed_at: Millis,
@@ -372,6 +374,7 @@ mirrors! {
         disk: Option<Vec<Id>>,
         schedule: Option<Schedule>,
         next_snapshot: Millis,
+        rests_from: Option<Power>,
         ha: Ha,
         restored: Option<Restored>,
     }

@@ -125,8 +125,10 @@ fn commands() -> Vec<(&'static str, Command)> {
                 voters: vec![1, 2, 3],
                 silent: vec![3],
                 force: true,
+                rest: true,
             },
         ),
+        ("wake-node", Command::WakeNode { node: 2 }),
         (
             "stay-on-node",
             Command::StayOnNode {

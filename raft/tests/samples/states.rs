@@ -42,6 +42,7 @@ pub fn state() -> State {
             start_by: capacity.is_none().then_some(77),
             trust: capacity.is_some().then(trust),
             drain: capacity.is_none().then(|| Drain {
+                how: DrainHow::Rest { schedulable: true },
                 since: 12,
                 stays: Default::default(),
             }),
@@ -237,6 +238,7 @@ fn add_vms(state: &mut State) {
         own_bytes: 17 << 20,
         schedule: Some(super::schedule()),
         next_snapshot: 90,
+        rests_from: Some(Power::Running),
         ha: Ha::Restore,
         restored: Some(Restored {
             from: 1,

@@ -275,19 +275,26 @@ pub enum NodeCommand {
 Examples:
   fpagent node drain host-b
   fpagent node drain host-b --no-wait
+  fpagent node drain host-b --suspend && systemctl reboot
   fpagent node show host-b
   fpagent node uncordon host-b
 
 It goes on by itself, whatever happens to this command, until `uncordon`. Ends with 1 when a VM could not be moved, and names it; asked for
 again, it is tried again. Snapshots that only this node holds stay there: it names them, too. Refused when no majority of the nodes that vote
-would be there without it: switched off, it would leave a cluster that can change nothing. VMs run on even then.")]
+would be there without it: switched off, it would leave a cluster that can change nothing. VMs run on even then.
+
+With --suspend they stay: each goes to disk at its moment, and goes on from there when its host was restarted and the agent is back. What was
+stopped or suspended before stays so.")]
     Drain {
         /// Its name or id.
         node: String,
         /// Drain it also when no majority of the nodes that vote would be there without it.
         #[arg(long)]
         force: bool,
-        /// Do not wait until its VMs are elsewhere.
+        /// Suspend them there instead of moving them; they go on when the host was restarted, or the node is uncordoned.
+        #[arg(long)]
+        suspend: bool,
+        /// Do not wait until its VMs are elsewhere, or suspended.
         #[arg(long)]
         no_wait: bool,
         /// See there.

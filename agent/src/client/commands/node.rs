@@ -78,12 +78,14 @@ pub(crate) async fn run(context: &Context, command: NodeCommand) -> Result<(), F
         NodeCommand::Drain {
             node,
             force,
+            suspend,
             no_wait,
             change,
         } => {
             let request = DrainNodeRequest {
                 node,
                 force,
+                suspend,
                 request_id: change.id(),
             };
             drain(context, request, no_wait).await

@@ -48,9 +48,10 @@ pub struct DrainView {
     pub stays: Vec<StayingView>,
     pub snapshots: Vec<String>,
     pub done: bool,
+    pub suspends: bool,
 }
 
-/// A VM that could not be moved.
+/// A VM that could not be moved, or suspended.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs, reason = "the fields are those of the proto message")]
@@ -71,6 +72,7 @@ impl From<v1::NodeDrain> for DrainView {
             stays: stays.collect(),
             snapshots: drain.snapshots,
             done: drain.done,
+            suspends: drain.suspends,
         }
     }
 }
@@ -79,13 +81,17 @@ impl DrainView {
     /// For people: what is still there of a node's, and what to do about it.
     pub fn lines(&self, node: &str) -> Vec<String> {
         let mut lines = Vec::new();
-        if self.done && self.stays.is_empty() {
+        if self.done && self.stays.is_empty() && self.suspends {
+            lines.push(format!(
+                "{node} is ready to be restarted: no VM runs there. They go on when its agent is back."
+            ));
+        } else if self.done && self.stays.is_empty() {
             lines.push(format!("{node} is drained: no VM lives there."));
         }
         for StayingView { vm, reason } in &self.stays {
             lines.push(format!("  stays: VM {vm}: {reason}"));
         }
-        if !self.snapshots.is_empty() {
+        if !self.snapshots.is_empty() && !self.suspends {
             let all = self.snapshots.join(", ");
             lines.push(format!("  only there: snapshots {all}"));
         }

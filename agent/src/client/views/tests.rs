@@ -87,6 +87,7 @@ fn a_node() {
                 reason: "no room".into(),
             }],
             snapshots: vec!["gold".into()],
+            suspends: false,
             done: false,
         }),
     });
@@ -99,7 +100,7 @@ fn a_node() {
                          "agentVersion": "0.1.0", "newestVersion": 1, "processor": "a processor", "problems": []},
             "room": {"freeMemoryBytes": 8_589_934_592_u64, "freeDiskBytes": 34_359_738_368_u64, "promisedMemoryBytes": 4_294_967_296_u64},
             "drain": {"since": "2023-11-14T22:13:20.250Z", "moving": ["a"], "stays": [{"vm": "b", "reason": "no room"}],
-                      "snapshots": ["gold"], "done": false},
+                      "snapshots": ["gold"], "done": false, "suspends": false},
         }),
     );
     rows(&node);

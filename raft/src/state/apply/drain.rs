@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use crate::state::{
     ids::NodeId,
-    model::{Drain, Millis, Node, State},
+    model::{Drain, DrainHow, Millis, Node, State},
     names,
     response::{Kind, Outcome, Rejection, Response},
 };
@@ -16,6 +16,7 @@ pub(super) fn drain_node(
     node: &str,
     (voters, silent): (&[NodeId], &[NodeId]),
     force: bool,
+    rest: bool,
 ) -> Outcome {
     let node = names::node(state, node)?;
     let id = node.id;
@@ -24,8 +25,16 @@ pub(super) fn drain_node(
     }
     if let Some(node) = state.nodes.get_mut(&id) {
         let node = Arc::make_mut(node);
+        let how = match (rest, node.drain.as_ref().map(|before| before.how)) {
+            (false, _) => DrainHow::Move,
+            (true, Some(same @ DrainHow::Rest { .. })) => same,
+            (true, _) => DrainHow::Rest {
+                schedulable: node.schedulable,
+            },
+        };
         node.schedulable = false;
         node.drain = Some(Drain {
+            how,
             since: now,
             stays: Default::default(),
         });
@@ -33,7 +42,30 @@ pub(super) fn drain_node(
     Ok(Response::Node(id))
 }
 
+/// Never refused: somebody may have said before that it is over.
+pub(super) fn wake(state: &mut State, id: NodeId) -> Outcome {
+    let rest = state.nodes.get(&id).and_then(|node| node.drain.as_ref());
+    if let Some(DrainHow::Rest { schedulable }) = rest.map(|drain| drain.how)
+        && let Some(node) = state.nodes.get_mut(&id)
+    {
+        let node = Arc::make_mut(node);
+        (node.drain, node.schedulable) = (None, schedulable);
+    }
+    Ok(Response::Node(id))
+}
+
 impl State {
+    /// Whether nothing is left to do of draining a node, but for VMs that could not be moved or suspended.
+    pub fn is_drained(&self, node: &Node) -> bool {
+        let Some(drain) = &node.drain else {
+            return false;
+        };
+        match drain.how {
+            DrainHow::Move => self.vms.count_of(node.id) == 0,
+            DrainHow::Rest { .. } => !self.vms.of(node.id).any(|vm| vm.may_run()),
+        }
+    }
+
     /// Whether a majority of the voters is left when a node is switched off, as those that are drained may be at any time.
     ///
     /// # Errors

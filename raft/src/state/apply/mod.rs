@@ -167,7 +167,9 @@ fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> O
             voters,
             silent,
             force,
-        } => drain::drain_node(state, now, node, (voters, silent), *force),
+            rest,
+        } => drain::drain_node(state, now, node, (voters, silent), *force, *rest),
+        Command::WakeNode { node } => drain::wake(state, *node),
         Command::StayOnNode { node, vm, reason } => moving::stay_on_node(state, *node, *vm, reason),
 
         Command::ImportImage { .. } => image::import(state, by, now, command),

@@ -9,8 +9,8 @@ use crate::state::{
     command::Command,
     ids::{OperationId, SnapshotId, VmId},
     model::{
-        CaptureMode, Millis, Operation, OperationKind, OperationState, Phase, Power, Snapshot,
-        Source, State, Vm, VmSpec,
+        CaptureMode, DrainHow, Millis, Operation, OperationKind, OperationState, Phase, Power,
+        Snapshot, Source, State, Vm, VmSpec,
     },
     names,
     owners::{Actor, Owned as _},
@@ -98,7 +98,16 @@ pub(super) fn suspend(state: &mut State, by: &Actor, now: Millis, command: &Comm
         to: None,
         expires_at: *expires_at,
     };
-    fork::begin_capture(state, now, *operation, &vm, None, begun)
+    let outcome = fork::begin_capture(state, now, *operation, &vm, None, begun);
+    let drain = state
+        .nodes
+        .get(&vm.node)
+        .and_then(|node| node.drain.as_ref());
+    let rests = drain.is_some_and(|drain| matches!(drain.how, DrainHow::Rest { .. }));
+    state
+        .vms
+        .change(&vm.id, |vm| vm.rests_from = rests.then_some(vm.power));
+    outcome
 }
 
 /// Refuses what would come between while a VM is being reset or suspended.
@@ -247,6 +256,7 @@ pub(super) fn was_reset(state: &mut State, now: Millis, id: OperationId) {
         vm.reason.clone_from(&result.error);
         vm.failed_steps.clone_from(&result.failed_steps);
         (vm.ending, vm.restarts, vm.next_start) = (None, 0, None);
+        vm.rests_from = None;
         before
     });
     if let Some(before) = before {

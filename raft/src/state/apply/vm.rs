@@ -258,6 +258,7 @@ pub(super) fn set_power(
     if power != vm.power || boots {
         state.vms.change(&id, |vm| {
             vm.power = power;
+            vm.rests_from = None;
             vm.generation += 1;
             if boots {
                 vm.boot += 1;

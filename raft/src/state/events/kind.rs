@@ -65,9 +65,9 @@ kinds! {
     NodeCordoned = "node.cordoned",
     /// It takes new VMs again, and is not drained.
     NodeUncordoned = "node.uncordoned",
-    /// Its VMs are moved to others.
+    /// Its VMs are moved to others, or suspended.
     NodeDraining = "node.draining",
-    /// It is being drained, and no VM is left there.
+    /// It is being drained, and no VM is left there, or none that runs.
     NodeDrained = "node.drained",
     /// It said something new of itself: what it has, or which certificate.
     NodeChanged = "node.changed",

@@ -18,7 +18,7 @@ use crate::state::{
     ids::{
         CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
     },
-    model::{Image, Millis, Node, Operation, Snapshot, State, Vm},
+    model::{DrainHow, Image, Millis, Node, Operation, Snapshot, State, Vm},
     owners::Ownership,
     quotas::Quota,
     shared_map::SharedMap,
@@ -94,7 +94,7 @@ impl Before {
 fn drained(state: &State) -> BTreeSet<NodeId> {
     let nodes = state.nodes.values();
     nodes
-        .filter(|node| node.drain.is_some() && state.vms.count_of(node.id) == 0)
+        .filter(|node| state.is_drained(node))
         .map(|node| node.id)
         .collect()
 }
@@ -319,7 +319,12 @@ impl Teller<'_> {
         }
         let since = |node: &Node| node.drain.as_ref().map(|drain| drain.since);
         if since(now).is_some() && since(now) != since(then) {
-            told(EventKind::NodeDraining, "");
+            let rests = now
+                .drain
+                .as_ref()
+                .is_some_and(|drain| drain.how != DrainHow::Move);
+            let how = if rests { "its VMs are suspended" } else { "" };
+            told(EventKind::NodeDraining, how);
         } else if now.schedulable && (!then.schedulable || then.drain.is_some()) {
             told(EventKind::NodeUncordoned, "");
         } else if then.schedulable && !now.schedulable {

@@ -33,12 +33,26 @@ pub struct Node {
     pub drain: Option<Drain>,
 }
 
-/// A node's VMs are moved to others. It is over when somebody says so, and done when none is left.
+/// What is done with the VMs of a node that is to be switched off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainHow {
+    /// They are moved to others. It is over when somebody says so, and done when none is left.
+    Move,
+    /// They are suspended where they are, and resumed when their host was restarted, or somebody says so.
+    Rest {
+        /// Whether new VMs were placed there before.
+        schedulable: bool,
+    },
+}
+
+/// A node is to be switched off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drain {
+    /// What is done with its VMs.
+    pub how: DrainHow,
     /// When that was asked for last.
     pub since: Millis,
-    /// VMs that could not be moved, with the reasons. They are not tried again before somebody asks for it.
+    /// VMs that could not be moved, or suspended, with the reasons. They are not tried again before somebody asks for it.
     pub stays: BTreeMap<VmId, String>,
 }
 

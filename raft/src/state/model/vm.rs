@@ -265,6 +265,8 @@ pub struct Vm {
     pub schedule: Option<Schedule>,
     /// When the next of them is due.
     pub next_snapshot: Millis,
+    /// How it is to be again when its node does not rest any more, for which it was suspended; `None` for any other.
+    pub rests_from: Option<Power>,
     /// What becomes of it when its node is lost; not its forks'.
     pub ha: Ha,
     /// How it was restored last; `None` while it never was.
@@ -373,6 +375,7 @@ impl Vm {
             disk: None,
             schedule: None,
             next_snapshot: created_at,
+            rests_from: None,
             ha: Ha::Off,
             restored: None,
         }
@@ -386,6 +389,15 @@ impl Vm {
     /// It begins with a moment whose stream has so many bytes: the rest it shares with its lineage.
     pub fn goes_on_from(&mut self, stream_bytes: u64) {
         self.own_bytes = memory_of_fork(self.spec.memory_bytes, stream_bytes);
+    }
+
+    /// Whether it has a process, or is to have one, as far as is known.
+    pub fn may_run(&self) -> bool {
+        let is_over = matches!(
+            self.phase,
+            Phase::Stopped | Phase::Failed | Phase::Suspended
+        );
+        !is_over || self.is_going_back
     }
 
     /// Whether it takes up one of its family's places for VMs that guests made: one that has stopped or failed has left its own.

@@ -17,6 +17,7 @@ mod quotas;
 mod removal;
 mod replicas;
 mod reset;
+mod resting;
 mod schedule;
 mod told;
 mod vms;
@@ -244,6 +245,7 @@ impl World {
             voters: vec![1, 2, 3],
             silent: Vec::new(),
             force: true,
+            rest: false,
         });
     }
 

@@ -312,6 +312,7 @@ fn a_drain_leaves_a_majority_of_the_voters() {
         voters: voters.to_vec(),
         silent: silent.to_vec(),
         force,
+        rest: false,
     };
     let three = &[1, 2, 3];
     assert_eq!(

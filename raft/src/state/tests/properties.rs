@@ -303,17 +303,21 @@ fn moving() -> impl Strategy<Value = Command> {
         vec(1..4u64, 0..4),
         vec(1..4u64, 0..3),
         any::<bool>(),
+        any::<bool>(),
     );
-    let drain = drain.prop_map(|(node, voters, silent, force)| Command::DrainNode {
+    let drain = drain.prop_map(|(node, voters, silent, force, rest)| Command::DrainNode {
         node,
         voters,
         silent,
         force,
+        rest,
     });
+    let wake = (1..4u64).prop_map(|node| Command::WakeNode { node });
     prop_oneof![
         3 => begin,
         4 => arrive,
         1 => drain,
+        1 => wake,
         1 => stay,
     ]
 }
