@@ -15,7 +15,7 @@ use raft::{
     node::Status,
     state::{
         self, Actor, CaptureMode, CaptureReport, CertificateId, Constraints, EndCause, Ending, Ha,
-        Image, ImageId, Life, Machine, Millis, Node, NodeId, Operation, OperationKind,
+        Image, ImageId, InGroup, Life, Machine, Millis, Node, NodeId, Operation, OperationKind,
         OperationState, Owned as _, Ownership, Phase, Power, Room, Safety, Snapshot, SnapshotId,
         Source, State, Vm,
     },
@@ -229,6 +229,11 @@ pub fn authority_certificate(one: &state::AuthorityCertificate) -> v1::Authority
     }
 }
 
+/// A member's address on its group's network.
+pub fn group_address(group: &InGroup) -> String {
+    guest::group::address(crate::vms::network::number(group)).to_string()
+}
+
 /// A node, with what is known of its part in the cluster now.
 pub fn node(
     state: &State,
@@ -428,6 +433,12 @@ pub fn vm(state: &State, by: &Actor, vm: &Vm, fresh: Option<&Fresh>, online: boo
             restored_at: Some(timestamp(restored.at)),
             lost_ms: restored.lost(),
         }),
+        group: vm
+            .group
+            .as_ref()
+            .map_or_else(String::new, |group| group.name.clone()),
+        group_number: vm.group.as_ref().map_or(0, |group| group.number),
+        group_address: vm.group.as_ref().map_or_else(String::new, group_address),
         generation: vm.generation,
         power: match vm.power {
             Power::Running => v1::PowerState::Running,

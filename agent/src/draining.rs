@@ -163,8 +163,14 @@ fn next(state: &State, node: NodeId, refused: &BTreeMap<VmId, Refused>, now: Ins
     let mut steps = Vec::new();
     let here = state.vms.of(node);
     let here = here.filter(|vm| drain.how == DrainHow::Move || vm.may_run());
-    let here = here.map(|vm| vm.id);
-    for vm in here.filter(|vm| !drain.stays.contains_key(vm) && !under_way.contains(vm)) {
+    for one in here.filter(|vm| !drain.stays.contains_key(&vm.id) && !under_way.contains(&vm.id)) {
+        let vm = one.id;
+        if let (Some(group), DrainHow::Move) = (&one.group, drain.how) {
+            // Nothing that is waited for would change that.
+            let reason = format!("VM {:?} {}", one.name, group.why_it_stays());
+            steps.push(Step::Stay(vm, reason));
+            continue;
+        }
         let failed = failures.get(&vm).map_or(&[][..], Vec::as_slice);
         if let (true, Some(last)) = (failed.len() >= TRIES, failed.last()) {
             steps.push(Step::Stay(vm, reason_of(last)));
@@ -363,12 +369,33 @@ mod tests {
             expires_at: 99,
             ended_at: failed.then_some(created_at),
             cancel_requested: false,
+            group: None,
         };
         state.operations.insert(id, Arc::new(operation));
     }
 
     fn moves(vms: &[u128]) -> Vec<Step> {
         vms.iter().map(|vm| Step::Move(VmId(*vm))).collect()
+    }
+
+    #[test]
+    fn members_of_a_group_stay_at_once_and_hold_up_nobody() {
+        let mut state = state(4);
+        for id in [1, 2] {
+            state.vms.change(&VmId(id), |vm| {
+                vm.group = Some(raft::state::InGroup {
+                    id: VmId(1),
+                    name: "app".into(),
+                    number: id as u32,
+                });
+            });
+        }
+        let steps = next(&state, NODE, &BTreeMap::new(), Instant::now());
+        assert_eq!(steps[2..], moves(&[3, 4]));
+        let [Step::Stay(VmId(1), reason), Step::Stay(VmId(2), _)] = &steps[..2] else {
+            panic!("{steps:?}")
+        };
+        assert!(reason.contains("group \"app\""), "{reason}");
     }
 
     #[test]

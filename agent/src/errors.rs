@@ -368,6 +368,7 @@ fn list_command(kind: Kind) -> &'static str {
         Kind::Quota => "quota ls",
         Kind::Authority => "authority show",
         Kind::Lease => "lease ls",
+        Kind::Group => "group ls",
     }
 }
 

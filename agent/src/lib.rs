@@ -31,6 +31,7 @@ pub mod replacing;
 pub mod schedules;
 pub mod secrets;
 pub mod store;
+pub mod switch;
 pub mod transfer;
 pub mod trust;
 pub mod upgrade;

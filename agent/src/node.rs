@@ -35,6 +35,7 @@ use crate::{
     peers::Peers,
     secrets::Secrets,
     store::Store,
+    switch::Switch,
     transfer::Transfers,
     trust::{authority::Authority, identity::Identity, tls::own::OwnCertificate},
     vms::{Vms, fork::Forks, launch::Fitness, pool::Pool},
@@ -68,6 +69,8 @@ pub struct Node {
     pub vms: Arc<Vms>,
     /// Its VMs' published ports.
     pub ports: Ports,
+    /// The networks of its groups.
+    pub switch: Switch,
     /// How its host's memory is.
     pub density: Density,
     /// What is kept back of the host for itself.

@@ -13,7 +13,7 @@ use crate::{
     },
     daemon,
     errors::chain,
-    fence,
+    fence, switch,
 };
 
 /// The exit code for a command line, or settings, that cannot be read.
@@ -38,6 +38,7 @@ pub fn main() -> ExitCode {
         },
         Command::PageServer { data_dir } => beside_agent(arriving::serve::run(&data_dir)),
         Command::Watchdog => beside_agent(fence::watchdog::run()),
+        Command::Switch { user, group } => beside_agent(switch::serve::run(user.zip(group))),
         command => ask(global, command),
     }
 }

@@ -16,6 +16,7 @@
 pub mod channel;
 pub mod crc;
 pub mod files;
+pub mod group;
 pub mod history;
 pub mod pages;
 pub mod record;

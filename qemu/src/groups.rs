@@ -133,6 +133,12 @@ impl Groups {
             .collect())
     }
 
+    /// Where the group of this name is, whether it is there or not; `None` where there can be none.
+    pub fn named(&self, name: &str) -> Option<PathBuf> {
+        let place = self.place.as_ref().ok()?;
+        Some(place.root.join(name))
+    }
+
     /// Makes a group for a process that is about to be started, with as many of its limits as can be set. `None` where there can be
     /// none.
     pub fn prepare(&self, name: &str, limits: &Limits) -> io::Result<Option<NewGroup>> {

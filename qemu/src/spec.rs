@@ -116,6 +116,8 @@ pub enum Device {
     QemuPort,
     /// A network card, on a network of its own that ends in the process.
     Network,
+    /// A network card on the network of its VM's group, while it is in one: see [`crate::machine::Machine::group_end`].
+    GroupNetwork,
     /// The programmable interval timer of a `microvm`; a `q35` has it in any case. A kernel that knows the rates of its processor's
     /// counter and timer never touches it, and as it is never stopped then, it wakes QEMU 36 times a second for nothing.
     Pit,
@@ -135,6 +137,7 @@ impl Device {
             Self::Port => "virtio-serial",
             Self::QemuPort => "virtio-serial-qemu",
             Self::Network => "virtio-net",
+            Self::GroupNetwork => "virtio-net-group",
             Self::Pit => "isa-pit",
         }
     }
@@ -147,16 +150,18 @@ pub struct NetworkLine {
     pub mac: [u8; 6],
     /// Whether the guest may reach out.
     pub egress: bool,
+    /// The address of the card on its group's network.
+    pub group_mac: [u8; 6],
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 impl NetworkLine {
     fn backend(self) -> String {
         let restrict = if self.egress { "off" } else { "on" };
         format!("user,id=net,ipv6=off,restrict={restrict}")
-    }
-
-    fn mac(self) -> String {
-        self.mac.map(|byte| format!("{byte:02x}")).join(":")
     }
 }
 
@@ -237,6 +242,8 @@ pub struct Descriptors {
     pub console: i32,
     /// A listening Unix socket for the serial port, where the machine has one.
     pub port: Option<i32>,
+    /// What the card on its group's network is on, where the machine has one: a connected socket, a frame in each of its messages.
+    pub group: Option<i32>,
 }
 
 /// What an emulated guest's kernel is told of its time stamp counter, which is the host's. It has only the PIT to find its rate by,
@@ -326,6 +333,12 @@ pub fn arguments(line: &CommandLine<'_>) -> Vec<String> {
     if hardware.devices.contains(&Device::Network) {
         add("netdev", line.network.backend());
     }
+    if let Some(fd) = line.fds.group {
+        add(
+            "netdev",
+            format!("dgram,id=group,local.type=fd,local.str={fd}"),
+        );
+    }
     for device in devices(hardware, line) {
         add("device", device.to_string());
     }
@@ -406,10 +419,14 @@ fn devices(hardware: &Hardware, line: &CommandLine<'_>) -> Vec<Value> {
                 devices.push(virtio("serial", "serial"));
                 devices.push(json!({"driver": "virtserialport", "name": name, "chardev": "port"}));
             }
-            (Device::Network, _) => {
-                let mut card = virtio("net", "nic");
-                card["netdev"] = json!("net");
-                card["mac"] = json!(line.network.mac());
+            (Device::Network | Device::GroupNetwork, _) => {
+                let (id, netdev, mac) = match device {
+                    Device::GroupNetwork => ("group-nic", "group", line.network.group_mac),
+                    _ => ("nic", "net", line.network.mac),
+                };
+                let mut card = virtio("net", id);
+                card["netdev"] = json!(netdev);
+                card["mac"] = json!(mac_text(mac));
                 // A fork is told to make itself known otherwise, before anything else: to nobody, and with its parent's address.
                 card["guest_announce"] = json!(false);
                 if hardware.machine == MachineType::Q35 {
@@ -525,11 +542,13 @@ mod tests {
             network: NetworkLine {
                 mac: [2, 0, 0, 0, 0, 0x1f],
                 egress: true,
+                group_mac: [2, 0, 0, 0, 1, 3],
             },
             fds: Descriptors {
                 qmp: 3,
                 console: 4,
                 port: None,
+                group: None,
             },
         }
     }
@@ -653,6 +672,41 @@ mod tests {
             assert_eq!(card["mac"], "02:00:00:00:00:1f");
             assert_eq!(card["netdev"], "net");
         }
+    }
+
+    #[test]
+    fn a_groups_card_is_on_its_socket_and_a_microvm_has_a_slot_for_it() {
+        let mut hardware = hardware();
+        hardware.devices = vec![
+            Device::Disk,
+            Device::Rng,
+            Device::Port,
+            Device::Network,
+            Device::GroupNetwork,
+        ];
+        let chain = [disk(1)];
+        let mut line = CommandLine {
+            disk: &chain,
+            ..line(&hardware)
+        };
+        line.fds.group = Some(6);
+        let args = arguments(&line);
+        assert_eq!(
+            value_after(&args, "-netdev")[1],
+            "dgram,id=group,local.type=fd,local.str=6"
+        );
+        let devices: Vec<Value> = value_after(&args, "-device")
+            .into_iter()
+            .map(|device| serde_json::from_str(device).unwrap())
+            .collect();
+        let card = devices.last().unwrap();
+        assert_eq!(card["mac"], "02:00:00:00:01:03");
+        assert_eq!(card["netdev"], "group");
+        let virtio = |device: &&Value| device["driver"].as_str().unwrap().starts_with("virtio-");
+        assert!(
+            devices.iter().filter(virtio).count() <= 8,
+            "the slots of a microvm"
+        );
     }
 
     #[test]

@@ -63,6 +63,7 @@ async fn a_capture_is_seen(machine: MachineType) -> anyhow::Result<()> {
     let made_of = Expected {
         base: captured.base.clone(),
         layers: captured.layers.clone(),
+        hardware: captured.hardware.clone(),
     };
     let mut child = host.wait("child", &made_of, shape).await?;
     // Somebody must listen before the load: the guest is in the middle of answering.

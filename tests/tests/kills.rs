@@ -27,6 +27,8 @@ enum Way {
     Capture,
     /// `fork VM`.
     ForkVm,
+    /// `group fork`.
+    ForkGroup,
     /// `fork @SNAPSHOT`.
     ForkSnapshot,
     /// The same with forks that are ready.
@@ -81,6 +83,7 @@ fn way(failpoint: &str) -> Option<Way> {
         _ => match failpoint.split_once('.')?.0 {
             "capture" | "secure" => Way::Capture,
             "operation" => Way::ForkVm,
+            "group" => Way::ForkGroup,
             "restore" => Way::ForkSnapshot,
             "shape" => Way::ForkWaiting,
             "merge" => Way::Merge,
@@ -320,6 +323,46 @@ fn killed_again_when_it_begins_again_with_a_capture() -> anyhow::Result<()> {
             .with_context(|| format!("killed at {name}, and again"))?;
     }
     Ok(())
+}
+
+#[test]
+fn killed_at_every_step_of_forking_a_group() -> anyhow::Result<()> {
+    let mut node = Node::start(&[])?;
+    for member in ["db", "web"] {
+        let create = ["vm", "create", member, "--image", "tiny", "--group", "app"];
+        node.fp(&[&create[..], &["--wait"]].concat())?;
+        node.cluster.wait_pulses(member, 3)?;
+    }
+    let mut steps = on(&[Way::ForkGroup])?;
+    // Where all members stand still, and each of them has been captured or none is.
+    steps.extend(["capture.stopped", "capture.all-taken", "capture.saved"].map(str::to_owned));
+    for name in steps {
+        let acknowledged = Acknowledged::now(&node.cluster)?;
+        let answer = node.killed(&name, &["group", "fork", "app", "-n", "2", "--name", "try"])?;
+        let made = || -> anyhow::Result<()> {
+            answer.success()?;
+            settled(&node.cluster)?;
+            acknowledged.is_there(&node.cluster)?;
+            let copies = ["try-1-db", "try-1-web", "try-2-db", "try-2-web"];
+            for vm in ["db", "web"].into_iter().chain(copies) {
+                goes_on(&node.cluster, vm)?;
+            }
+            histories(&node.cluster, &copies.map(str::to_owned))?;
+            for copy in ["try-1", "try-2"] {
+                node.fp(&["group", "rm", copy, "--force"])?;
+            }
+            Ok(())
+        };
+        made().with_context(|| format!("killed at {name}"))?;
+    }
+    node.fp(&["group", "rm", "app", "--force"])?;
+    // The switch ended with the last member, and what it printed stays.
+    let log = node.cluster.node(1).data.join("run/switch.log");
+    wait_for("the switch to end", PATIENCE, || {
+        Ok((!log.with_extension("sock").exists()).then_some(()))
+    })?;
+    fs::remove_file(log)?;
+    node.ground.undo(&node.cluster)
 }
 
 #[test]

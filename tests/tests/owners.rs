@@ -96,7 +96,10 @@ struct Theirs {
 fn anns(world: &World) -> anyhow::Result<Theirs> {
     world.import("ann", "none")?;
     let image = world.json_as("ann", &["image", "show", "none"])?;
-    let vm = world.json_as("ann", &["vm", "create", "web", "--image", "none"])?;
+    let vm = world.json_as(
+        "ann",
+        &["vm", "create", "web", "--image", "none", "--group", "app"],
+    )?;
     world.cluster.wait_vm(1, "ann/web", "failed")?;
     let id = |object: &Value| object["id"].as_str().unwrap_or_default().to_owned();
     Ok(Theirs {
@@ -113,6 +116,7 @@ const NAMELESS: &[&str] = &[
     "ImageService/ImportImage",
     "ImageService/ListImages",
     "VmService/ListVms",
+    "VmService/ListGroups",
     "SnapshotService/ListSnapshots",
     "OperationService/ListOperations",
     "OwnerService/ListQuotas",
@@ -142,6 +146,10 @@ fn naming(call: &str, theirs: &Theirs) -> Vec<Value> {
             json!({"vm": vm, "snapshot": "moment"}),
             json!({"vm": "mine", "snapshot": of_vm}),
         ],
+        // It was begun with her VM, whose id is its own.
+        "VmService/GetGroup" => vec![json!({"group": vm})],
+        "VmService/ForkGroup" => vec![json!({"group": vm, "count": 1})],
+        "VmService/DeleteGroup" => vec![json!({"group": vm, "force": true})],
         "VmService/Fork" => vec![
             json!({"source": vm, "count": 1}),
             json!({"source": vm, "count": 1, "secrets": {"k": "c2VjcmV0"}}),

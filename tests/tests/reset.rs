@@ -1,6 +1,6 @@
 //! Going back: a VM is set to the moment of a snapshot, and is suspended to disk and resumed.
 
-use std::{fs, time::Duration};
+use std::{fs, thread, time::Duration};
 
 use anyhow::Context as _;
 use guest::history::common_prefix;

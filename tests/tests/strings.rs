@@ -66,6 +66,7 @@ fn sound(call: &str) -> serde_json::Value {
         "VmService/SetVmPower" => json!({"vm": "nobody", "action": 2}),
         "VmService/WaitVm" => json!({"vm": "nobody", "until": 3}),
         "VmService/Fork" => json!({"source": "nobody", "count": 1, "name": "made"}),
+        "VmService/ForkGroup" => json!({"group": "nobody", "count": 1, "name": "made"}),
         "VmService/ResetVm" => json!({"vm": "nobody", "snapshot": "nothing"}),
         "SnapshotService/TagSnapshot" => json!({"snapshot": "nothing", "name": "made"}),
         "SnapshotService/WarmSnapshot" => json!({"snapshot": "nothing", "count": 1}),

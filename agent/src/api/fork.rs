@@ -312,46 +312,12 @@ impl Api {
         ahead: impl Fn(NodeId) -> Duration,
     ) -> ForkResponse {
         let state = self.node.state();
+        let children =
+            (0..operation.count).map(|number| child_message(&state, by, operation, number, &ahead));
         let snapshot = state.snapshots.get(&operation.snapshot);
         let report = snapshot
             .and_then(|snapshot| Some(&snapshot.content.as_ref()?.report))
             .filter(|_| operation.vm.is_some());
-        let children = (0..operation.count).map(|number| {
-            let id = operation.id.child(number);
-            let result = operation.results.get(&number);
-            let error = result.map_or_else(
-                || "it was deleted".to_owned(),
-                |result| result.error.clone(),
-            );
-            let node = state.node_of_child(operation, number);
-            let since_arrival = |us: u64| convert::ms(us) + ahead(node).as_secs_f64() * 1e3;
-            let (running_ms, ready_ms) = match result {
-                Some(result) if result.error.is_empty() => {
-                    let ready = match result.ready_us {
-                        // Nobody says when it had become itself.
-                        0 => result.running_us,
-                        ready => ready,
-                    };
-                    (since_arrival(result.running_us), since_arrival(ready))
-                }
-                _ => (0.0, 0.0),
-            };
-            let vm = state.vms.get(&id);
-            ForkedVm {
-                id: id.to_string(),
-                name: vm.map_or_else(String::new, |vm| vm.name.clone()),
-                node: convert::node_name(&state, node),
-                state: vm
-                    .map_or(proto::v1::VmState::Unspecified, |vm| {
-                        convert::vm(&state, by, vm, None, true).state()
-                    })
-                    .into(),
-                running_ms,
-                ready_ms,
-                error,
-                failed_steps: result.map_or_else(Vec::new, |result| result.failed_steps.clone()),
-            }
-        });
         ForkResponse {
             operation: operation.id.to_string(),
             snapshot: operation.snapshot.to_string(),
@@ -359,6 +325,50 @@ impl Api {
             children: children.collect(),
             capture: report.map(convert::report_message),
         }
+    }
+}
+
+/// What became of a child. `ahead`: how long after the request a node knew of the operation.
+pub(super) fn child_message(
+    state: &State,
+    by: &Actor,
+    operation: &Operation,
+    number: u32,
+    ahead: &impl Fn(NodeId) -> Duration,
+) -> ForkedVm {
+    let id = operation.id.child(number);
+    let result = operation.results.get(&number);
+    let error = result.map_or_else(
+        || "it was deleted".to_owned(),
+        |result| result.error.clone(),
+    );
+    let node = state.node_of_child(operation, number);
+    let since_arrival = |us: u64| convert::ms(us) + ahead(node).as_secs_f64() * 1e3;
+    let (running_ms, ready_ms) = match result {
+        Some(result) if result.error.is_empty() => {
+            let ready = match result.ready_us {
+                // Nobody says when it had become itself.
+                0 => result.running_us,
+                ready => ready,
+            };
+            (since_arrival(result.running_us), since_arrival(ready))
+        }
+        _ => (0.0, 0.0),
+    };
+    let vm = state.vms.get(&id);
+    ForkedVm {
+        id: id.to_string(),
+        name: vm.map_or_else(String::new, |vm| vm.name.clone()),
+        node: convert::node_name(state, node),
+        state: vm
+            .map_or(proto::v1::VmState::Unspecified, |vm| {
+                convert::vm(state, by, vm, None, true).state()
+            })
+            .into(),
+        running_ms,
+        ready_ms,
+        error,
+        failed_steps: result.map_or_else(Vec::new, |result| result.failed_steps.clone()),
     }
 }
 

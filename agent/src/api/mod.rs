@@ -8,6 +8,7 @@ mod cluster;
 mod console;
 mod event;
 mod fork;
+mod group;
 mod guest;
 mod image;
 mod lease;
@@ -252,6 +253,8 @@ fn subject(by: &Actor, command: &Command) -> String {
         },
         Command::CreateSnapshot { vm, .. } => made(by, format!("VM {vm}")),
         Command::Fork { source, .. } => forked(by, source),
+        Command::ForkGroup { group, .. } => made(by, format!("group {group}")),
+        Command::DeleteGroup { group, .. } => format!("group {group}"),
         Command::CancelOperation { operation } => format!("operation {operation}"),
         Command::TagSnapshot { snapshot, .. }
         | Command::WarmSnapshot { snapshot, .. }
@@ -285,6 +288,8 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::ReportVms { .. }
         | Command::ReportSteps { .. }
         | Command::SnapshotReady { .. }
+        | Command::GroupCaptured { .. }
+        | Command::ReportGroup { .. }
         | Command::Arrive { .. }
         | Command::StayOnNode { .. }
         | Command::ReportChildren { .. }

@@ -308,6 +308,10 @@ fn observed(node: &Node, wanted: &[String]) -> ObserveResponse {
                     let limits = launch::limits(&vm.spec);
                     let mut all = node.vms.engine().groups.not_enforced(pid, &limits);
                     all.extend(node.ports.problems(id));
+                    let problem = node.switch.problem(id);
+                    all.extend(
+                        problem.map(|why| format!("it is not on its group's network: {why}")),
+                    );
                     if let Contact::Unsound(why) = handle.guest().contact() {
                         all.push(format!("its guest's agent is not spoken to: {why}"));
                     }

@@ -10,11 +10,12 @@ use futures::{StreamExt as _, future::join_all};
 use proto::{
     peer::{ObserveRequest, ObserveResponse, ReadConsoleRequest},
     v1::{
-        ConsoleRequest, ConsoleResponse, CreateVmRequest, DeleteVmRequest, DeleteVmResponse,
-        ForkRequest, ForkResponse, GetVmRequest, ListVmsRequest, ListVmsResponse, MoveVmRequest,
-        MoveVmResponse, PowerAction as Action, ProtectVmRequest, ReadLogsRequest, ReadLogsResponse,
-        ResetVmRequest, ResetVmResponse, SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest,
-        vm_service_server::VmService,
+        ConsoleRequest, ConsoleResponse, CreateVmRequest, DeleteGroupRequest, DeleteGroupResponse,
+        DeleteVmRequest, DeleteVmResponse, ForkGroupRequest, ForkGroupResponse, ForkRequest,
+        ForkResponse, GetGroupRequest, GetVmRequest, Group, ListGroupsRequest, ListGroupsResponse,
+        ListVmsRequest, ListVmsResponse, MoveVmRequest, MoveVmResponse, PowerAction as Action,
+        ProtectVmRequest, ReadLogsRequest, ReadLogsResponse, ResetVmRequest, ResetVmResponse,
+        SetVmPowerRequest, SuspendVmRequest, Vm, WaitVmRequest, vm_service_server::VmService,
     },
 };
 use raft::state::{
@@ -86,6 +87,7 @@ impl VmService for Api {
             life,
             schedule: request.snapshots.map(spec::schedule),
             ha,
+            group: Some(request.group).filter(|group| !group.is_empty()),
         };
         let id = match self.change(&by, key, command, deadline).await? {
             Outcome::Vm(id) => id,
@@ -236,6 +238,52 @@ impl VmService for Api {
         let by = for_owner(by, &request.owner)?;
         let forked = self.fork_as_asked(&by, request, false, arrived, deadline);
         forked.await.map(Response::new).map_err(Status::from)
+    }
+
+    async fn fork_group(
+        &self,
+        request: Request<ForkGroupRequest>,
+    ) -> Result<Response<ForkGroupResponse>, Status> {
+        let arrived = Instant::now();
+        let (by, deadline) = asked(&request)?;
+        let request = request.into_inner();
+        let by = for_owner(by, &request.owner)?;
+        let forked = self.fork_group_as_asked(&by, request, arrived, deadline);
+        forked.await.map(Response::new).map_err(Status::from)
+    }
+
+    type ListGroupsStream = Answers<ListGroupsResponse>;
+
+    async fn list_groups(
+        &self,
+        request: Request<ListGroupsRequest>,
+    ) -> Result<Response<Self::ListGroupsStream>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let state = self.read(deadline).await?;
+        Ok(Response::new(self.groups(state, by)))
+    }
+
+    async fn get_group(
+        &self,
+        request: Request<GetGroupRequest>,
+    ) -> Result<Response<Group>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let named = request.into_inner().group;
+        audit::about(|| format!("group {named}"));
+        let state = self.read(deadline).await?;
+        let members = names::group(&state, &by, &named).map_err(ApiError::from)?;
+        let online = self.node.leases.online();
+        let shown = super::group::message(&state, &by, &members, online.as_ref());
+        Ok(Response::new(shown))
+    }
+
+    async fn delete_group(
+        &self,
+        request: Request<DeleteGroupRequest>,
+    ) -> Result<Response<DeleteGroupResponse>, Status> {
+        let (by, deadline) = asked(&request)?;
+        let deleted = self.delete_group_as_asked(&by, request.into_inner(), deadline);
+        deleted.await.map(Response::new).map_err(Status::from)
     }
 
     async fn protect_vm(&self, request: Request<ProtectVmRequest>) -> Result<Response<Vm>, Status> {

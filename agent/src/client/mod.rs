@@ -105,9 +105,10 @@ impl Context {
 pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
     let context = Context { global };
     match command {
-        Command::Run(_) | Command::PageServer { .. } | Command::Watchdog => {
-            Err(Failure::usage("that is the daemon's", ""))
-        }
+        Command::Run(_)
+        | Command::PageServer { .. }
+        | Command::Watchdog
+        | Command::Switch { .. } => Err(Failure::usage("that is the daemon's", "")),
         Command::Init(args) => commands::init::run(&context, args),
         Command::Join(args) => commands::join::run(&context, args).await,
         Command::Recover(args) => commands::recover::run(&context, args),
@@ -126,6 +127,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Cp(args) => commands::copy::run(&context, args).await,
         Command::Forward(args) => commands::forward::run(&context, args).await,
         Command::Fork(args) => commands::fork::run(&context, args).await,
+        Command::Group(command) => commands::group::run(&context, command).await,
         Command::Snapshot(command) => commands::snapshot::run(&context, command).await,
         Command::Tree(args) => commands::tree::run(&context, args).await,
         Command::Keep(args) => commands::keep::keep(&context, args).await,

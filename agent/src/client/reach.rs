@@ -9,13 +9,13 @@ use std::{
 };
 
 use proto::v1::{
-    ListOperationsRequest, ListSnapshotsRequest, ListVmsRequest, Operation, Snapshot, Vm,
-    cluster_service_client::ClusterServiceClient, event_service_client::EventServiceClient,
-    guest_service_client::GuestServiceClient, image_service_client::ImageServiceClient,
-    join_service_client::JoinServiceClient, lease_service_client::LeaseServiceClient,
-    node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
-    owner_service_client::OwnerServiceClient, snapshot_service_client::SnapshotServiceClient,
-    vm_service_client::VmServiceClient,
+    Group, ListGroupsRequest, ListOperationsRequest, ListSnapshotsRequest, ListVmsRequest,
+    Operation, Snapshot, Vm, cluster_service_client::ClusterServiceClient,
+    event_service_client::EventServiceClient, guest_service_client::GuestServiceClient,
+    image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
+    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
+    operation_service_client::OperationServiceClient, owner_service_client::OwnerServiceClient,
+    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
 };
 use rustls::ClientConfig;
 use tokio::time::{self, Instant};
@@ -139,6 +139,16 @@ impl Attempt {
     pub async fn list_vms<T: From<Vm>>(&self) -> Result<Response<Vec<T>>, Status> {
         let request = self.request(ListVmsRequest {});
         whole(self.vms().list_vms(request).await?, |part| part.vms).await
+    }
+
+    /// All groups.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub async fn list_groups<T: From<Group>>(&self) -> Result<Response<Vec<T>>, Status> {
+        let request = self.request(ListGroupsRequest {});
+        let parts = self.vms().list_groups(request).await?;
+        whole(parts, |part| part.groups).await
     }
 
     /// All snapshots.

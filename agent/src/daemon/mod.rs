@@ -51,6 +51,7 @@ use crate::{
     peers::Peers,
     reconcile, removal, replacing, schedules, secrets,
     store::Store,
+    switch::Switch,
     transfer::Transfers,
     trust::{
         TrustError,
@@ -225,6 +226,14 @@ impl Agent {
             cancel.clone(),
             tasks.clone(),
         ));
+        let switch_user = helper.0 + 1;
+        let switch = Switch::new(
+            Arc::clone(&engine),
+            Some((switch_user, switch_user)),
+            Arc::clone(&wake),
+            cancel.clone(),
+            tasks.clone(),
+        );
         let ports = Ports::new(
             listen_address(&local.identity.listen),
             engine.layout.clone(),
@@ -274,6 +283,7 @@ impl Agent {
             importing: std::sync::atomic::AtomicUsize::new(0),
             cancel,
             ports,
+            switch,
             tasks,
             newcomer_patience: options.newcomer_patience,
             lost_after: options.lost_after,
@@ -287,6 +297,10 @@ impl Agent {
         node.resume_arriving()
             .await
             .context("the files that VMs use already cannot be gone on with")?;
+        node.switch
+            .find()
+            .await
+            .context("the networks of groups cannot be gone on with")?;
         end_strays(&node)?;
 
         let (listeners, servers) = (CancellationToken::new(), TaskTracker::new());

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use guest::channel::message::{Identity, Network, Origin};
-use raft::state::{self as model, Response, Source, State, Vm, VmId};
+use guest::{
+    channel::message::{Identity, Network, Origin},
+    group,
+};
+use raft::state::{self as model, InGroup, Response, Source, State, Vm, VmId};
 use sha2::{Digest as _, Sha256};
 
 use crate::secrets::Given;
@@ -50,6 +53,7 @@ pub fn identity(state: &State, vm: &Vm, boot: u64, secrets: Option<&Given>) -> I
         secrets_lost: vm.has_secrets && secrets.is_none() && origin == Origin::Fork,
         network: (vm.spec.network != model::Network::None).then(|| network(vm.id)),
         asked_for: asked_for(state, vm),
+        group: vm.group.as_ref().map(group_network),
     }
 }
 
@@ -103,6 +107,18 @@ pub fn network(vm: VmId) -> Network {
         prefix: 24,
         gateway: "10.0.2.2".to_owned(),
         dns: "10.0.2.3".to_owned(),
+    }
+}
+
+/// A VM's place on its group's network.
+fn group_network(group: &InGroup) -> Network {
+    let number = crate::vms::network::number(group);
+    Network {
+        mac: group::mac(number).to_vec(),
+        address: crate::convert::group_address(group),
+        prefix: group::PREFIX,
+        gateway: String::new(),
+        dns: String::new(),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
     errors::chain,
     node::Node,
     store::work::{self, Work},
-    vms::{VmHandle, command::Command, launch, vm_name},
+    vms::{VmHandle, command::Command, launch, network, vm_name},
 };
 
 /// How long a report may take.
@@ -58,6 +58,7 @@ pub fn execute(node: &Arc<Node>, state: &Arc<State>, action: Action) {
         Action::Stop(vm) => act(node, vm, Command::Stop),
         Action::Kill(vm) => act(node, vm, Command::Kill),
         Action::Destroy(vm) => act(node, vm, Command::Destroy),
+        Action::Plug(vm) => network::plug_soon(node, state, vm),
         Action::Run(operation) => node.forks.run(node, operation),
         Action::GiveUp {
             operation,

@@ -20,6 +20,7 @@ pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>,
     let (vms, operations, held) = (node.vms.observe(), node.forks.observe(), node.pool.held());
     let (fetching, storing) = (node.fetching(), node.store.is_busy());
     let coming = node.transfers.coming();
+    let plugged = node.switch.observe(|vm| node.pid_of(vm));
     // Before the state: it has been the cluster's then.
     let caught_up = node.forks.has_caught_up();
     let state = latest();
@@ -42,6 +43,7 @@ pub fn observe(node: &Node, latest: impl FnOnce() -> Arc<State>) -> (Arc<State>,
         snapshots: snapshots(node, &state),
         storing,
         coming,
+        plugged,
     };
     (state, observed)
 }

@@ -43,6 +43,8 @@ pub struct Observed {
     pub storing: bool,
     /// Snapshots whose files are being fetched, or are here and not told yet.
     pub coming: BTreeSet<SnapshotId>,
+    /// VMs whose processes are on their groups' networks, or about to be.
+    pub plugged: BTreeSet<VmId>,
 }
 
 /// How the files of a snapshot are.
@@ -79,6 +81,8 @@ pub struct Seen {
     pub held: bool,
     /// What became of its processes so far.
     pub past: Past,
+    /// Whether its process has a card on a group's network.
+    pub has_group_card: bool,
     /// How it is.
     pub is: Is,
 }
@@ -149,6 +153,8 @@ pub enum Action {
     Kill(VmId),
     /// End it and delete all that is here of it.
     Destroy(VmId),
+    /// Have a VM's process be on its group's network.
+    Plug(VmId),
     /// Begin an operation.
     Run(OperationId),
     /// Give an operation up that is being carried out, or was and cannot be any more.
@@ -204,6 +210,11 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
         if !observed.caught_up && seen.is_none_or(|seen| seen.held) {
             // It may live elsewhere by now.
             continue;
+        }
+        // Also one that has left its group: what it sends is taken from it.
+        let is_plugged = observed.plugged.contains(&vm.id);
+        if !is_plugged && seen.is_some_and(|seen| seen.has_group_card && has_process(seen)) {
+            actions.push(Action::Plug(vm.id));
         }
         let step = plan_vm(state, vm, seen, now.host);
         reports.extend(step.report);
@@ -267,6 +278,15 @@ pub fn plan(state: &State, node: NodeId, now: Now, observed: &Observed) -> Vec<A
         actions.push(Action::Collect(gone));
     }
     actions
+}
+
+/// Whether a VM's guest runs, or stands still.
+fn has_process(seen: &Seen) -> bool {
+    !seen.busy
+        && matches!(
+            seen.is,
+            Is::Booting { .. } | Is::Running { .. } | Is::Paused { .. }
+        )
 }
 
 /// Whether only other nodes hold a snapshot.
@@ -522,6 +542,7 @@ fn plan_vm(state: &State, vm: &Vm, seen: Option<&Seen>, now: Millis) -> Step {
         has_run: false,
         held: false,
         past: Past::default(),
+        has_group_card: false,
         is: Is::Absent,
     };
     // It ran here in this boot. From its image it would be started as another VM.

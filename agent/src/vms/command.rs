@@ -1,9 +1,9 @@
 //! What can be asked of a VM: the messages to its task.
 
-use std::time::Duration;
+use std::{os::fd::OwnedFd, time::Duration};
 
 use qemu::{
-    capture::{Afterwards, CaptureError, Captured, Expected, Mode},
+    capture::{Afterwards, CaptureError, Captured, Expected, Mode, Ticket},
     checksum::CheckedStream,
     machine::{Launch, Shape},
     record::{LayerName, StreamName, StreamRef, VmName},
@@ -105,6 +105,11 @@ pub enum Command {
         /// Answered with the time at which it went on.
         done: oneshot::Sender<Result<Instant, String>>,
     },
+    /// Give the end by which it is reached on its group's network.
+    GroupEnd {
+        /// Answered with that and the process.
+        done: oneshot::Sender<Result<(OwnedFd, u32), String>>,
+    },
     /// Say what a capture will refer to.
     Expect {
         /// The snapshot.
@@ -139,6 +144,8 @@ pub enum Command {
         mode: Mode,
         /// What becomes of its guest then.
         afterwards: Afterwards,
+        /// Its part in a capture of several.
+        with: Option<Ticket>,
         /// Answered when the snapshot's files are written.
         done: oneshot::Sender<Result<Captured, CaptureError>>,
     },

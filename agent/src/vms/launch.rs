@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::network;
 use crate::{blobs::hex, guest::identity};
 use qemu::{
     console::Wire,
@@ -102,6 +103,15 @@ pub fn hardware(state: &State, spec: &VmSpec, fitness: &Fitness) -> Result<Hardw
     hardware_with(spec, image(state, spec)?.guest_agent, fitness)
 }
 
+/// The machine that a VM is when it boots on this host.
+pub fn hardware_of(state: &State, vm: &Vm, fitness: &Fitness) -> Result<Hardware, Unfit> {
+    let mut hardware = hardware(state, &vm.spec, fitness)?;
+    if vm.group.is_some() {
+        hardware.devices.push(Device::GroupNetwork);
+    }
+    Ok(hardware)
+}
+
 /// The same, where it is known which agent its guest has.
 fn hardware_with(spec: &VmSpec, agent: GuestAgent, fitness: &Fitness) -> Result<Hardware, Unfit> {
     fitness
@@ -187,6 +197,7 @@ pub fn snapshot_hardware(
         Device::Port,
         Device::QemuPort,
         Device::Network,
+        Device::GroupNetwork,
         Device::Pit,
     ];
     let devices = content
@@ -265,7 +276,7 @@ pub fn boot(
         .kernel
         .as_ref()
         .ok_or_else(|| Unfit::NoKernel(image.name.clone()))?;
-    let hardware = hardware(state, &vm.spec, fitness)?;
+    let hardware = hardware_of(state, vm, fitness)?;
     let mut cmdline = [image.cmdline.as_str(), vm.spec.cmdline.as_str()]
         .join(" ")
         .trim()
@@ -274,7 +285,16 @@ pub fn boot(
         cmdline = format!("{cmdline} {}", spec::counter_words(khz));
     }
     let new_layer = layers.is_none();
+    let launch = of_image(&Child::of(vm), hardware, image, place);
+    let network = match &vm.group {
+        Some(group) => NetworkLine {
+            group_mac: guest::group::mac(network::number(group)),
+            ..launch.network
+        },
+        None => launch.network,
+    };
     Ok(Launch {
+        network,
         boot: vm.boot,
         has_run,
         start: Start::Boot {
@@ -295,7 +315,7 @@ pub fn boot(
         }),
         new_layer,
         ready_line: image.ready_line.clone(),
-        ..of_image(&Child::of(vm), hardware, image, place)
+        ..launch
     })
 }
 
@@ -432,6 +452,8 @@ fn skeleton(id: VmId, boot: u64, hardware: Hardware, may: (Limits, bool), place:
         network: NetworkLine {
             mac: identity::mac(id),
             egress,
+            // One that is loaded has its own from its stream.
+            group_mac: guest::group::mac(0),
         },
         port: Some(place.port),
     }

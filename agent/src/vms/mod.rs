@@ -4,6 +4,7 @@ pub mod command;
 mod ending;
 pub mod fork;
 pub mod launch;
+pub mod network;
 pub mod pool;
 pub mod task;
 
@@ -412,6 +413,7 @@ impl Vms {
             has_run: false,
             held: false,
             past: Past::default(),
+            has_group_card: false,
             is,
         }));
         let process = Arc::new(watch::Sender::new(None));

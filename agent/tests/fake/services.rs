@@ -110,6 +110,30 @@ impl vm_service_server::VmService for Shared {
         }))
     }
 
+    async fn fork_group(&self, _request: Request<ForkGroupRequest>) -> Answer<ForkGroupResponse> {
+        unused()
+    }
+
+    type ListGroupsStream = Parts<ListGroupsResponse>;
+
+    async fn list_groups(
+        &self,
+        _request: Request<ListGroupsRequest>,
+    ) -> Answer<Self::ListGroupsStream> {
+        unused()
+    }
+
+    async fn get_group(&self, _request: Request<GetGroupRequest>) -> Answer<Group> {
+        unused()
+    }
+
+    async fn delete_group(
+        &self,
+        _request: Request<DeleteGroupRequest>,
+    ) -> Answer<DeleteGroupResponse> {
+        unused()
+    }
+
     async fn suspend_vm(&self, request: Request<SuspendVmRequest>) -> Answer<Vm> {
         let request = request.into_inner();
         self.obey(&request.request_id).await?;

@@ -92,6 +92,9 @@ pub struct Identity {
     /// The guest's own request that it came of: [`Fork::request`]. Empty otherwise.
     #[prost(string, tag = "13")]
     pub asked_for: String,
+    /// Its place on its group's network, where it is in one: that is no step of becoming somebody else, since all copies have the same.
+    #[prost(message, optional, tag = "14")]
+    pub group: Option<Network>,
 }
 
 impl fmt::Debug for Identity {

@@ -9,6 +9,7 @@ mod copier;
 mod pause;
 mod report;
 mod sift;
+mod together;
 
 use std::{
     fs::{self, File},
@@ -24,12 +25,16 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub use self::report::Report;
 use self::{
     copier::{Copier, create_base},
     pause::Moment,
     report::explain,
     sift::sift,
+    together::Stage,
+};
+pub use self::{
+    report::Report,
+    together::{Ticket, together},
 };
 
 use crate::{
@@ -93,6 +98,9 @@ pub enum CaptureError {
     /// The stream could not be put together.
     #[error(transparent)]
     Stream(#[from] StreamError),
+    /// It was to be captured together with others, one of which was not.
+    #[error("another member of its group {0}")]
+    Together(&'static str),
     /// The machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -142,6 +150,8 @@ pub struct Expected {
     pub base: BaseName,
     /// The disk's layers, newest first.
     pub layers: Vec<LayerName>,
+    /// The machine.
+    pub hardware: Hardware,
 }
 
 /// A finished capture: what is in the snapshot.
@@ -263,7 +273,12 @@ impl Machine {
             }
             self.record.layers.clone()
         };
-        Ok(Expected { base, layers })
+        let hardware = self.record.hardware.clone();
+        Ok(Expected {
+            base,
+            layers,
+            hardware,
+        })
     }
 
     /// Whether nothing was written to the topmost layer, so that it need not become part of a snapshot.
@@ -303,7 +318,9 @@ impl Machine {
         }
     }
 
-    /// Captures the machine. `running` says whether its guest runs now; then it goes on afterwards, unless it is held.
+    /// Captures the machine. `running` says whether its guest runs now; then it goes on afterwards, unless it is held. `with`: its part in a
+    /// capture of several, which then are captured at one instant, or none of them is.
+    #[allow(clippy::too_many_arguments)] // Each is another matter.
     pub async fn capture(
         &mut self,
         stream: &StreamName,
@@ -312,8 +329,10 @@ impl Machine {
         mode: Mode,
         running: bool,
         afterwards: Afterwards,
+        with: Option<Ticket>,
     ) -> Result<Captured, CaptureError> {
         self.prepare(stream, layer, disk_bytes, mode).await?;
+        come_to(with.as_ref(), Stage::Prepared).await?;
         let Some(prepared) = self.prepared.take() else {
             return Err(CaptureError::Machine(MachineError::NotReady(
                 "the capture was given up",
@@ -324,7 +343,7 @@ impl Machine {
             self.record.save(&self.dir).map_err(MachineError::from)?;
         }
         let result = self
-            .stopped(prepared, disk_bytes, running, afterwards)
+            .stopped(prepared, disk_bytes, running, afterwards, with)
             .await;
         if let Ok(captured) = &result {
             self.merging.captured(stream, captured.layer_bytes > 0);
@@ -343,6 +362,7 @@ impl Machine {
         disk_bytes: u64,
         running: bool,
         afterwards: Afterwards,
+        with: Option<Ticket>,
     ) -> Result<Captured, CaptureError> {
         let begun = Instant::now();
         self.flush_disk().await?;
@@ -358,12 +378,21 @@ impl Machine {
             _ => {}
         }
         prepared.report.ahead += begun.elapsed();
+        come_to(with.as_ref(), Stage::Ready).await?;
         while let Ok(event) = self.events.try_recv() {
             self.note(&event);
         }
         let begun = Instant::now();
         let go_on = running && afterwards == Afterwards::GoOn;
         let taken = self.take(prepared, disk_bytes).await;
+        let before_others = Instant::now();
+        let all_taken = match &taken {
+            Ok(_) => come_to(with.as_ref(), Stage::Taken).await,
+            Err(_) => Ok(()),
+        };
+        // The others are to know at once when it was not.
+        drop(with);
+        failpoint::reached("capture.all-taken");
         let before_cont = Instant::now();
         // Also after a failure: whatever happened, the guest goes on.
         let went_on = match go_on {
@@ -373,7 +402,9 @@ impl Machine {
         failpoint::reached("capture.went-on");
         // The first failure says more.
         let (mut prepared, moment) = taken?;
+        all_taken?;
         went_on?;
+        prepared.report.others = before_cont - before_others;
         prepared.report.cont = before_cont.elapsed();
         prepared.report.agent_pause = begun.elapsed();
         if go_on {
@@ -578,6 +609,14 @@ impl Machine {
             layer_bytes,
             report,
         })
+    }
+}
+
+/// Waits for the other machines that this one is captured together with.
+async fn come_to(with: Option<&Ticket>, stage: Stage) -> Result<(), CaptureError> {
+    match with {
+        Some(ticket) => ticket.come_to(stage).await,
+        None => Ok(()),
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Report {
     pub copy: Duration,
     /// See `stop`.
     pub cont: Duration,
+    /// Part of the pause, too, of a machine that is captured together with others: until they were captured.
+    pub others: Duration,
     /// Writing the stream, after the pause.
     pub write: Duration,
     /// Rounds of copying while the guest ran.
@@ -62,6 +64,7 @@ pub(super) fn explain(report: &Report) -> String {
         ("saving the devices", report.devices),
         ("scanning memory", report.scan),
         ("copying memory", report.copy),
+        ("capturing the others of its group", report.others),
         ("going on", report.cont),
     ];
     steps

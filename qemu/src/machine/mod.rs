@@ -3,6 +3,7 @@
 
 mod end;
 mod load;
+mod network;
 mod rest;
 mod start;
 

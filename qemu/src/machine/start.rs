@@ -5,7 +5,9 @@ use std::{ffi::OsString, fs, path::PathBuf, sync::Arc, time::Duration};
 use qapi::qmp::{self, Event};
 use tokio::sync::mpsc;
 
-use super::{Engine, Machine, MachineError, block_nodes, load::activate_disk, log_tail, system};
+use super::{
+    Engine, Machine, MachineError, block_nodes, load::activate_disk, log_tail, network, system,
+};
 use crate::{
     console::{Console, Wire},
     disk, failpoint,
@@ -296,6 +298,7 @@ fn start_process(
         ),
         false => None,
     };
+    let pair = network::pair(&launch.hardware).map_err(system("cannot make a pair of sockets"))?;
     let arguments = spec::arguments(&CommandLine {
         name: &format!("fp-{}", launch.vm),
         hardware: &launch.hardware,
@@ -307,6 +310,7 @@ fn start_process(
             qmp: FIRST_FD,
             console: FIRST_FD + 1,
             port: port.is_some().then_some(FIRST_FD + 2),
+            group: pair.is_some().then(|| network::card_end(&launch.hardware)),
         },
     });
     let listen = |socket: &layout::SocketPath| {
@@ -318,6 +322,7 @@ fn start_process(
     if let Some(port) = &port {
         fds.push(listen(port)?.into());
     }
+    fds.extend(pair.into_iter().flatten());
     let mut env = Vec::new();
     if engine.track_writes {
         env.push(("LD_PRELOAD", layout::TRACKING_LIBRARY.into()));

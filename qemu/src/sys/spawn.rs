@@ -78,6 +78,17 @@ pub fn given_listener() -> io::Result<UnixListener> {
     Ok(unsafe { UnixListener::from_raw_fd(FIRST_FD) })
 }
 
+/// Has this process be another user's, in that one's group and no other, for good. To be called before it has threads.
+pub fn become_user(uid: u32, gid: u32) -> io::Result<()> {
+    // SAFETY: none of them takes memory but the first, which is told that there is none.
+    check(unsafe { libc::setgroups(0, std::ptr::null()) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setresgid(gid, gid, gid) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::setresuid(uid, uid, uid) })?;
+    Ok(())
+}
+
 /// Starts it. It has no groups but those that are named, and can gain no privileges.
 pub fn spawn(what: Spawn) -> io::Result<Child> {
     let Spawn {

@@ -169,6 +169,7 @@ impl Host {
             network: NetworkLine {
                 mac: [2, 0, 0, 0, 0, 1],
                 egress: false,
+                group_mac: [2, 0, 0, 0, 1, 1],
             },
             port: None,
         }
@@ -232,6 +233,7 @@ impl Host {
                 mode,
                 running,
                 afterwards,
+                None,
             )
             .await
     }
@@ -245,6 +247,7 @@ impl Host {
         let expected = Expected {
             base: captured.base.clone(),
             layers: captured.layers.clone(),
+            hardware: captured.hardware.clone(),
         };
         let shape = Shape {
             machine: captured.hardware.machine,

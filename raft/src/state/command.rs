@@ -187,6 +187,8 @@ pub enum Command {
         schedule: Option<Schedule>,
         /// Whether it is restored elsewhere when its node is lost.
         ha: bool,
+        /// The group that it is to be in, which it begins where there is none of this name.
+        group: Option<String>,
     },
     /// Changes how a VM should be.
     SetPower { vm: String, action: PowerAction },
@@ -271,6 +273,30 @@ pub enum Command {
         candidates: Vec<Candidate>,
         expires_at: Millis,
     },
+    /// Begins to fork a group: an operation for each member, of which `operation` is the first and the others have the ids that
+    /// [`OperationId::part`] gives. Each makes `count` children, which are the members of as many copies of the group.
+    ForkGroup {
+        operation: OperationId,
+        group: String,
+        count: u32,
+        /// What the copies are called; without, what the group is, with the free numbers.
+        name: Option<String>,
+        mode: CaptureMode,
+        /// How long the copies' members are kept.
+        life: Life,
+        candidates: Vec<Candidate>,
+        expires_at: Millis,
+    },
+    /// All members of a group were captured at one instant: what each of the operations that fork it made.
+    GroupCaptured {
+        captured: Vec<(OperationId, Content)>,
+    },
+    /// What became of the children of the operations that fork a group.
+    ReportGroup {
+        results: Vec<(OperationId, Vec<(u32, ChildResult)>)>,
+    },
+    /// Deletes all members of a group; running ones only with `force`.
+    DeleteGroup { group: String, force: bool },
     /// The capture is done: the snapshot can be forked. Ends an operation of the kind `Snapshot`.
     SnapshotReady {
         operation: OperationId,
@@ -409,6 +435,8 @@ impl Command {
             | Self::ReportVms { .. }
             | Self::ReportSteps { .. }
             | Self::SnapshotReady { .. }
+            | Self::GroupCaptured { .. }
+            | Self::ReportGroup { .. }
             | Self::Arrive { .. }
             | Self::StayOnNode { .. }
             | Self::WakeNode { .. }
@@ -445,6 +473,8 @@ impl Command {
             | Self::SuspendVm { .. }
             | Self::MoveVm { .. }
             | Self::Fork { .. }
+            | Self::ForkGroup { .. }
+            | Self::DeleteGroup { .. }
             | Self::CancelOperation { .. }
             | Self::TagSnapshot { .. }
             | Self::WarmSnapshot { .. }

@@ -70,6 +70,11 @@ impl OperationId {
         SnapshotId(self.0 + 1)
     }
 
+    /// The id of the operation that forks a group's member with this place in the list of its members, where this is the first's.
+    pub fn part(self, index: u32) -> Self {
+        Self(self.0.saturating_add(DERIVED_IDS * u128::from(index)))
+    }
+
     /// The id of the child with the given number, counted from 0.
     pub fn child(self, index: u32) -> VmId {
         VmId(self.0 + 2 + u128::from(index))

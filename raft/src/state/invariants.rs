@@ -1,9 +1,13 @@
 //! What must hold in every state that can be reached. Called by tests, and by whoever doubts a state.
 
-use std::{collections::BTreeSet, fmt::Debug, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    sync::Arc,
+};
 
 use super::{
-    KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAX_CHILDREN,
+    KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAX_CHILDREN, MAX_MEMBERS,
     ids::{DERIVED_IDS, ImageId, SnapshotId, VmId},
     model::{
         Life, ObjectId, OperationKind, OperationState, Phase, Power, Snapshot, Source, State, Vm,
@@ -29,6 +33,7 @@ pub fn check(state: &State) -> Result<(), Violation> {
     tokens(state)?;
     images(state)?;
     vms(state)?;
+    groups(state)?;
     lives(state)?;
     snapshots(state)?;
     operations(state)?;
@@ -258,6 +263,60 @@ fn vms(state: &State) -> Result<(), Violation> {
             vm.power != Power::Suspended || moment.is_some_and(|found| found.content.is_some()),
             id,
             "a suspended VM has its moment",
+        )?;
+    }
+    Ok(())
+}
+
+fn groups(state: &State) -> Result<(), Violation> {
+    let (mut numbers, mut alike, mut named) = (BTreeSet::new(), BTreeMap::new(), BTreeMap::new());
+    for (id, vm) in &state.vms {
+        let Some(group) = &vm.group else { continue };
+        hold(
+            (1..=MAX_MEMBERS).contains(&group.number) && numbers.insert((group.id, group.number)),
+            id,
+            "members have numbers of their own, and are few",
+        )?;
+        hold(
+            names::is_valid(&group.name),
+            id,
+            "a group's name follows the rule",
+        )?;
+        let (owner, name) = (&vm.ownership.owner, &group.name);
+        let shared = (vm.node, owner, name);
+        hold(
+            *alike.entry(group.id).or_insert(shared) == shared,
+            id,
+            "members have one node, one owner and one name for their group",
+        )?;
+        hold(
+            *named.entry((owner, name)).or_insert(group.id) == group.id,
+            id,
+            "an owner's groups have different names",
+        )?;
+    }
+    let mut parts = BTreeMap::new();
+    for (id, one) in &state.operations {
+        let Some(first) = one.group else { continue };
+        let is_part = (0..MAX_MEMBERS).any(|index| first.part(index) == *id);
+        hold(
+            is_part && one.kind == OperationKind::Fork && one.vm.is_some(),
+            id,
+            "a part of a group's fork forks a VM, and has an id that derives from the first",
+        )?;
+        let captured = state.snapshots.get(&one.snapshot);
+        let captured = captured.is_some_and(|snapshot| snapshot.content.is_some());
+        let is_open = one.state == OperationState::Open;
+        let shared = (
+            std::mem::discriminant(&one.state),
+            one.node,
+            one.count,
+            is_open && captured,
+        );
+        hold(
+            *parts.entry(first).or_insert(shared) == shared,
+            id,
+            "the parts of a group's fork are captured together and end together",
         )?;
     }
     Ok(())

@@ -57,6 +57,9 @@ pub const KEPT_REMOVED: usize = 32;
 /// How many children a fork may have.
 pub const MAX_CHILDREN: u32 = 1_000;
 
+/// How many members a group may have.
+pub const MAX_MEMBERS: u32 = 16;
+
 impl Default for State {
     fn default() -> Self {
         Self {

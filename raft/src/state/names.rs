@@ -4,7 +4,7 @@
 //! full id, then by a prefix of its id that fits no other. What has an owner is looked for among what is there for somebody: for all
 //! others it does not exist.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 use super::{
     ids::{CertificateId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId},
@@ -197,6 +197,41 @@ pub fn snapshot_of<'a>(
         Err(other) => return Err(other),
     };
     if is_its_vm { Ok(found) } else { Err(shown(of)) }
+}
+
+/// The members of a group that is there for somebody, by their numbers: of one of its owner's or, for an administrator, anybody's. It is
+/// not shared with its members: whoever works with it works with all of them.
+pub fn group<'a>(state: &'a State, by: &Actor, text: &str) -> Result<Vec<&'a Arc<Vm>>, Rejection> {
+    let (owner, name) = split_owner(text);
+    let id = text.parse::<VmId>().ok();
+    let is_seen = |vm: &&Arc<Vm>| by.sees(&vm.ownership.owner);
+    let is_it = |vm: &Vm| {
+        let whose = vm.ownership.owner.as_str();
+        (vm.group.as_ref()).is_some_and(|group| match owner {
+            Some(owner) => group.name == name && whose == owner,
+            None => group.name == name || Some(group.id) == id,
+        })
+    };
+    let found = state.vms.values().filter(is_seen).filter(|vm| is_it(vm));
+    let mut found: Vec<&Arc<Vm>> = found.collect();
+    let owners: BTreeSet<&str> = (found.iter())
+        .map(|vm| vm.ownership.owner.as_str())
+        .collect();
+    let whose = match owners.get(by.owner.as_str()) {
+        Some(own) => *own,
+        None if owners.len() > 1 => {
+            let named = owners.into_iter().take(LISTED);
+            return Err(Rejection::Ambiguous {
+                kind: Kind::Group,
+                name: shorten(text),
+                matches: named.map(|owner| format!("{owner}/{name}")).collect(),
+            });
+        }
+        None => owners.first().ok_or_else(|| not_found(Kind::Group, text))?,
+    };
+    found.retain(|vm| vm.ownership.owner == whose);
+    found.sort_by_key(|vm| vm.group.as_ref().map(|group| group.number));
+    Ok(found)
 }
 
 /// Finds an operation that is there for somebody, by its id or a prefix of it.

@@ -59,6 +59,8 @@ pub enum Kind {
     Authority,
     /// A client's lease.
     Lease,
+    /// A group of VMs.
+    Group,
 }
 
 impl fmt::Display for Kind {
@@ -74,6 +76,7 @@ impl fmt::Display for Kind {
             Self::Quota => "quota of owner",
             Self::Authority => "authority",
             Self::Lease => "lease",
+            Self::Group => "group",
         })
     }
 }

@@ -101,6 +101,7 @@ mirrors! {
             life: Life,
             schedule: Option<Schedule>,
             ha: bool,
+            group: Option<String>,
         },
         SetPower { vm: String, action: PowerAction },
         DeleteVm { vm: String, force: bool },
@@ -134,6 +135,10 @@ mirrors! {
             candidates: Vec<Candidate>,
             expires_at: Millis,
         },
+        ForkGroup { operation: Id, group: String, count: u32, name: Option<String>, mode: CaptureMode, life: Life, candidates: Vec<Candidate>, expires_at: Millis },
+        GroupCaptured { captured: Vec<(Id, Content)> },
+        ReportGroup { results: Vec<(Id, Vec<(u32, ChildResult)>)> },
+        DeleteGroup { group: String, force: bool },
         SnapshotReady { operation: Id, content: Content },
         ReportChildren { operation: Id, results: Vec<(u32, ChildResult)> },
         FailOperation { operation: Id, reason: String, cancelled: bool },
@@ -194,7 +199,7 @@ mirrors! {
         Lease(id: Id),
         EndedLease(id: Id),
     }
-    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority, Lease }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority, Lease, Group }
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
@@ -377,9 +382,11 @@ mirrors! {
         rests_from: Option<Power>,
         ha: Ha,
         restored: Option<Restored>,
+        group: Option<InGroup>,
     }
     enum Ha { Off, Arming, Restore }
     struct Restored { from: NodeId, snapshot: Id, captured_at: Millis, heard_at: Millis, at: Millis }
+    struct InGroup { id: Id, name: String, number: u32 }
     struct Schedule { every: Millis, keep: u32, replicas: u32 }
     struct Place { index: u32, count: u32 }
     struct Snapshot {
@@ -391,6 +398,7 @@ mirrors! {
         nodes: BTreeSet<NodeId>,
         spec: VmSpec,
         family: Option<Id>,
+        member: Option<u32>,
         lineage: Id,
         operation: Id,
         content: Option<Content>,
@@ -460,6 +468,7 @@ mirrors! {
         expires_at: Millis,
         ended_at: Option<Millis>,
         cancel_requested: bool,
+        group: Option<Id>,
     }
     struct ChildResult {
         running_us: u64,

@@ -395,6 +395,25 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         (
+            "group-captured",
+            Command::GroupCaptured {
+                captured: vec![(operation, content()), (operation.part(1), content())],
+            },
+        ),
+        (
+            "report-group",
+            Command::ReportGroup {
+                results: vec![(operation, vec![(0, ChildResult::default())])],
+            },
+        ),
+        (
+            "delete-group",
+            Command::DeleteGroup {
+                group: "app".into(),
+                force: true,
+            },
+        ),
+        (
             "purged",
             Command::Purged {
                 node: 1,
@@ -504,6 +523,7 @@ fn images_and_vms() -> Vec<(&'static str, Command)> {
         life: Life::Unbounded,
         schedule: Some(super::schedule()),
         ha: true,
+        group: Some("app".into()),
     };
     let phases = [
         Phase::Pending,
@@ -655,7 +675,19 @@ fn captures(operation: OperationId) -> Vec<(&'static str, Command)> {
         snapshot: "gold".into(),
         vm: vm.map(Into::into),
     };
+    let group = |name: Option<&str>| Command::ForkGroup {
+        operation,
+        group: "app".into(),
+        count: 3,
+        name: name.map(Into::into),
+        mode: CaptureMode::Auto,
+        life: Life::Until(9_000),
+        candidates: candidates(),
+        expires_at: 9_000,
+    };
     vec![
+        ("fork-group", group(None)),
+        ("fork-group-named", group(Some("try"))),
         ("capture-named", capture(Some("gold"), CaptureMode::Auto)),
         ("capture-paused", capture(None, CaptureMode::Paused)),
         (

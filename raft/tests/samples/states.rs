@@ -248,6 +248,11 @@ fn add_vms(state: &mut State) {
             at: 90,
         }),
         disk: (power == Power::Suspended).then(|| vec![0x77, 0x78]),
+        group: (source == Source::Image).then(|| InGroup {
+            id: VmId(0x41),
+            name: "app".into(),
+            number: 16,
+        }),
     };
     let fork = Source::Snapshot(snapshot);
     for vm in [
@@ -332,6 +337,7 @@ fn add_operations(state: &mut State) {
             expires_at: 70,
             ended_at: (how != OperationState::Open).then_some(65),
             cancel_requested: how != OperationState::Complete,
+            group: (number == 3).then_some(id),
             state: how,
         };
         state.operations.insert(id, Arc::new(operation));
@@ -350,6 +356,7 @@ fn add_operations(state: &mut State) {
             nodes: content.iter().map(|_| 1).collect(),
             spec: spec(),
             family: Some(VmId(0x41)),
+            member: Some(16),
             lineage: VmId(0x40),
             life: match number {
                 1 => Life::Leased(LeaseId(0x61)),

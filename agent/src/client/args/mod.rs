@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod event;
+pub mod group;
 pub mod guest;
 pub mod keep;
 pub mod map;
@@ -18,6 +19,7 @@ use ulid::Ulid;
 use self::{
     cluster::{AuthorityCommand, CertCommand, InitArgs, JoinArgs, NodeCommand, TokenCommand},
     event::EventsArgs,
+    group::GroupCommand,
     keep::{KeepCommand, LeaseCommand},
     map::MapArgs,
     objects::{
@@ -168,6 +170,23 @@ Examples:
 It is given a listening socket as descriptor 3."
     )]
     Watchdog,
+    /// Hands on what members of groups send each other. The agent starts it.
+    #[command(
+        hide = true,
+        after_help = "\
+Examples:
+  fpagent switch --user 200002 --group 200002
+
+It is given a listening socket as descriptor 3."
+    )]
+    Switch {
+        /// The user that it runs as.
+        #[arg(long, value_name = "UID", requires = "group")]
+        user: Option<u32>,
+        /// That user's group.
+        #[arg(long, value_name = "GID", requires = "user")]
+        group: Option<u32>,
+    },
     /// Makes the first node of a new cluster.
     #[command(after_help = cluster::INIT_EXAMPLES)]
     Init(InitArgs),
@@ -218,6 +237,9 @@ Ends with 1 when a check failed.")]
     /// Makes running copies of a running VM, or of a snapshot.
     #[command(after_help = objects::FORK_EXAMPLES)]
     Fork(ForkArgs),
+    /// VMs with a network between them, that are forked together.
+    #[command(subcommand, after_help = group::GROUP_EXAMPLES)]
+    Group(GroupCommand),
     /// Runs a program in a VM.
     #[command(after_help = work::EXEC_EXAMPLES)]
     Exec(ExecArgs),

@@ -172,6 +172,7 @@ Examples:
   fpagent vm create web --image tiny --restart on-failure    # after 1 s, 2 s, 4 s, … up to 5 min
   fpagent vm create web --image tiny --publish 80 443 --no-egress
   fpagent vm create try --image tiny --ttl 2h
+  fpagent vm create db --image tiny --group app    # on a network with the others of app, and forked with them
   fpagent vm create job --image tiny --allow-self-fork 39    # its guests may fork their VMs
   fpagent vm create db2 --image tiny --where zone=west --apart-from db1    # where those nodes are that may take it
   fpagent vm create demo --image tiny --cpus 2 --memory 1G --disk 4G --node host-b --label team=blue")]
@@ -404,6 +405,14 @@ pub struct CreateArgs {
     /// See there.
     #[command(flatten)]
     pub constraints: ConstraintArgs,
+    /// The group that it is to be in, which the first begins: its members live on one node, with a network between them, and are forked together.
+    #[arg(
+        long,
+        value_name = "GROUP",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub group: String,
     /// What kind of machine it is.
     #[arg(long, value_enum, default_value_t)]
     pub machine: Machine,

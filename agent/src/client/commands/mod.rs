@@ -9,6 +9,7 @@ pub mod events;
 pub mod exec;
 pub mod fork;
 pub mod forward;
+pub mod group;
 pub mod image;
 pub mod init;
 pub mod join;

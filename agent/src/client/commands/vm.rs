@@ -125,6 +125,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Failure> {
         disk_bytes: args.disk.unwrap_or(0),
         node: args.node,
         constraints: Some(args.constraints.into()),
+        group: args.group,
         machine: Machine::from(args.machine).into(),
         accelerator: Accelerator::from(args.accel).into(),
         cpu_model: args.cpu_model,

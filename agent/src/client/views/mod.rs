@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod copy;
 pub mod event;
 pub mod fork;
+pub mod group;
 pub mod guest;
 pub mod image;
 pub mod lease;

@@ -4,7 +4,9 @@ use proto::v1;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{cluster::*, fork::*, image::*, node::*, operation::*, snapshot::*, vm::*, *};
+use super::{
+    cluster::*, fork::*, group::*, image::*, node::*, operation::*, snapshot::*, vm::*, *,
+};
 use crate::client::output::Row;
 
 const TIME: Timestamp = Timestamp {
@@ -108,6 +110,70 @@ fn a_node() {
 }
 
 #[test]
+fn a_group_and_its_fork() {
+    let member = |number: u32, state: v1::VmState| v1::GroupMember {
+        number,
+        address: format!("10.87.0.{number}"),
+        id: format!("01{number}"),
+        name: format!("m{number}"),
+        state: state.into(),
+        reason: String::new(),
+    };
+    let group = GroupView::from(v1::Group {
+        id: "011".into(),
+        name: "app".into(),
+        owner: "ann".into(),
+        node: "host-a".into(),
+        members: vec![
+            member(1, v1::VmState::Running),
+            member(2, v1::VmState::Paused),
+        ],
+    });
+    rows(&group);
+    rows(&group.members[0]);
+    assert_eq!(
+        group.cells(false),
+        ["app", "1 of 2 running", "host-a", "m1,m2"]
+    );
+    let child = |name: &str, error: &str| v1::ForkedVm {
+        name: name.into(),
+        error: error.into(),
+        running_ms: 81.2,
+        ..Default::default()
+    };
+    let copy = |name: &str, error: &str| v1::GroupCopy {
+        id: "013".into(),
+        name: name.into(),
+        members: vec![child("m1-1", error), child("m2-1", error)],
+        error: error.into(),
+    };
+    let captured = v1::CapturedMember {
+        name: "m1".into(),
+        operation: "014".into(),
+        snapshot: "015".into(),
+        pause_ms: 4.25,
+        capture: None,
+    };
+    let fork = GroupForkView::from(v1::ForkGroupResponse {
+        operation: "014".into(),
+        pause_ms: 5.5,
+        members: vec![captured],
+        copies: vec![copy("app-1", ""), copy("app-2", "no memory")],
+    });
+    fork.copies.iter().for_each(rows);
+    assert_eq!(
+        fork.copies[0].cells(false),
+        ["app-1", "m1-1,m2-1", "81.2ms", ""]
+    );
+    assert_eq!(fork.copies[1].cells(false)[3], "no memory");
+    assert_eq!((fork.failed(), fork.why_failed()), (1, Some("no memory")));
+    assert_eq!(
+        fork.summary(),
+        "1 of 2 copies running; the group stood still for 5.5 ms (m1 4.2 ms)"
+    );
+}
+
+#[test]
 fn a_vm() {
     let vm = VmView::from(v1::Vm {
         id: "01A".into(),
@@ -133,6 +199,9 @@ fn a_vm() {
         generation: 4,
         power: v1::PowerState::Running.into(),
         warnings: vec!["no user of its own".into()],
+        group: "app".into(),
+        group_number: 2,
+        group_address: "10.87.0.2".into(),
         limits: Some(v1::Limits {
             cpu_percent: 150,
             memory_bytes: 1 << 29,
@@ -225,6 +294,7 @@ fn a_vm() {
                       "addresses": ["10.0.2.15"], "memoryBytes": 9, "availableBytes": 8},
             "ports": [{"guestPort": 80, "address": "10.0.0.2", "port": 40_001}],
             "family": "01B", "byGuest": true, "snapshots": {"everyMs": 300_000, "keep": 3, "replicas": 2, "nextAt": null},
+            "group": "app", "groupNumber": 2, "groupAddress": "10.87.0.2",
             "owner": "ann", "sharing": {"everyone": false, "owners": ["bob"]}, "parentHidden": false,
             "ha": "restore", "restorePoint": "01D", "restorePointAt": "2023-11-14T22:13:20.250Z",
             "restored": {"from": "host-a", "snapshot": "01C", "capturedAt": "2023-11-14T22:13:20.250Z", "heardAt": "2023-11-14T22:13:20.250Z", "restoredAt": "2023-11-14T22:13:20.250Z", "lostMs": 12_000},

@@ -66,6 +66,9 @@ pub struct VmView {
     pub family: String,
     pub by_guest: bool,
     pub snapshots: Option<ScheduleView>,
+    pub group: String,
+    pub group_number: u32,
+    pub group_address: String,
     pub ha: &'static str,
     pub restore_point: String,
     pub restore_point_at: Option<Moment>,
@@ -249,6 +252,9 @@ impl From<v1::Vm> for VmView {
             restore_point_at: time(vm.restore_point_at),
             restored: vm.restored.map(RestoredView::from),
             snapshots: vm.snapshots.map(ScheduleView::from),
+            group: vm.group,
+            group_number: vm.group_number,
+            group_address: vm.group_address,
         }
     }
 }
@@ -265,7 +271,14 @@ impl Row for VmView {
         if wide {
             header.extend(["ID", "PID", "DISK", "SNAPSHOT", "LABELS"]);
             header.extend(["RESTART", "RESTARTS", "LAST END", "NETWORK", "SELF-FORK"]);
-            header.extend(["PLACE", "SETTINGS", "FAILED STEPS", "KEPT", "REASON"]);
+            header.extend([
+                "PLACE",
+                "SETTINGS",
+                "FAILED STEPS",
+                "KEPT",
+                "GROUP",
+                "REASON",
+            ]);
         }
         header
     }
@@ -302,6 +315,7 @@ impl Row for VmView {
                 labels_text(&self.settings),
                 self.failed_steps.join("; "),
                 kept(self.expires_at, &self.lease),
+                self.group.clone(),
                 self.reason.clone(),
             ]);
         }

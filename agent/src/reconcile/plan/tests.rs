@@ -90,6 +90,7 @@ fn fake(state: &mut State, observed: &mut Observed, actions: Vec<Action>) {
                 });
             }
             Action::Destroy(vm) => drop(observed.vms.remove(&vm)),
+            Action::Plug(vm) => drop(observed.plugged.insert(vm)),
             Action::Run(operation) => drop(observed.operations.insert(operation)),
             Action::GiveUp { operation, .. } => {
                 observed.operations.remove(&operation);
@@ -140,6 +141,7 @@ fn set(observed: &mut Observed, vm: VmId, is: Is) {
             has_run: true,
             held: false,
             past: past(&is),
+            has_group_card: false,
             is,
         },
     );
@@ -290,6 +292,7 @@ fn world(vms: Vec<OneVm>) -> (State, Observed) {
                 Seen {
                     busy,
                     has_run,
+                    has_group_card: false,
                     held: false,
                     past,
                     is,
@@ -371,6 +374,7 @@ fn crashed(source: Source, has_run: bool) -> (State, Observed) {
         has_run,
         held: false,
         past: past(&is),
+        has_group_card: false,
         is,
     };
     observed.vms.insert(VmId(1), seen);
@@ -503,6 +507,7 @@ fn operation(id: OperationId, expires_at: Millis) -> Operation {
         expires_at,
         ended_at: None,
         cancel_requested: false,
+        group: None,
     }
 }
 
@@ -680,6 +685,7 @@ fn snapshot(id: u128, safety: Safety) -> Snapshot {
         nodes: [NODE].into(),
         spec: owner.spec,
         family: None,
+        member: None,
         lineage: VmId(1),
         operation: OperationId(0),
         content: Some(content),
@@ -901,4 +907,47 @@ fn a_vm_that_came_without_a_process_starts_from_its_disk() {
     // Of an older state nobody knows whether it still lives here.
     observed.caught_up = false;
     assert_eq!(plan(&state, NODE, 0, &observed), []);
+}
+
+#[test]
+fn what_has_a_card_for_a_group_is_plugged_in_while_it_has_a_process_that_is_not() {
+    let mut state = State::new();
+    let mut member = vm(1, Power::Running, Phase::Running, 1, 1, Source::Image);
+    member.group = Some(raft::state::InGroup {
+        id: VmId(1),
+        name: "app".into(),
+        number: 1,
+    });
+    let alone = vm(2, Power::Running, Phase::Running, 1, 1, Source::Image);
+    for vm in [member, alone] {
+        state.vms.insert(vm.id, Arc::new(vm));
+    }
+    let mut observed = Observed {
+        caught_up: true,
+        images: [ImageId(1)].into(),
+        ..Observed::default()
+    };
+    let plugs = |observed: &Observed| {
+        let actions = plan(&state, NODE, LATER, observed).into_iter();
+        let plugs = actions.filter(|action| matches!(action, Action::Plug(_)));
+        plugs.collect::<Vec<_>>()
+    };
+    for id in [1, 2] {
+        set(&mut observed, VmId(id), Is::Absent);
+    }
+    assert!(plugs(&observed).is_empty(), "it has no process");
+    for is in [
+        Is::Booting { boot: 1 },
+        Is::Running { boot: 1 },
+        Is::Paused { boot: 1 },
+    ] {
+        for id in [1, 2] {
+            set(&mut observed, VmId(id), is.clone());
+        }
+        let member = observed.vms.get_mut(&VmId(1)).unwrap();
+        member.has_group_card = true;
+        assert_eq!(plugs(&observed), [Action::Plug(VmId(1))]);
+    }
+    observed.plugged.insert(VmId(1));
+    assert!(plugs(&observed).is_empty());
 }

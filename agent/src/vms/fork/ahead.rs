@@ -54,7 +54,6 @@ pub(super) async fn prepare(
                 .await
                 .map_err(|error| error.to_string())?
                 .map_err(|error| chain(&error))?;
-            let hardware = launch::hardware(state, &vm.spec, &node.fitness);
             // Beside the starting of processes; the capture comes after it in the VM's queue, and meets whatever it met.
             handle
                 .tell(Command::Prepare {
@@ -69,7 +68,7 @@ pub(super) async fn prepare(
                 base: expected.base,
                 layers: expected.layers,
             };
-            (parts, hardware, vm.spec.clone())
+            (parts, Ok(expected.hardware), vm.spec.clone())
         }
         Source::Snapshot(id) => {
             let snapshot = state

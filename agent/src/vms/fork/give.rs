@@ -82,7 +82,9 @@ impl Run {
         let mut way = Some(way);
         for _ in 0..MOST_ROUNDS {
             let begun = Instant::now();
-            let content = self.capture(state, operation, Afterwards::GoOn).await?;
+            let content = self
+                .capture(state, operation, Afterwards::GoOn, None)
+                .await?;
             failpoint::reached("move.captured-ahead");
             way = None;
             let arrival = self.arrival(to, Some(content), None);
@@ -96,7 +98,9 @@ impl Run {
         drop(way);
         let node = Arc::clone(&self.node);
         let _way = node.store.give_way();
-        let content = self.capture(state, operation, Afterwards::Hold).await?;
+        let content = self
+            .capture(state, operation, Afterwards::Hold, None)
+            .await?;
         let captured = Instant::now();
         failpoint::reached("move.stopped");
         let before = content.report.agent_pause_us + content.report.write_us;

@@ -6,6 +6,7 @@
 
 mod ahead;
 mod give;
+mod group;
 mod reset;
 mod run;
 mod suspend;
@@ -300,8 +301,13 @@ impl Forks {
         }
     }
 
-    /// Carries an operation out.
+    /// Carries an operation out. Of those that fork a group all are, together.
     pub fn run(&self, node: &Arc<Node>, operation: OperationId) {
+        let state = node.state();
+        let group = state.operations.get(&operation).and_then(|one| one.group);
+        if let Some(first) = group {
+            return self.run_group(node, first, state.parts_of_group(group));
+        }
         let cancel = node.cancel.child_token();
         if self.running().insert(operation, cancel.clone()).is_some() {
             return;
@@ -359,6 +365,67 @@ impl Forks {
             context.forks.running().remove(&operation);
             if failed {
                 // What was fetched for it.
+                context.left_over.notify_one();
+            }
+            context.pool.look_again();
+            context.wake.notify_one();
+        };
+        node.tasks.spawn_on(work, node.vms.threads());
+    }
+
+    fn run_group(&self, node: &Arc<Node>, first: OperationId, parts: Vec<OperationId>) {
+        let cancel = node.cancel.child_token();
+        {
+            let mut running = self.running();
+            if parts.iter().any(|part| running.contains_key(part)) {
+                return;
+            }
+            running.extend(parts.iter().map(|part| (*part, cancel.clone())));
+        }
+        let context = Arc::clone(node);
+        let work = async move {
+            let way = context.store.give_way();
+            context.forks.catch_up(&context).await;
+            let part = |operation: &OperationId| Run {
+                node: Arc::clone(&context),
+                operation: *operation,
+                begun: Instant::now(),
+                prepared: Prepared::default(),
+                cancel: cancel.clone(),
+            };
+            let mut runs: Vec<Run> = parts.iter().map(part).collect();
+            let outcome = group::carry_out(&context, &mut runs, &cancel).await;
+            drop(way);
+            let failed = outcome.is_err();
+            let mut captures = Vec::new();
+            for mut run in runs {
+                captures.extend(run.prepared.capture.take());
+                discard(&context, run.operation, run.prepared).await;
+            }
+            if let Err(problem) = outcome
+                && !context.cancel.is_cancelled()
+            {
+                let cancelled = cancel.is_cancelled();
+                let reason = match cancelled {
+                    true => "it was cancelled".to_owned(),
+                    false => problem,
+                };
+                // With this one all of them fail.
+                let change = Change::FailOperation {
+                    operation: first,
+                    reason,
+                    cancelled,
+                };
+                context.report(change).await;
+            }
+            for capture in captures {
+                release(&context, capture).await;
+            }
+            context
+                .forks
+                .running()
+                .retain(|operation, _| !parts.contains(operation));
+            if failed {
                 context.left_over.notify_one();
             }
             context.pool.look_again();

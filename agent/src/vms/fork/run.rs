@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::future::{BoxFuture, FutureExt as _, Shared, join_all};
 use qemu::{
-    capture::{Afterwards, Captured},
+    capture::{Afterwards, Captured, Ticket},
     checksum::{CheckedStream, StreamUnfit},
     failpoint,
     record::{StreamName, StreamRef},
@@ -100,7 +100,9 @@ impl Run {
                 self.captured_elsewhere().await?
             }
             None => {
-                let content = self.capture(state, operation, Afterwards::GoOn).await?;
+                let content = self
+                    .capture(state, operation, Afterwards::GoOn, None)
+                    .await?;
                 failpoint::reached("operation.captured");
                 let ready = Change::SnapshotReady {
                     operation: operation.id,
@@ -160,7 +162,7 @@ impl Run {
     }
 
     /// The children that this node says of what became of them, and has not said.
-    fn numbers(&self, state: &State, operation: &Operation) -> Vec<u32> {
+    pub(super) fn numbers(&self, state: &State, operation: &Operation) -> Vec<u32> {
         let here = self.node.id();
         let is_here = |number: &u32| {
             operation.kind == OperationKind::Fork
@@ -215,7 +217,11 @@ impl Run {
     }
 
     /// Has what a snapshot is made of be here, and its image.
-    async fn obtain(&self, snapshot: &Snapshot, content: &Content) -> Result<Option<Kept>, String> {
+    pub(super) async fn obtain(
+        &self,
+        snapshot: &Snapshot,
+        content: &Content,
+    ) -> Result<Option<Kept>, String> {
         let both = async {
             let image = self.node.fetch_image_disk(snapshot.spec.image);
             let (kept, ()) =
@@ -230,13 +236,7 @@ impl Run {
 
     /// Says what became of children, or of the VM.
     pub(super) async fn report(&self, results: Vec<(u32, ChildResult)>) {
-        for (_, result) in &results {
-            metrics::child(
-                Duration::from_micros(result.running_us),
-                Duration::from_micros(result.ready_us),
-                !result.error.is_empty(),
-            );
-        }
+        measure(&results);
         self.node
             .report(Change::ReportChildren {
                 operation: self.operation,
@@ -249,6 +249,11 @@ impl Run {
     /// Refuses what does not fit on this host: a base of all that is the captured process's own, and the children that do not
     /// run yet.
     pub(super) fn admit(&self, operation: &Operation, numbers: &[u32]) -> Result<(), String> {
+        self.node.admit(self.need(operation, numbers))
+    }
+
+    /// What it needs of this host: see [`Run::admit`].
+    pub(super) fn need(&self, operation: &Operation, numbers: &[u32]) -> Need {
         let captured = operation.vm.filter(|_| operation.node == self.node.id());
         let pid = captured.map_or(0, |vm| self.node.pid_of(vm));
         // A process that is gone fails the capture, with a better reason.
@@ -269,10 +274,10 @@ impl Run {
             | OperationKind::Suspend
             | OperationKind::Move => 0,
         };
-        self.node.admit(Need {
+        Need {
             memory: children as u64 * CHILD_BYTES,
             disk,
-        })
+        }
     }
 
     /// Says in the log how far it has come, and how long that took since this node knew of it.
@@ -294,6 +299,7 @@ impl Run {
         state: &State,
         operation: &Operation,
         afterwards: Afterwards,
+        with: Option<Ticket>,
     ) -> Result<Content, String> {
         self.check_cancelled()?;
         let id = operation.vm.ok_or("it has no VM to capture")?;
@@ -313,6 +319,7 @@ impl Run {
                 disk_bytes,
                 mode,
                 afterwards,
+                with,
                 done,
             })
             .await
@@ -331,16 +338,15 @@ impl Run {
             .ok_or_else(|| "the capture's files have names that are no ids".to_owned())
     }
 
-    /// Takes what is ready, starts what is not started, loads all, and lets them go on together: children that run compete with
-    /// those that are still loading.
-    async fn children(
+    /// Takes what is ready, starts what is not started, and loads all. Gives those that are loaded, and what became of the others.
+    pub(super) async fn load(
         &mut self,
         state: &Arc<State>,
         operation: &Operation,
         snapshot: &Snapshot,
         content: &Content,
         numbers: Vec<u32>,
-    ) -> Result<Vec<(u32, ChildResult)>, String> {
+    ) -> Result<(Vec<Loaded>, Vec<(u32, ChildResult)>), String> {
         let hardware = launch::snapshot_hardware(&snapshot.spec, content, &self.node.fitness);
         let mut loading = JoinSet::new();
         let (mut loaded, mut results) = (Vec::new(), Vec::new());
@@ -389,6 +395,21 @@ impl Run {
                 Err(problem) => results.push((number, failed(problem))),
             }
         }
+        Ok((loaded, results))
+    }
+
+    /// Loads all, and lets them go on together: children that run compete with those that are still loading.
+    async fn children(
+        &mut self,
+        state: &Arc<State>,
+        operation: &Operation,
+        snapshot: &Snapshot,
+        content: &Content,
+        numbers: Vec<u32>,
+    ) -> Result<Vec<(u32, ChildResult)>, String> {
+        let (loaded, mut results) = self
+            .load(state, operation, snapshot, content, numbers)
+            .await?;
         self.note("loaded");
         failpoint::reached("operation.children-loaded");
         self.check_cancelled()?;
@@ -445,6 +466,9 @@ impl Run {
         None
     }
 }
+
+/// A child that is loaded: its number, its id, whether it is to stand still, and its process.
+pub(super) type Loaded = (u32, VmId, bool, VmHandle);
 
 /// Whether and when a child has become itself.
 #[derive(Debug, Default)]
@@ -567,6 +591,17 @@ pub(super) async fn load_child(
         return Err(problem);
     }
     Ok(handle)
+}
+
+/// Counts what became of children.
+pub(super) fn measure(results: &[(u32, ChildResult)]) {
+    for (_, result) in results {
+        metrics::child(
+            Duration::from_micros(result.running_us),
+            Duration::from_micros(result.ready_us),
+            !result.error.is_empty(),
+        );
+    }
 }
 
 pub(super) fn running(since: Duration) -> ChildResult {

@@ -24,7 +24,9 @@ impl Run {
         let id = operation.vm.ok_or("it has no VM")?;
         if snapshot.content.is_none() {
             self.admit(operation, &[])?;
-            let content = self.capture(state, operation, Afterwards::Hold).await?;
+            let content = self
+                .capture(state, operation, Afterwards::Hold, None)
+                .await?;
             failpoint::reached("suspend.captured");
             let ready = Change::SnapshotReady {
                 operation: operation.id,

@@ -83,7 +83,7 @@ impl Blanks {
         let here = state.vms.of(node.id());
         let newest = here.max_by_key(|vm| (vm.created_at, vm.id))?;
         let lineage = node.vms.get(newest.id)?.lineage();
-        let hardware = launch::hardware(state, &newest.spec, &node.fitness).ok()?;
+        let hardware = launch::hardware_of(state, newest, &node.fitness).ok()?;
         Kind::of(state, &newest.spec, hardware, lineage).ok()
     }
 

@@ -132,6 +132,7 @@ mod tests {
                 unready: Unready::default(),
             },
             family: None,
+            member: None,
             lineage: VmId(1),
             operation: OperationId(id.0),
             content: Some(content),

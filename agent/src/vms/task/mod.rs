@@ -7,7 +7,7 @@ mod start;
 use std::{future::pending, sync::Arc, time::Duration};
 
 use qemu::{
-    capture::{Afterwards, CaptureError, Captured, Mode},
+    capture::{Afterwards, CaptureError, Captured, Mode, Ticket},
     console::Wire,
     machine::{Engine, Machine, MachineError, freeze_disk},
     merge::Happened,
@@ -209,6 +209,13 @@ impl VmTask {
                 answer(done, self.go(name, boot, paused).await);
                 return Next::Stay;
             }
+            Command::GroupEnd { done } => {
+                let result = self
+                    .with_machine(async |machine| Ok((machine.group_end()?, machine.process().pid)))
+                    .await;
+                answer(done, result);
+                return Next::Stay;
+            }
             Command::Expect {
                 stream,
                 disk_bytes,
@@ -252,9 +259,10 @@ impl VmTask {
                 disk_bytes,
                 mode,
                 afterwards,
+                with,
                 done,
             } => {
-                let captured = self.capture(stream, layer, disk_bytes, mode, afterwards);
+                let captured = self.capture(stream, layer, disk_bytes, mode, afterwards, with);
                 answer(done, captured.await);
                 return Next::Stay;
             }
@@ -309,6 +317,7 @@ impl VmTask {
         disk_bytes: u64,
         mode: Mode,
         afterwards: Afterwards,
+        with: Option<Ticket>,
     ) -> Result<Captured, CaptureError> {
         let running = matches!(self.seen.borrow().is, Is::Running { .. });
         let machine = self.machine.as_mut().ok_or_else(no_process)?;
@@ -316,7 +325,7 @@ impl VmTask {
             self.seen.send_modify(|seen| seen.held = true);
         }
         let result = machine
-            .capture(&stream, &layer, disk_bytes, mode, running, afterwards)
+            .capture(&stream, &layer, disk_bytes, mode, running, afterwards, with)
             .await;
         let boot = machine.record().boot;
         if running && afterwards == Afterwards::GoOn {
@@ -344,6 +353,9 @@ impl VmTask {
 
     fn take_machine(&mut self, machine: Machine) {
         self.process.send_replace(Some(machine.process()));
+        let has_group_card = machine.has_group_card();
+        self.seen
+            .send_modify(|seen| seen.has_group_card = has_group_card);
         self.machine = Some(machine);
         self.stopping = None;
     }

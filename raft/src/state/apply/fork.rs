@@ -64,6 +64,7 @@ pub(super) fn create_snapshot(
         paused: false,
         to: None,
         expires_at: *expires_at,
+        group: None,
     };
     let begun = begin_capture(state, now, *operation, &vm, name.clone(), begun);
     if let Some(snapshot) = state.snapshots.get_mut(&operation.snapshot()) {
@@ -124,54 +125,27 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
     let places = placement::of_forks(state, &moment, placing, &wanted)?;
     let names = child_names(state, &owner, name.as_deref(), &origin.prefix, *count)?;
 
-    let kept = match origin.captured {
-        Some(_) => Usage::of_snapshot(),
-        None => Usage::default(),
+    let template = Vm {
+        labels: labels.clone(),
+        power: if *paused {
+            Power::Paused
+        } else {
+            Power::Running
+        },
+        settings: settings.clone(),
+        by_guest: *by_guest,
+        has_secrets: *has_secrets,
+        life: *how_long,
+        own_bytes: moment.own_bytes(),
+        ..origin.first_child(*operation, &owner, now)
     };
-    let each = Usage {
-        vms: 1,
-        cpus: u64::from(origin.spec.cpus),
-        memory_bytes: origin.spec.memory_bytes,
-        disk_bytes: origin.spec.disk_bytes,
-        ..Usage::default()
-    };
-    state.check_quota(&owner, each.times(*count).plus(kept))?;
-
-    if let Some(vm) = &origin.captured {
-        add_capture(state, now, *operation, vm, &owner, None);
-    }
-    // Others' line is not gone on with: what its guests may do is theirs.
-    let family = match origin.family {
-        Some(_) if origin.parent.owner != owner => Some(operation.child(0)),
-        family => family,
-    };
-    for ((index, name), node) in (0..*count).zip(names).zip(places) {
-        let id = operation.child(index);
-        let source = Source::Snapshot(origin.snapshot);
-        let child = Vm {
-            parent: Some(origin.parent.clone()),
-            labels: labels.clone(),
-            power: if *paused {
-                Power::Paused
-            } else {
-                Power::Running
-            },
-            operation: Some(*operation),
-            settings: settings.clone(),
-            place: Some(Place {
-                index,
-                count: *count,
-            }),
-            family,
-            by_guest: *by_guest,
-            has_secrets: *has_secrets,
-            lineage: origin.lineage,
-            life: *how_long,
-            own_bytes: moment.own_bytes(),
-            ..Vm::new(id, name, &owner, node, origin.spec.clone(), source, now)
-        };
-        state.vms.insert(id, Arc::new(child));
-    }
+    state.check_quota(&owner, origin.usage(*count))?;
+    let children = names.into_iter().zip(places);
+    let children = children.map(|(name, node)| Vm {
+        name,
+        node,
+        ..template.clone()
+    });
     let begun = Begun {
         kind: OperationKind::Fork,
         owner,
@@ -180,14 +154,36 @@ pub(super) fn fork(state: &mut State, by: &Actor, now: Millis, command: &Command
         paused: *paused,
         to: None,
         expires_at: *expires_at,
+        group: None,
     };
+    make(state, now, *operation, &origin, children.collect(), begun)
+}
+
+/// Begins a fork that nothing is in the way of. `children`: how they differ from each other, in their order.
+pub(super) fn make(
+    state: &mut State,
+    now: Millis,
+    operation: OperationId,
+    origin: &Origin,
+    children: Vec<Vm>,
+    begun: Begun,
+) -> Outcome {
+    if let Some(vm) = &origin.captured {
+        add_capture(state, now, operation, vm, &begun.owner, None);
+    }
+    let count = children.len() as u32;
+    for (index, child) in (0..count).zip(children) {
+        let id = operation.child(index);
+        let place = Some(Place { index, count });
+        state.vms.insert(id, Arc::new(Vm { id, place, ..child }));
+    }
     let worked_on = WorkedOn {
-        vm: origin.captured.map(|vm| vm.id),
+        vm: origin.captured.as_ref().map(|vm| vm.id),
         snapshot: origin.snapshot,
         node: origin.node,
         to: None,
     };
-    begin(state, now, *operation, worked_on, begun)
+    begin(state, now, operation, worked_on, begun)
 }
 
 /// Where forks would go now; of those that are made later, nothing is said by that.
@@ -221,7 +217,7 @@ pub(super) fn place_of_moved(
 const NAMELESS: &str = "fork";
 
 /// What children come from.
-struct Origin {
+pub(super) struct Origin {
     /// The VM to capture first; `None` when a snapshot is forked.
     captured: Option<Arc<Vm>>,
     snapshot: SnapshotId,
@@ -241,7 +237,7 @@ struct Origin {
 
 impl Origin {
     /// A VM, which is captured first.
-    fn of_vm(vm: Arc<Vm>, operation: OperationId) -> Self {
+    pub(super) fn of_vm(vm: Arc<Vm>, operation: OperationId) -> Self {
         Self {
             prefix: vm.name.clone(),
             snapshot: operation.snapshot(),
@@ -256,8 +252,42 @@ impl Origin {
         }
     }
 
+    /// What a fork of it takes of an owner's quota.
+    pub(super) fn usage(&self, count: u32) -> Usage {
+        let kept = match self.captured {
+            Some(_) => Usage::of_snapshot(),
+            None => Usage::default(),
+        };
+        let each = Usage {
+            vms: 1,
+            cpus: u64::from(self.spec.cpus),
+            memory_bytes: self.spec.memory_bytes,
+            disk_bytes: self.spec.disk_bytes,
+            ..Usage::default()
+        };
+        each.times(count).plus(kept)
+    }
+
+    /// The first of the children that an operation makes of it, as far as they are all alike.
+    pub(super) fn first_child(&self, operation: OperationId, owner: &str, now: Millis) -> Vm {
+        let id = operation.child(0);
+        let (name, source) = (self.prefix.clone(), Source::Snapshot(self.snapshot));
+        // Others' line is not gone on with: what its guests may do is theirs.
+        let family = match self.family {
+            Some(_) if self.parent.owner != owner => Some(id),
+            family => family,
+        };
+        Vm {
+            parent: Some(self.parent.clone()),
+            operation: Some(operation),
+            family,
+            lineage: self.lineage,
+            ..Vm::new(id, name, owner, self.node, self.spec.clone(), source, now)
+        }
+    }
+
     /// What is restored, and what that takes. A VM is captured as its node runs it.
-    fn moment(&self, state: &State) -> placement::Moment<'_> {
+    pub(super) fn moment(&self, state: &State) -> placement::Moment<'_> {
         let capacity = state
             .nodes
             .get(&self.node)
@@ -502,6 +532,7 @@ fn add_capture(
         nodes: BTreeSet::new(),
         spec: vm.spec.clone(),
         family: vm.family,
+        member: vm.group.as_ref().map(|group| group.number),
         lineage: vm.lineage,
         operation,
         content: None,
@@ -526,6 +557,8 @@ pub(super) struct Begun {
     /// Where a VM is moved to.
     pub(super) to: Option<NodeId>,
     pub(super) expires_at: Millis,
+    /// The first of the forks that a group's fork is made of.
+    pub(super) group: Option<OperationId>,
 }
 
 /// Begins an operation that captures a VM.
@@ -582,6 +615,7 @@ pub(super) fn begin(
         expires_at: begun.expires_at,
         ended_at: None,
         cancel_requested: false,
+        group: begun.group,
     };
     state.operations.insert(id, Arc::new(operation));
     Ok(Response::Operation(id))

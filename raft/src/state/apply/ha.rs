@@ -15,7 +15,7 @@ use crate::state::{
     },
     names,
     owners::{Actor, Owned as _},
-    response::{Outcome, Response},
+    response::{Outcome, Rejection, Response},
 };
 
 pub(super) fn protect(state: &mut State, by: &Actor, now: Millis, command: &Command) -> Outcome {
@@ -33,6 +33,9 @@ pub(super) fn protect(state: &mut State, by: &Actor, now: Millis, command: &Comm
     if snapshots.is_none() && ha.is_none() {
         let problem = "nothing is to be changed: say which snapshots are taken, or what becomes of it when its node is lost";
         return Err(invalid("snapshots", problem));
+    }
+    if *ha == Some(true) {
+        check_alone(&vm)?;
     }
     if let Some(ScheduleChange::Follow(schedule)) = snapshots {
         schedule::check(state, schedule, vm.node, candidates)?;
@@ -52,6 +55,14 @@ pub(super) fn protect(state: &mut State, by: &Actor, now: Millis, command: &Comm
         });
     }
     Ok(Response::Vm(vm.id))
+}
+
+/// Refuses a member of a group: what the others are to it cannot be where it would be restored.
+pub(super) fn check_alone(vm: &Vm) -> Result<(), Rejection> {
+    match &vm.group {
+        None => Ok(()),
+        Some(group) => Err(reset::wrong_state(vm, group.why_it_stays())),
+    }
 }
 
 /// Never refused: what is not meant any more is left as it is.
@@ -98,6 +109,7 @@ struct Point {
 fn lost_with(state: &State, node: NodeId) -> impl Iterator<Item = &Arc<Vm>> {
     state.vms.of(node).filter(|vm| {
         vm.ha == Ha::Restore
+            && vm.group.is_none()
             && matches!(vm.power, Power::Running | Power::Paused)
             && !matches!(vm.phase, Phase::Stopped | Phase::Failed)
     })

@@ -5,6 +5,7 @@
 mod authority;
 mod drain;
 mod fork;
+mod group;
 mod ha;
 mod image;
 mod leaving;
@@ -184,6 +185,10 @@ fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> O
 
         Command::CreateSnapshot { .. } => fork::create_snapshot(state, by, now, command),
         Command::Fork { .. } => fork::fork(state, by, now, command),
+        Command::ForkGroup { .. } => group::fork(state, by, now, command),
+        Command::GroupCaptured { captured } => group::captured(state, now, captured),
+        Command::ReportGroup { results } => group::report(state, now, results),
+        Command::DeleteGroup { group, force } => group::delete(state, by, now, group, *force),
         Command::ResetVm { .. } => reset::reset(state, by, now, command),
         Command::SuspendVm { .. } => reset::suspend(state, by, now, command),
         Command::MoveVm { .. } => moving::begin(state, by, now, command),

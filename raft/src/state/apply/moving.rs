@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    fork, operation,
+    fork, group, operation,
     placement::{self, Wanted},
     removal, reset,
 };
@@ -37,6 +37,7 @@ pub(super) fn begin(state: &mut State, by: &Actor, now: Millis, command: &Comman
     fork::check_operation_id(state, *operation, 1)?;
     let vm = Arc::clone(names::vm(state, by, vm)?);
     vm.check_ruled_by(by)?;
+    group::check_alone(&vm)?;
     reset::check_free(state, &vm)?;
     reset::check_not_captured(state, &vm, by)?;
     check_made(state, &vm)?;
@@ -51,6 +52,7 @@ pub(super) fn begin(state: &mut State, by: &Actor, now: Millis, command: &Comman
         paused: vm.power == Power::Paused,
         to: Some(to),
         expires_at: *expires_at,
+        group: None,
     };
     fork::begin_capture(state, now, *operation, &vm, None, begun)
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{moving, removal, reset, schedule, vm};
+use super::{group, moving, removal, reset, schedule, vm};
 use crate::state::{
     KEPT_OPERATIONS,
     ids::{NodeId, OperationId},
@@ -22,17 +22,33 @@ pub(super) fn snapshot_ready(
     id: OperationId,
     content: &Content,
 ) -> Outcome {
+    ready(state, now, id, content, false)
+}
+
+/// `with_others`: whether it is told with the other members of its group.
+pub(super) fn ready(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    content: &Content,
+    with_others: bool,
+) -> Outcome {
     let operation = state
         .operations
         .get(&id)
         .ok_or_else(|| names::not_found(Kind::Operation, &id.to_string()))?;
     let (node, open) = (operation.node, operation.state == OperationState::Open);
-    let children = operation.count;
+    let (children, group) = (operation.count, operation.group);
     let refuse = |problem: &str| Rejection::WrongState {
         kind: Kind::Operation,
         name: id.to_string(),
         problem: problem.to_owned(),
     };
+    if group.is_some() && !with_others {
+        return Err(refuse(
+            "is part of a group's fork: all members are captured at once",
+        ));
+    }
     if operation.vm.is_none() || operation.kind == OperationKind::Move {
         return Err(refuse("makes no snapshot"));
     }
@@ -131,10 +147,20 @@ pub(super) fn hold_if_unready(vm: &mut Vm) {
     }
 }
 
-/// Completes an operation when its snapshot is ready and all its children are known.
+/// Completes an operation when its snapshot is ready and all its children are known; what forks a group, when that is so of all its parts.
 pub(super) fn complete_when_done(state: &mut State, now: Millis, id: OperationId) {
-    let Some(operation) = state.operations.get_mut(&id) else {
-        return;
+    let mut parts = group::others(state, id);
+    parts.push(id);
+    if parts.iter().all(|part| is_done(state, *part)) {
+        for part in parts {
+            complete(state, now, part);
+        }
+    }
+}
+
+fn is_done(state: &State, id: OperationId) -> bool {
+    let Some(operation) = state.operations.get(&id) else {
+        return false;
     };
     // What moved without a process has no moment.
     let ready = operation.kind == OperationKind::Move
@@ -142,12 +168,15 @@ pub(super) fn complete_when_done(state: &mut State, now: Millis, id: OperationId
             .snapshots
             .get(&operation.snapshot)
             .is_some_and(|snapshot| snapshot.content.is_some());
-    if operation.state != OperationState::Open
-        || (operation.vm.is_some() && !ready)
-        || (operation.results.len() as u64) < u64::from(operation.count)
-    {
+    operation.state == OperationState::Open
+        && (operation.vm.is_none() || ready)
+        && (operation.results.len() as u64) >= u64::from(operation.count)
+}
+
+fn complete(state: &mut State, now: Millis, id: OperationId) {
+    let Some(operation) = state.operations.get(&id) else {
         return;
-    }
+    };
     let (kind, snapshot) = (operation.kind, operation.snapshot);
     end(state, now, id, OperationState::Complete);
     // All children may have been deleted meanwhile, and with them the reason for the fork's own snapshot.
@@ -204,8 +233,21 @@ pub(super) fn give_up(
     fail_operation(state, now, id, reason, cancelled)
 }
 
-/// Never refused: the operation may have ended.
+/// Never refused: the operation may have ended. What forks a group fails as a whole.
 pub(super) fn fail_operation(
+    state: &mut State,
+    now: Millis,
+    id: OperationId,
+    reason: &str,
+    cancelled: bool,
+) -> Outcome {
+    for other in group::others(state, id) {
+        fail_one(state, now, other, reason, cancelled)?;
+    }
+    fail_one(state, now, id, reason, cancelled)
+}
+
+fn fail_one(
     state: &mut State,
     now: Millis,
     id: OperationId,
@@ -270,11 +312,13 @@ pub(super) fn close_parts(state: &mut State, now: Millis, node: NodeId, reason: 
 
 pub(super) fn cancel_operation(state: &mut State, by: &Actor, operation: &str) -> Outcome {
     let id = names::operation(state, by, operation)?.id;
-    if let Some(operation) = state.operations.get_mut(&id)
-        && operation.state == OperationState::Open
-        && !operation.has_arrived()
-    {
-        Arc::make_mut(operation).cancel_requested = true;
+    for id in group::others(state, id).into_iter().chain([id]) {
+        if let Some(operation) = state.operations.get_mut(&id)
+            && operation.state == OperationState::Open
+            && !operation.has_arrived()
+        {
+            Arc::make_mut(operation).cancel_requested = true;
+        }
     }
     Ok(Response::Operation(id))
 }

@@ -59,6 +59,7 @@ pub(super) fn reset(state: &mut State, by: &Actor, now: Millis, command: &Comman
         paused: *paused,
         to: None,
         expires_at: *expires_at,
+        group: None,
     };
     let worked_on = fork::WorkedOn {
         vm: Some(vm.id),
@@ -97,6 +98,7 @@ pub(super) fn suspend(state: &mut State, by: &Actor, now: Millis, command: &Comm
         paused: true,
         to: None,
         expires_at: *expires_at,
+        group: None,
     };
     let outcome = fork::begin_capture(state, now, *operation, &vm, None, begun);
     let drain = state
@@ -171,6 +173,15 @@ pub(super) fn check_fits(vm: &Vm, snapshot: &Snapshot) -> Result<(), Rejection> 
             spec.machine,
         )
     };
+    if let Some(group) = &vm.group
+        && snapshot.member != Some(group.number)
+    {
+        let problem = format!(
+            "was not captured from member {} of a group, as {:?} is one of {:?}: fork it instead",
+            group.number, vm.name, group.name
+        );
+        return Err(invalid("snapshot", problem));
+    }
     if machine(&vm.spec) == machine(&snapshot.spec) {
         return Ok(());
     }

@@ -79,6 +79,7 @@ pub(super) fn take(state: &mut State, now: Millis, command: &Command) -> Outcome
         paused: false,
         to: None,
         expires_at: *expires_at,
+        group: None,
     };
     let outcome = fork::begin_capture(state, now, *operation, &vm, None, begun);
     // One with fewer copies than are wanted is better than none; the leader finds the others.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use super::{
-    check_labels, check_line, invalid, life, moving, operation, placement, removal, reset,
-    schedule as schedules,
+    check_labels, check_line, group, ha as on_loss, invalid, life, moving, operation, placement,
+    removal, reset, schedule as schedules,
 };
 use crate::state::{
     command::{Command, PowerAction, VmReport},
@@ -62,6 +62,7 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         life: how_long,
         schedule,
         ha,
+        group,
     } = command
     else {
         unreachable!("called for this command only");
@@ -76,6 +77,9 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
             "memory",
             "must be a multiple of 2 MiB and at least 32 MiB",
         ));
+    }
+    if let Some(group) = group {
+        names::check_name("group", group)?;
     }
     check_line("cmdline", cmdline)?;
     if let Some(model) = cpu_model {
@@ -139,7 +143,14 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         candidates,
         count: 1,
     };
-    let node = placement::of_vm(state, &wanted, node.as_deref(), &spec, image)?;
+    let joined = match group {
+        Some(group) => Some(group::join(state, by, group, *id)?),
+        None => None,
+    };
+    let node = match joined.as_ref().and_then(|joined| joined.node) {
+        Some(with) => group::beside(state, &wanted, node.as_deref(), with, &spec, image)?,
+        None => placement::of_vm(state, &wanted, node.as_deref(), &spec, image)?,
+    };
     if let Some(schedule) = schedule {
         schedules::check(state, schedule, node, candidates)?;
     }
@@ -150,8 +161,12 @@ pub(super) fn create(state: &mut State, by: &Actor, now: Millis, command: &Comma
         schedule: *schedule,
         // Its node knows before it runs for the first time.
         ha: if *ha { Ha::Restore } else { Ha::Off },
+        group: joined.map(|joined| joined.group),
         ..Vm::new(*id, name.clone(), &by.owner, node, spec, Source::Image, now)
     };
+    if *ha {
+        on_loss::check_alone(&vm)?;
+    }
     state.check_quota(&by.owner, Usage::of_vm(&vm))?;
     state.vms.insert(*id, Arc::new(vm));
     Ok(Response::Vm(*id))

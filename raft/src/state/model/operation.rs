@@ -72,6 +72,9 @@ pub struct Operation {
     pub ended_at: Option<Millis>,
     /// Whether somebody asked to give it up.
     pub cancel_requested: bool,
+    /// The first of the forks that a group's fork is made of, one for each member: they begin, are captured and end together. `None` for
+    /// what is no part of one.
+    pub group: Option<OperationId>,
 }
 
 impl Operation {

@@ -27,6 +27,8 @@ pub struct Snapshot {
     pub spec: VmSpec,
     /// The VM's family: forks of the snapshot are of it, also when the VM is gone.
     pub family: Option<VmId>,
+    /// The number that the VM had in its group: what was captured speaks with that one's addresses. `None` for one that was in none.
+    pub member: Option<u32>,
     /// The VM's lineage: see [`crate::state::Vm::lineage`].
     pub lineage: VmId,
     /// The operation that makes it.

@@ -271,6 +271,8 @@ pub struct Vm {
     pub ha: Ha,
     /// How it was restored last; `None` while it never was.
     pub restored: Option<Restored>,
+    /// The group that it is in. A fork of it alone is in none.
+    pub group: Option<InGroup>,
 }
 
 /// What becomes of a VM when its node is lost.
@@ -307,6 +309,17 @@ impl Restored {
     }
 }
 
+/// A VM's place in a group: VMs that are forked together, with a network between them. A group is its members, and nothing besides.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InGroup {
+    /// The group, by the VM that it was begun with, which may be gone.
+    pub id: VmId,
+    /// What it is called: unique among the groups of its members' owner.
+    pub name: String,
+    /// The VM's number in it, from 1, which its address follows from: no other member has it, and the copies of a member have the same.
+    pub number: u32,
+}
+
 /// Snapshots that a VM's node takes of it by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
@@ -325,6 +338,16 @@ pub struct Place {
     pub index: u32,
     /// How many they were.
     pub count: u32,
+}
+
+impl InGroup {
+    /// Why a member is not moved, as the end of a sentence that begins with it.
+    pub fn why_it_stays(&self) -> String {
+        format!(
+            "is in group {:?}, whose members stay on one node; a fork of it alone can be moved",
+            self.name
+        )
+    }
 }
 
 impl Vm {
@@ -378,6 +401,7 @@ impl Vm {
             rests_from: None,
             ha: Ha::Off,
             restored: None,
+            group: None,
         }
     }
 

@@ -4,6 +4,7 @@ mod authority;
 mod events;
 mod family;
 mod forks;
+mod groups;
 mod ha;
 mod leaving;
 mod life;
@@ -141,6 +142,7 @@ impl World {
             life: Life::Unbounded,
             schedule: None,
             ha: false,
+            group: None,
         }
     }
 

@@ -140,12 +140,14 @@ fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
 }
 
 fn create() -> impl Strategy<Value = Command> {
+    let group = option::weighted(0.4, name());
     let reach = (
         network(),
         vec(0..5u16, 0..3),
         0..4u32,
         life(),
         any::<bool>(),
+        group,
     );
     (
         vm_id(),
@@ -158,7 +160,7 @@ fn create() -> impl Strategy<Value = Command> {
     )
         .prop_map(
             |(id, name, node, (constraints, candidates, labels), memory, restart, reach)| {
-                let (network, publish, self_fork, life, ha) = reach;
+                let (network, publish, self_fork, life, ha, group) = reach;
                 Command::CreateVm {
                     id,
                     name,
@@ -182,7 +184,8 @@ fn create() -> impl Strategy<Value = Command> {
                     unready: Unready::default(),
                     life,
                     schedule: None,
-                    ha,
+                    ha: ha && group.is_none(),
+                    group,
                 }
             },
         )
@@ -262,6 +265,59 @@ fn fork() -> impl Strategy<Value = Command> {
                 }
             },
         )
+}
+
+fn groups() -> impl Strategy<Value = Command> {
+    let fork = (
+        operation(),
+        name(),
+        0..3u32,
+        option::weighted(0.3, name()),
+        candidates(),
+        life(),
+    );
+    let fork =
+        fork.prop_map(
+            |(operation, group, count, name, candidates, life)| Command::ForkGroup {
+                operation,
+                group,
+                count,
+                name,
+                mode: CaptureMode::Auto,
+                life,
+                candidates,
+                expires_at: 9,
+            },
+        );
+    let parts = || (operation(), 0..4u32);
+    let captured = parts().prop_map(|(first, count)| {
+        let ids = (0..count).map(|index| first.part(index));
+        Command::GroupCaptured {
+            captured: ids.map(|id| (id, content(id))).collect(),
+        }
+    });
+    let error = select(&["", "", "failed"][..]);
+    let report = (parts(), 1..3u32, error).prop_map(|((first, count), children, error)| {
+        let results = (0..children).map(|index| {
+            let result = ChildResult {
+                error: error.into(),
+                ..ChildResult::default()
+            };
+            (index, result)
+        });
+        let results: Vec<_> = results.collect();
+        let ids = (0..count).map(|index| first.part(index));
+        Command::ReportGroup {
+            results: ids.map(|id| (id, results.clone())).collect(),
+        }
+    });
+    let delete = (name(), any::<bool>());
+    prop_oneof![
+        4 => fork,
+        4 => captured,
+        4 => report,
+        1 => delete.prop_map(|(group, force)| Command::DeleteGroup { group, force }),
+    ]
 }
 
 fn reset() -> impl Strategy<Value = Command> {
@@ -578,6 +634,7 @@ fn command() -> impl Strategy<Value = Command> {
             expires_at: 9,
         }),
         4 => fork(),
+        6 => groups(),
         2 => reset(),
         2 => (operation(), vm()).prop_map(|(operation, vm)| Command::SuspendVm {
             operation,
@@ -673,6 +730,8 @@ fn is_of_users(command: &Command) -> bool {
         | Command::ResetVm { .. }
         | Command::SuspendVm { .. }
         | Command::MoveVm { .. }
+        | Command::ForkGroup { .. }
+        | Command::DeleteGroup { .. }
         | Command::CancelOperation { .. }
         | Command::TagSnapshot { .. }
         | Command::WarmSnapshot { .. }
@@ -742,6 +801,7 @@ fn misplaced(before: &State, after: &State, proposal: &Proposal) -> Option<Strin
             placing,
             ..
         } => (constraints, candidates, *placing == Placing::WithSource),
+        Command::ForkGroup { candidates, .. } => (&Constraints::default(), candidates, true),
         _ => return None,
     };
     let is_new = |vm: &&Arc<Vm>| !before.vms.contains_key(&vm.id);
@@ -788,14 +848,18 @@ fn misplaced(before: &State, after: &State, proposal: &Proposal) -> Option<Strin
 /// A world in which commands find something: nodes, an image, VMs that run.
 fn start() -> State {
     let mut world = World::new();
-    for (id, name) in [(1, "a"), (2, "b")] {
+    for (id, name) in [(1, "a"), (2, "b"), (6, "c")] {
         let mut command = world.vm(name);
         let Command::CreateVm {
-            id: vm, self_fork, ..
+            id: vm,
+            self_fork,
+            group,
+            ..
         } = &mut command
         else {
             panic!()
         };
+        *group = (id > 1).then(|| "a".to_owned());
         // The first may fork itself.
         (*vm, *self_fork) = (VmId(id), if id == 1 { 3 } else { 0 });
         world.ok(command);
@@ -843,6 +907,10 @@ proptest! {
 let gone = match &proposal.command {
                     Command::SnapshotReady { operation, .. } => {
                         !state.snapshots.contains_key(&operation.snapshot())
+                    }
+                    Command::GroupCaptured { captured } => {
+                        let mut ids = captured.iter().map(|(id, _)| id.snapshot());
+                        ids.any(|id| !state.snapshots.contains_key(&id))
                     }
                     _ => false,
                 };

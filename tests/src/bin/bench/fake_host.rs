@@ -236,6 +236,7 @@ impl FakeHost {
             life: Life::Unbounded,
             schedule: None,
             ha: false,
+            group: None,
         })
         .await?;
         let report = VmReport {

@@ -202,6 +202,7 @@ impl World {
             life: Life::Unbounded,
             schedule: None,
             ha: false,
+            group: None,
         })?;
         self.change(Command::ReportVms {
             node,

@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fp_guest::channel::message::{Failed, Hello, Identity, Network};
+use fp_guest::{
+    channel::message::{Failed, Hello, Identity, Network},
+    group,
+};
 use rustix::time::{ClockId, Timespec, clock_gettime, clock_settime};
 
 use super::kernel::{self, Card};
@@ -59,6 +62,8 @@ pub struct Tools {
     has_no_card: bool,
     /// What the card was given last.
     network: Option<Network>,
+    /// What the card on its group's network was given.
+    group: Option<Network>,
 }
 
 impl Tools {
@@ -76,6 +81,9 @@ impl Tools {
         step("machine-id", self.set_machine_id(&identity.machine_id));
         if let Some(network) = &identity.network {
             step("network", self.set_network(Path::new(CARDS), network));
+        }
+        if let Some(group) = &identity.group {
+            step("group-network", self.set_group(Path::new(CARDS), group));
         }
         step("incarnation", self.remember(&identity.incarnation));
         // At the end: it wakes who watches it, systemd and its journal, which would take the processor.
@@ -137,10 +145,10 @@ impl Tools {
                     true => Duration::ZERO,
                     false => CARD_PATIENCE,
                 };
-                let name = first_card_within(cards, patience)?;
-                self.has_no_card = name.is_none();
-                let name = name.ok_or_else(|| invalid("there is no network card"))?;
-                self.card.insert(Card::named(&name)?)
+                let first = card_within(patience, || first_card(cards))?;
+                self.has_no_card = first.is_none();
+                let first = first.ok_or_else(|| invalid("there is no network card"))?;
+                self.card.insert(Card::named(&first.name)?)
             }
         };
         if card.mac()? != mac {
@@ -154,6 +162,21 @@ impl Tools {
             configure(&self.root, card, network)?;
         }
         self.network = Some(network.clone());
+        Ok(())
+    }
+
+    /// A copy of a member has all of it from its parent, and does nothing here.
+    fn set_group(&mut self, cards: &Path, network: &Network) -> io::Result<()> {
+        if self.group.as_ref() == Some(network) {
+            return Ok(());
+        }
+        let name = card_within(CARD_PATIENCE, || {
+            let mut all = all_cards(cards)?.into_iter();
+            Ok(all.find(|card| card.mac.is_some_and(|mac| mac[..] == network.mac[..])))
+        })?;
+        let name = name.ok_or_else(|| io::Error::other("there is no card for it"))?;
+        configure(&self.root, &Card::named(&name.name)?, network)?;
+        self.group = Some(network.clone());
         Ok(())
     }
 
@@ -285,11 +308,22 @@ fn configure(root: &Root, card: &Card, network: &Network) -> io::Result<()> {
     Ok(())
 }
 
-/// The first network card, which may come yet.
-fn first_card_within(cards: &Path, patience: Duration) -> io::Result<Option<String>> {
+/// A network card that is a device.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    name: String,
+    /// Its hardware address; `None` where it has none of six bytes.
+    mac: Option<[u8; 6]>,
+}
+
+/// A network card, which may come yet.
+fn card_within(
+    patience: Duration,
+    look: impl Fn() -> io::Result<Option<Found>>,
+) -> io::Result<Option<Found>> {
     let begun = Instant::now();
     loop {
-        let found = first_card(cards)?;
+        let found = look()?;
         if found.is_some() || begun.elapsed() >= patience {
             return Ok(found);
         }
@@ -297,17 +331,34 @@ fn first_card_within(cards: &Path, patience: Duration) -> io::Result<Option<Stri
     }
 }
 
-/// The first network card that is a device.
-fn first_card(cards: &Path) -> io::Result<Option<String>> {
-    let mut names = Vec::new();
+/// The first network card that is a device, and on no group's network.
+fn first_card(cards: &Path) -> io::Result<Option<Found>> {
+    let of_group = |card: &Found| card.mac.and_then(group::number_of).is_some();
+    Ok(all_cards(cards)?.into_iter().find(|card| !of_group(card)))
+}
+
+/// All network cards that are devices, by their names.
+fn all_cards(cards: &Path) -> io::Result<Vec<Found>> {
+    let mut found = Vec::new();
     for entry in fs::read_dir(cards)? {
         let entry = entry?;
-        if entry.path().join("device").exists() {
-            names.extend(entry.file_name().into_string());
+        if !entry.path().join("device").exists() {
+            continue;
         }
+        let mac = read_if_there(&entry.path().join("address"))?;
+        found.extend(entry.file_name().into_string().map(|name| Found {
+            name,
+            mac: mac.and_then(|text| six_bytes(text.trim())),
+        }));
     }
-    names.sort();
-    Ok(names.into_iter().next())
+    found.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(found)
+}
+
+/// Six bytes, written as hardware addresses are.
+fn six_bytes(text: &str) -> Option<[u8; 6]> {
+    let bytes = text.split(':').map(|byte| u8::from_str_radix(byte, 16));
+    bytes.collect::<Result<Vec<u8>, _>>().ok()?.try_into().ok()
 }
 
 /// Where the agent keeps what it must still know when it was started anew; it is gone with the boot, and forked with the guest.
@@ -465,19 +516,31 @@ mod tests {
         for name in ["lo", "eth1/device", "eth0/device", "dummy0"] {
             fs::create_dir_all(folder.path().join(name)).unwrap();
         }
-        assert_eq!(first_card(folder.path()).unwrap().as_deref(), Some("eth0"));
+        let first = || first_card(folder.path()).unwrap().map(|card| card.name);
+        assert_eq!(first().as_deref(), Some("eth0"));
+        // A group's comes first by its name.
+        let address = folder.path().join("eth0/address");
+        fs::write(&address, "02:66:70:67:00:03\n").unwrap();
+        assert_eq!(first().as_deref(), Some("eth1"));
+        let all = all_cards(folder.path()).unwrap();
+        assert_eq!(all[0].mac, Some(group::mac(3)));
+        assert_eq!(all[1].mac, None);
     }
 
     #[test]
     fn a_card_whose_driver_comes_later_is_waited_for() {
         let folder = tempfile::tempdir().unwrap();
         let cards = folder.path().to_owned();
-        assert_eq!(first_card_within(&cards, CARD_PAUSE).unwrap(), None);
+        let first = |patience, cards: &Path| {
+            let found = card_within(patience, || first_card(cards)).unwrap();
+            found.map(|card| card.name)
+        };
+        assert_eq!(first(CARD_PAUSE, &cards), None);
         let driver = thread::spawn(move || {
             thread::sleep(CARD_PAUSE * 5);
             fs::create_dir_all(cards.join("eth0/device")).unwrap();
         });
-        let found = first_card_within(folder.path(), CARD_PATIENCE).unwrap();
+        let found = first(CARD_PATIENCE, folder.path());
         assert_eq!(found.as_deref(), Some("eth0"));
         driver.join().unwrap();
     }
