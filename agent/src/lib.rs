@@ -5,6 +5,7 @@ pub mod api;
 pub mod arriving;
 pub mod audit;
 pub mod backup;
+mod beside;
 pub mod blobs;
 mod blocking;
 pub mod client;

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ffi::OsString,
     fs, io,
     ops::Range,
     path::PathBuf,
@@ -11,9 +10,7 @@ use std::{
     time::Duration,
 };
 
-use qemu::{
-    groups::Limits, layout::SocketPath, machine::Engine, process::Process, sys::spawn::Spawn,
-};
+use qemu::machine::Engine;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::{
@@ -26,14 +23,13 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    LOG, SOCKET, detach,
+    detach,
     pages::Here,
     shown, target,
-    wire::{Coming, ToAgent, ToServer, line},
+    wire::{Coming, ToAgent, ToServer},
 };
+use crate::beside::{Beside, is_absence, line};
 
-/// Its control group.
-const GROUP: &str = "page-server";
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Before it is looked for again.
@@ -45,6 +41,7 @@ const BEHIND: usize = 1024;
 #[derive(Debug)]
 pub struct Arriving {
     engine: Arc<Engine>,
+    server: Beside,
     link: tokio::sync::Mutex<Option<Link>>,
     files: Arc<Files>,
     cancel: CancellationToken,
@@ -138,8 +135,10 @@ impl Files {
 impl Arriving {
     /// Of a node's files. What runs for them ends with `cancel` and is counted in `tasks`.
     pub fn new(engine: Arc<Engine>, cancel: CancellationToken, tasks: TaskTracker) -> Self {
+        let server = Arc::clone(&engine);
         Self {
             engine,
+            server: Beside::new("page-server", server, cancel.clone(), tasks.clone()),
             link: tokio::sync::Mutex::default(),
             files: Arc::default(),
             cancel,
@@ -149,7 +148,7 @@ impl Arriving {
 
     /// Finds the server that an earlier agent left, if there is one. Gives the names of the files that have not come.
     pub async fn find(&self) -> io::Result<Vec<String>> {
-        let socket = self.socket()?;
+        let socket = self.server.socket()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
             let problem = match UnixStream::connect(socket.path()).await {
@@ -161,12 +160,7 @@ impl Arriving {
                     // It may be about to end, having nothing to do.
                     Err(problem) => problem,
                 },
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                    ) =>
-                {
+                Err(error) if is_absence(&error) => {
                     // What one that has ended left mounted keeps everybody who looks at it waiting for nothing.
                     detach(self.engine.layout.root())?;
                     return Ok(Vec::new());
@@ -213,7 +207,7 @@ impl Arriving {
             _ => {
                 return Err(format!(
                     "the page server does not answer{}",
-                    self.log_tail()
+                    self.server.log_tail()
                 ));
             }
         }
@@ -261,10 +255,6 @@ impl Arriving {
         file.is_some()
     }
 
-    fn socket(&self) -> io::Result<SocketPath> {
-        self.engine.layout.socket(SOCKET)
-    }
-
     /// The connection to the server, which is started if there is none.
     async fn link(&self) -> Result<Link, String> {
         let mut link = self.link.lock().await;
@@ -275,7 +265,7 @@ impl Arriving {
         let new = started.map_err(|error| {
             format!(
                 "the page server cannot be started: {error}{}",
-                self.log_tail()
+                self.server.log_tail()
             )
         })?;
         *link = Some(new.clone());
@@ -283,42 +273,11 @@ impl Arriving {
     }
 
     async fn start(&self) -> io::Result<Link> {
-        let socket = self.socket()?;
-        let listener = socket.listen()?;
-        let log = fs::File::create(self.engine.layout.root().join(LOG))?;
         let data = std::path::absolute(self.engine.layout.root())?;
-        // A group of its own, as guests have: whoever ends all that is in the agent's must not end their memory.
-        let group = self.engine.groups.prepare(GROUP, &Limits::default())?;
-        let procs = group.as_ref().map(|group| group.procs.try_clone());
-        let process = Process::start(Spawn {
-            args: ["page-server", "--data-dir"]
-                .map(OsString::from)
-                .into_iter()
-                .chain([data.into_os_string()])
-                .collect(),
-            fds: vec![listener.into()],
-            // As dear as the agent, whose place in the kernel's order it inherits.
-            oom_score: None,
-            group: procs.transpose()?,
-            ..Spawn::new("/proc/self/exe", &[], log)
-        })?;
-        tracing::debug!(pid = process.id().pid, "a page server was started");
-        let (cancel, engine) = (self.cancel.clone(), Arc::clone(&self.engine));
-        self.tasks.spawn(async move {
-            let exit = tokio::select! {
-                // It goes on for the next agent.
-                () = cancel.cancelled() => return,
-                exit = process.wait() => exit,
-            };
-            match exit {
-                Ok(exit) => tracing::debug!(%exit, "the page server has ended"),
-                Err(error) => tracing::warn!(%error, "the page server cannot be watched"),
-            }
-            if let Some(group) = group {
-                engine.groups.remove(&group.path);
-            }
-        });
-        self.talk(UnixStream::connect(socket.path()).await?).await
+        self.server
+            .start(["--data-dir".into(), data.into_os_string()])?;
+        self.talk(UnixStream::connect(self.server.socket()?.path()).await?)
+            .await
     }
 
     /// Listens to the server from now on. Returns when it has said what it shows.
@@ -351,15 +310,6 @@ impl Arriving {
             }
         });
         Ok(Link { to_server, gone })
-    }
-
-    /// What the server printed last, to be put behind a message.
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.engine.layout.root().join(LOG)).unwrap_or_default();
-        match log.trim().lines().last() {
-            Some(line) => format!(": {line}"),
-            None => String::new(),
-        }
     }
 }
 

@@ -23,10 +23,6 @@ pub use self::link::{Arriving, Served};
 
 /// The folder, below the data directory, where they are shown.
 const FOLDER: &str = "arriving";
-/// The page server's socket, below the data directory.
-const SOCKET: &str = "run/page-server.sock";
-/// What the page server printed, below the data directory.
-const LOG: &str = "run/page-server.log";
 
 /// The path of what is shown of a file.
 fn shown(data: &Path, file: &str) -> PathBuf {

@@ -19,8 +19,9 @@ use super::{
     FOLDER,
     fuse::{Folder, Shared, detach},
     pages::Stage,
-    wire::{ToAgent, ToServer, line},
+    wire::{ToAgent, ToServer},
 };
+use crate::beside::line;
 
 /// Between two looks whether anything is left to do.
 const PAUSE: Duration = Duration::from_millis(200);

@@ -1,7 +1,5 @@
 //! What the agent and the page server say to each other: JSON, a message a line, over a Unix socket.
 
-use std::io;
-
 use serde::{Deserialize, Serialize};
 
 /// What the agent says.
@@ -81,16 +79,10 @@ pub struct Coming {
     pub wanted: Vec<(u64, u64)>,
 }
 
-/// A message as a line.
-pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::beside::line;
 
     #[test]
     fn messages_are_lines_that_later_versions_can_read() {

@@ -21,20 +21,12 @@ mod wire;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsString,
-    fs, io,
-    path::PathBuf,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use qemu::{
-    groups::Limits,
-    machine::Engine,
-    process::{Process, ProcessId},
-    record::VmName,
-    sys::spawn::Spawn,
-};
+use qemu::{machine::Engine, process::ProcessId, record::VmName};
 use raft::{
     node::{Leading, Published},
     state::{Command, Ha, NodeId, State, VmId},
@@ -51,8 +43,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::wire::{Answer, Order, line, read};
-use crate::{errors::chain, node::Node, reconcile::plan::Is};
+use self::wire::{Answer, Order, read};
+use crate::{
+    beside::{Beside, is_absence, line},
+    errors::chain,
+    node::Node,
+    reconcile::plan::Is,
+};
 
 pub use self::lead::lead;
 
@@ -61,13 +58,7 @@ pub const LEASE: Duration = Duration::from_secs(6);
 /// How much later it is given up: what clocks may differ by meanwhile, and a signal may take.
 pub const MARGIN: Duration = Duration::from_millis(600);
 
-/// The watchdog's control group.
-const GROUP: &str = "watchdog";
-/// Its socket, below the data directory.
-const SOCKET: &str = "run/watchdog.sock";
-/// What it printed, below the data directory.
-const LOG: &str = "run/watchdog.log";
-/// How long it may take to answer.
+/// How long the watchdog may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a VM that is to run waits for a leader to say that it may.
 const GRANTED_WITHIN: Duration = Duration::from_secs(10);
@@ -111,7 +102,7 @@ pub struct Answered {
 /// This node's VMs that run under the watchdog, and, where it leads, the nodes that it grants that to.
 #[derive(Debug)]
 pub struct Fence {
-    engine: Arc<Engine>,
+    watchdog: Beside,
     node: NodeId,
     published: watch::Receiver<Published>,
     grant: watch::Sender<Grant>,
@@ -124,8 +115,6 @@ pub struct Fence {
     leading: Mutex<Option<Leading>>,
     /// Nodes that are granted nothing.
     given_up: Mutex<BTreeSet<NodeId>>,
-    cancel: CancellationToken,
-    tasks: TaskTracker,
 }
 
 #[derive(Debug)]
@@ -159,7 +148,7 @@ impl Fence {
         tasks: TaskTracker,
     ) -> Self {
         Self {
-            engine,
+            watchdog: Beside::new("watchdog", engine, cancel, tasks),
             node,
             published,
             grant: watch::Sender::default(),
@@ -168,8 +157,6 @@ impl Fence {
             rung: Notify::new(),
             leading: Mutex::default(),
             given_up: Mutex::default(),
-            cancel,
-            tasks,
         }
     }
 
@@ -257,7 +244,7 @@ impl Fence {
                 format!(
                     "the watchdog cannot be started: {}{}",
                     chain(&error),
-                    self.log_tail()
+                    self.watchdog.log_tail()
                 )
             })?,
         };
@@ -276,14 +263,10 @@ impl Fence {
     async fn find(&self) -> io::Result<()> {
         let mut link = self.link.lock().await;
         if link.is_none() {
-            let socket = self.engine.layout.socket(SOCKET)?;
+            let socket = self.watchdog.socket()?;
             match UnixStream::connect(socket.path()).await {
                 Ok(stream) => *link = Some(connected(stream)),
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                    ) => {}
+                Err(error) if is_absence(&error) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -291,50 +274,9 @@ impl Fence {
     }
 
     async fn start(&self) -> io::Result<Link> {
-        let socket = self.engine.layout.socket(SOCKET)?;
-        let listener = socket.listen()?;
-        let log = fs::File::create(self.log())?;
-        // A group of its own: whoever ends all that is in the agent's leaves it alone.
-        let group = self.engine.groups.prepare(GROUP, &Limits::default())?;
-        let procs = group.as_ref().map(|group| group.procs.try_clone());
-        let process = Process::start(Spawn {
-            args: vec![OsString::from("watchdog")],
-            directory: std::path::absolute(self.engine.layout.root())?,
-            fds: vec![listener.into()],
-            oom_score: None,
-            group: procs.transpose()?,
-            ..Spawn::new("/proc/self/exe", &[], log)
-        })?;
-        tracing::debug!(pid = process.id().pid, "a watchdog was started");
-        let (cancel, engine) = (self.cancel.clone(), Arc::clone(&self.engine));
-        self.tasks.spawn(async move {
-            let exit = tokio::select! {
-                // It watches on for the next agent, and without one.
-                () = cancel.cancelled() => return,
-                exit = process.wait() => exit,
-            };
-            match exit {
-                Ok(exit) => tracing::debug!(%exit, "the watchdog has ended"),
-                Err(error) => tracing::warn!(%error, "the watchdog cannot be waited for"),
-            }
-            if let Some(group) = group {
-                engine.groups.remove(&group.path);
-            }
-        });
+        self.watchdog.start([])?;
+        let socket = self.watchdog.socket()?;
         Ok(connected(UnixStream::connect(socket.path()).await?))
-    }
-
-    fn log(&self) -> PathBuf {
-        self.engine.layout.root().join(LOG)
-    }
-
-    /// What the watchdog printed last, to be put behind a message.
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
-        match log.trim().lines().last() {
-            Some(line) => format!(": {line}"),
-            None => String::new(),
-        }
     }
 }
 

@@ -28,8 +28,9 @@ use rustix::{
 
 use super::{
     boottime,
-    wire::{Answer, Order, line, read},
+    wire::{Answer, Order, read},
 };
+use crate::beside::line;
 
 /// Between two looks whether anything is left to do.
 const PAUSE: Duration = Duration::from_secs(1);

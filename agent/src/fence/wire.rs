@@ -36,13 +36,6 @@ pub struct Answer {
     pub vms: BTreeMap<String, bool>,
 }
 
-/// A message as it is sent.
-pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
 /// A message as it came.
 pub fn read<T: DeserializeOwned>(line: &str) -> io::Result<T> {
     serde_json::from_str(line).map_err(io::Error::from)

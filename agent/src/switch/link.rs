@@ -2,8 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsString,
-    fs,
     io::{self, IoSlice},
     mem::MaybeUninit,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
@@ -11,9 +9,7 @@ use std::{
     time::Duration,
 };
 
-use qemu::{
-    groups::Limits, layout::SocketPath, machine::Engine, process::Process, sys::spawn::Spawn,
-};
+use qemu::{layout::SocketPath, machine::Engine};
 use raft::state::VmId;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::{
@@ -24,13 +20,9 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    LOG, SOCKET,
-    wire::{ToAgent, ToSwitch, line},
-};
+use super::wire::{ToAgent, ToSwitch};
+use crate::beside::{Beside, is_absence, line};
 
-/// Its control group.
-const GROUP: &str = "switch";
 /// How long the switch may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -46,7 +38,7 @@ pub struct Member {
 /// The switch of this node.
 #[derive(Debug)]
 pub struct Switch {
-    engine: Arc<Engine>,
+    process: Arc<Beside>,
     /// User and group of its process; `None` when users are not changed.
     user: Option<(u32, u32)>,
     link: Arc<tokio::sync::Mutex<Option<Link>>>,
@@ -85,8 +77,9 @@ impl Switch {
         cancel: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
+        let process = Beside::new("switch", engine, cancel.clone(), tasks.clone());
         Self {
-            engine,
+            process: Arc::new(process),
             user,
             link: Arc::default(),
             plugged: Arc::default(),
@@ -156,17 +149,17 @@ impl Switch {
         }
         Err(format!(
             "the switch cannot be used: {problem}{}",
-            self.log_tail()
+            self.process.log_tail()
         ))
     }
 
     /// Finds the switch that an earlier agent left, or clears away what is left of one.
     pub async fn find(&self) -> io::Result<()> {
         let mut link = self.link.lock().await;
-        let path = self.engine.layout.socket(SOCKET)?;
+        let path = self.process.socket()?;
         match self.connect(&path).await {
             Ok(found) => *link = Some(found),
-            Err(error) if is_absence(&error) => clear_away(&self.engine),
+            Err(error) if is_absence(&error) => self.process.clear_away(),
             Err(error) => return Err(error),
         }
         Ok(())
@@ -174,47 +167,22 @@ impl Switch {
 
     /// The one that runs, or a new one.
     async fn reach(&self) -> io::Result<Link> {
-        let path = self.engine.layout.socket(SOCKET)?;
+        let path = self.process.socket()?;
         match self.connect(&path).await {
             Err(error) if is_absence(&error) => {
-                self.start(&path)?;
+                self.start()?;
                 self.connect(&path).await
             }
             other => other,
         }
     }
 
-    fn start(&self, socket: &SocketPath) -> io::Result<()> {
-        let listener = socket.listen()?;
-        let log = fs::File::create(self.engine.layout.root().join(LOG))?;
-        // A group of its own, as guests have: whoever ends all that is in the agent's must not end their network.
-        let group = self.engine.groups.prepare(GROUP, &Limits::default())?;
-        let procs = group.as_ref().map(|group| group.procs.try_clone());
-        let mut args = vec![OsString::from("switch")];
-        if let Some((uid, gid)) = self.user {
-            args.extend(["--user".into(), uid.to_string().into()]);
-            args.extend(["--group".into(), gid.to_string().into()]);
-        }
-        let process = Process::start(Spawn {
-            args,
-            fds: vec![listener.into()],
-            group: procs.transpose()?,
-            ..Spawn::new("/proc/self/exe", &[], log)
-        })?;
-        tracing::debug!(pid = process.id().pid, "a switch was started");
-        let cancel = self.cancel.clone();
-        self.tasks.spawn(async move {
-            let exit = tokio::select! {
-                // It goes on for the next agent.
-                () = cancel.cancelled() => return,
-                exit = process.wait() => exit,
-            };
-            match exit {
-                Ok(exit) => tracing::debug!(%exit, "the switch has ended"),
-                Err(error) => tracing::warn!(%error, "the switch cannot be watched"),
-            }
+    fn start(&self) -> io::Result<()> {
+        let user = self.user.map(|(uid, gid)| {
+            let (uid, gid) = (uid.to_string(), gid.to_string());
+            ["--user".into(), uid.into(), "--group".into(), gid.into()]
         });
-        Ok(())
+        self.process.start(user.into_iter().flatten())
     }
 
     async fn connect(&self, path: &SocketPath) -> io::Result<Link> {
@@ -224,7 +192,7 @@ impl Switch {
         let gone = CancellationToken::new();
         let (ended, cancel) = (gone.clone(), self.cancel.clone());
         let (plugged, changed) = (Arc::clone(&self.plugged), Arc::clone(&self.changed));
-        let (engine, link) = (Arc::clone(&self.engine), Arc::clone(&self.link));
+        let (process, link) = (Arc::clone(&self.process), Arc::clone(&self.link));
         self.tasks.spawn(async move {
             tokio::select! {
                 () = cancel.cancelled() => return,
@@ -241,7 +209,7 @@ impl Switch {
                     .unwrap_or_else(PoisonError::into_inner)
                     .vms
                     .clear();
-                clear_away(&engine);
+                process.clear_away();
             }
             drop(link);
             changed.notify_one();
@@ -250,34 +218,6 @@ impl Switch {
             stream: BufReader::new(stream),
             gone,
         })
-    }
-
-    /// What the switch printed last, to be put behind a message.
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.engine.layout.root().join(LOG)).unwrap_or_default();
-        match log.trim().lines().last() {
-            Some(line) => format!(": {line}"),
-            None => String::new(),
-        }
-    }
-}
-
-/// Whether nobody listens.
-fn is_absence(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error.kind(), NotFound | ConnectionRefused)
-}
-
-/// Removes what is left of a switch that has ended, also of one that an earlier agent started.
-fn clear_away(engine: &Engine) {
-    match fs::remove_file(engine.layout.root().join(SOCKET)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, "what a switch left cannot be removed");
-        }
-        _ => {}
-    }
-    if let Some(group) = engine.groups.named(GROUP) {
-        engine.groups.remove(&group);
     }
 }
 

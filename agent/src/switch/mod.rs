@@ -11,8 +11,3 @@ pub mod serve;
 mod wire;
 
 pub use self::link::{Member, Switch};
-
-/// The switch's socket, below the data directory.
-const SOCKET: &str = "run/switch.sock";
-/// What the switch printed, below the data directory.
-const LOG: &str = "run/switch.log";

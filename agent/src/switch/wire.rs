@@ -1,8 +1,6 @@
 //! What the agent and the switch say to each other: JSON, a message a line, over a Unix socket. Each that the agent sends is answered before
 //! it sends the next; with one to plug something in comes its socket.
 
-use std::io;
-
 use serde::{Deserialize, Serialize};
 
 /// The longest message, bytes.
@@ -32,16 +30,10 @@ pub enum ToAgent {
     },
 }
 
-/// A message as a line.
-pub fn line(message: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::beside::line;
 
     #[test]
     fn messages_are_lines_that_later_versions_can_read() {
