@@ -328,7 +328,12 @@ impl Cluster {
         for number in 1..=nodes {
             cluster.add(number)?;
         }
-        cluster.wait_online(nodes)?;
+        // Each hears of the others by its own renewals: what it is asked next it decides by what it has heard.
+        for agent in &cluster.agents {
+            wait_for(&format!("{nodes} nodes online"), PATIENCE, || {
+                Ok((sees_online(agent, nodes)? == Some(true)).then_some(()))
+            })?;
+        }
         Ok(cluster)
     }
 
@@ -464,19 +469,9 @@ impl Cluster {
     /// Whether so many nodes are online, with a leader among them, as the first sees it that answers.
     pub fn is_online(&self, nodes: usize) -> anyhow::Result<bool> {
         for agent in &self.agents {
-            let answer = agent.fp(&["node", "ls", "-o", "json"])?;
-            if answer.code != 0 {
-                continue;
+            if let Some(is_online) = sees_online(agent, nodes)? {
+                return Ok(is_online);
             }
-            let list = answer.json()?;
-            let all = list["items"].as_array().context("no items")?;
-            let online = all.iter().filter(|node| node["state"] == "online").count();
-            let leader = all.iter().any(|node| node["leader"] == true);
-            let settled = all
-                .iter()
-                .filter(|node| node["role"] != Value::Null && node["role"] != "")
-                .count();
-            return Ok(online >= nodes && leader && settled >= nodes);
         }
         Ok(false)
     }
@@ -612,6 +607,23 @@ impl Cluster {
             .map(|agent| format!("--- {}\n{}\n", agent.name, agent.log_tail()))
             .collect()
     }
+}
+
+/// Whether so many nodes are online, with a leader among them, as one sees it; `None` when it does not answer.
+fn sees_online(agent: &Agent, nodes: usize) -> anyhow::Result<Option<bool>> {
+    let answer = agent.fp(&["node", "ls", "-o", "json"])?;
+    if answer.code != 0 {
+        return Ok(None);
+    }
+    let list = answer.json()?;
+    let all = list["items"].as_array().context("no items")?;
+    let online = all.iter().filter(|node| node["state"] == "online").count();
+    let leader = all.iter().any(|node| node["leader"] == true);
+    let settled = all
+        .iter()
+        .filter(|node| node["role"] != Value::Null && node["role"] != "")
+        .count();
+    Ok(Some(online >= nodes && leader && settled >= nodes))
 }
 
 /// A port of this host's that nobody has, for an agent that is about to start.

@@ -235,48 +235,63 @@ impl Fence {
         self.order(Order::Until { at }).await
     }
 
-    /// Has the watchdog do something; it is started if there is none.
+    /// Has the watchdog do something; it is started if there is none. What is done twice is done once.
     async fn order(&self, order: Order) -> Result<(), String> {
         let mut link = self.link.lock().await;
-        let mut there = match link.take() {
-            Some(there) => there,
-            None => self.start().await.map_err(|error| {
-                format!(
-                    "the watchdog cannot be started: {}{}",
-                    chain(&error),
-                    self.watchdog.log_tail()
-                )
-            })?,
-        };
-        let answer = timeout(PATIENCE, there.ask(&order)).await;
-        let answer = answer.map_err(|_| "the watchdog does not answer".to_owned())?;
-        let answer = answer.map_err(|error| format!("the watchdog is gone: {error}"))?;
-        *link = Some(there);
-        lock(&self.known).clone_from(&answer.vms);
-        match answer.problem.as_str() {
-            "" => Ok(()),
-            problem => Err(problem.to_owned()),
+        let mut problem = String::new();
+        // One that has just ended is found out by asking it.
+        for _ in 0..2 {
+            let asked = async {
+                let mut there = match link.take() {
+                    Some(there) => there,
+                    None => self.reach().await?,
+                };
+                let answer = there.ask(&order).await?;
+                *link = Some(there);
+                Ok::<_, io::Error>(answer)
+            };
+            match timeout(PATIENCE, asked).await {
+                Ok(Ok(answer)) => {
+                    lock(&self.known).clone_from(&answer.vms);
+                    return match answer.problem.as_str() {
+                        "" => Ok(()),
+                        problem => Err(problem.to_owned()),
+                    };
+                }
+                Ok(Err(error)) => problem = chain(&error),
+                Err(_) => problem = "it does not answer".to_owned(),
+            }
         }
+        let tail = self.watchdog.log_tail();
+        Err(format!("the watchdog cannot be used: {problem}{tail}"))
     }
 
     /// Finds the watchdog that an earlier agent left, if there is one.
     async fn find(&self) -> io::Result<()> {
         let mut link = self.link.lock().await;
         if link.is_none() {
-            let socket = self.watchdog.socket()?;
-            match UnixStream::connect(socket.path()).await {
-                Ok(stream) => *link = Some(connected(stream)),
-                Err(error) if is_absence(&error) => {}
-                Err(error) => return Err(error),
-            }
+            *link = self.connect().await?;
         }
         Ok(())
     }
 
-    async fn start(&self) -> io::Result<Link> {
+    /// The watchdog that runs, whoever started it, or a new one: what one watches another must not.
+    async fn reach(&self) -> io::Result<Link> {
+        if let Some(there) = self.connect().await? {
+            return Ok(there);
+        }
         self.watchdog.start([])?;
+        let started = self.connect().await?;
+        started.ok_or_else(|| io::Error::other("it has ended at once"))
+    }
+
+    async fn connect(&self) -> io::Result<Option<Link>> {
         let socket = self.watchdog.socket()?;
-        Ok(connected(UnixStream::connect(socket.path()).await?))
+        match UnixStream::connect(socket.path()).await {
+            Ok(stream) => Ok(Some(connected(stream))),
+            Err(error) if is_absence(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

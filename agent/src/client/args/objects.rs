@@ -280,8 +280,8 @@ Examples:
   fpagent vm protect demo --ha off
   fpagent snapshot ls -o wide
 
-With --ha restore it goes on elsewhere when its host is lost, from its newest snapshot that another host has; `vm show` says which that would
-be now, and afterwards what was lost. On its own host it runs only while that is heard of: cut off for 6 s, it stands still there, and
+With --ha restore it goes on elsewhere when its host is lost, from its newest snapshot that another host has; `vm show -o wide` says how old that
+is, and afterwards what was lost. On its own host it runs only while that is heard of: cut off for 6 s, it stands still there, and
 goes on if it was not restored meanwhile.
 
 Of older ones, those go that are more than --keep, once newer ones are on as many hosts as asked. One that is given a name (`snapshot tag`)

@@ -39,18 +39,22 @@ pub(crate) async fn run(context: &Context, args: ForkArgs) -> Result<(), Failure
     } else {
         context.data(&fork)?;
     }
-    match fork.why_failed() {
-        None => Ok(()),
-        Some(why) => {
-            let message = format!(
-                "{} of {} forks failed: {why}",
-                fork.failed(),
-                fork.children.len()
-            );
-            Err(Failure::refused(
-                message,
-                &format!("`fpagent op show {}` has the details", fork.operation),
-            ))
-        }
-    }
+    let counts = (fork.failed(), fork.children.len());
+    all_succeeded("forks", counts, fork.why_failed(), &fork.operation)
+}
+
+/// Fails when some did, of so many; says why the first did.
+pub(super) fn all_succeeded(
+    what: &str,
+    (failed, all): (usize, usize),
+    why: Option<&str>,
+    operation: &str,
+) -> Result<(), Failure> {
+    let Some(why) = why else {
+        return Ok(());
+    };
+    Err(Failure::refused(
+        format!("{failed} of {all} {what} failed: {why}"),
+        &format!("`fpagent op show {operation}` has the details"),
+    ))
 }

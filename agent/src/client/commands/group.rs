@@ -3,6 +3,7 @@
 use proto::v1::{CaptureMode, DeleteGroupRequest, ForkGroupRequest, GetGroupRequest};
 use serde::Serialize;
 
+use super::fork::all_succeeded;
 use crate::client::{
     Context,
     args::group::{GroupCommand, GroupForkArgs},
@@ -81,20 +82,8 @@ async fn fork(context: &Context, args: GroupForkArgs) -> Result<(), Failure> {
     } else {
         context.data(&fork)?;
     }
-    match fork.why_failed() {
-        None => Ok(()),
-        Some(why) => {
-            let message = format!(
-                "{} of {} copies failed: {why}",
-                fork.failed(),
-                fork.copies.len()
-            );
-            Err(Failure::refused(
-                message,
-                &format!("`fpagent op show {}` has the details", fork.operation),
-            ))
-        }
-    }
+    let counts = (fork.failed(), fork.copies.len());
+    all_succeeded("copies", counts, fork.why_failed(), &fork.operation)
 }
 
 /// A deleted group, as programs are told of it.

@@ -259,6 +259,27 @@ impl From<v1::Vm> for VmView {
     }
 }
 
+impl VmView {
+    /// What becomes of it when its host is lost, and what became.
+    fn ha_text(&self) -> String {
+        let wanted = match (self.ha, self.restore_point_at) {
+            ("restore", None) => "restore, from nothing yet".to_owned(),
+            ("restore", at) => format!("restore, from {} ago", age(at)),
+            ("off", _) => String::new(),
+            (other, _) => other.to_owned(),
+        };
+        let was = self.restored.as_ref().map(|restored| {
+            let seconds = restored.lost_ms / 1000;
+            format!(
+                "was on {}, which was lost with {seconds} s of it",
+                restored.from
+            )
+        });
+        let parts = [Some(wanted).filter(|text| !text.is_empty()), was];
+        parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+    }
+}
+
 impl Row for VmView {
     fn owner(&self) -> Option<&str> {
         Some(&self.owner)
@@ -277,6 +298,7 @@ impl Row for VmView {
                 "FAILED STEPS",
                 "KEPT",
                 "GROUP",
+                "HA",
                 "REASON",
             ]);
         }
@@ -316,6 +338,7 @@ impl Row for VmView {
                 self.failed_steps.join("; "),
                 kept(self.expires_at, &self.lease),
                 self.group.clone(),
+                self.ha_text(),
                 self.reason.clone(),
             ]);
         }

@@ -501,14 +501,20 @@ fn child_names(
                 .collect()
         }
     };
-    if let Some(name) = names.iter().find(|name| !names::is_valid(name)) {
+    check_names(&names)?;
+    Ok(names)
+}
+
+/// Refuses names that are too long: what they were made from is not.
+pub(super) fn check_names(all: &[String]) -> Result<(), Rejection> {
+    if let Some(name) = all.iter().find(|name| !names::is_valid(name)) {
         let problem = format!(
             "the name {name:?} would be longer than {} letters",
             names::MAX_NAME
         );
         return Err(invalid("name", problem));
     }
-    Ok(names)
+    Ok(())
 }
 
 /// Notes the snapshot that an operation makes.

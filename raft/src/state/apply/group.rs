@@ -257,13 +257,7 @@ fn copies(
         return Err(invalid("name", problem));
     }
     all.extend(copies.iter().map(|copy| copy.name.clone()));
-    if let Some(name) = all.iter().find(|name| !names::is_valid(name)) {
-        let problem = format!(
-            "the name {name:?} would be longer than {} letters",
-            names::MAX_NAME
-        );
-        return Err(invalid("name", problem));
-    }
+    fork::check_names(&all)?;
     Ok(copies)
 }
 
