@@ -2,7 +2,10 @@
 //! from another in its snapshot, that one has said in its own.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -49,7 +52,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Ticket {
     shared: Arc<Shared>,
-    has_taken: Mutex<bool>,
+    has_taken: AtomicBool,
 }
 
 /// One for each of so many machines.
@@ -60,7 +63,7 @@ pub fn together(members: usize) -> Vec<Ticket> {
     });
     let ticket = |_| Ticket {
         shared: Arc::clone(&shared),
-        has_taken: Mutex::new(false),
+        has_taken: AtomicBool::new(false),
     };
     (0..members).map(ticket).collect()
 }
@@ -86,10 +89,7 @@ impl Ticket {
             return Err(CaptureError::Together("could not be captured"));
         }
         if stage == Stage::Taken {
-            *self
-                .has_taken
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = true;
+            self.has_taken.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -97,11 +97,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if !*self
-            .has_taken
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-        {
+        if !self.has_taken.load(Ordering::Relaxed) {
             self.shared
                 .progress
                 .send_modify(|progress| progress.is_broken = true);
