@@ -187,3 +187,25 @@ fn a_fork_whose_only_source_is_gone_stands_still_and_goes_on_or_away() -> anyhow
     })
     .context("what comes of a snapshot that nobody has any more stays")
 }
+
+#[test]
+fn what_was_removed_and_comes_again_is_shown_anew() -> anyhow::Result<()> {
+    // How long the page server knows a file that has ended, and a little more.
+    const FORGOTTEN: std::time::Duration = std::time::Duration::from_secs(11);
+    let cluster = with_parent("")?;
+    for round in 1..=2 {
+        let far = ["fork", "parent", "--node", "node2", "--name", "far"];
+        cluster.node(3).fp(&far)?.success()?;
+        cluster.wait_pulses("far", 1)?;
+        let remove = ["vm", "rm", "--force", "far"];
+        cluster.node(3).fp(&remove)?.success()?;
+        wait_for("its base to be gone", PATIENCE, || {
+            let bases = cluster.node(2).data.join("bases");
+            Ok(fs::read_dir(bases)?.next().is_none().then_some(()))
+        })?;
+        if round == 1 {
+            std::thread::sleep(FORGOTTEN);
+        }
+    }
+    Ok(())
+}

@@ -23,8 +23,9 @@ use super::{
 
 /// The first number of a file. The folder's is 1; numbers are never used again.
 const FIRST: u64 = 2;
-/// How long the kernel may take a file's name for known. Names come again when something that was given up is fetched anew.
-const NAME_TTL: Duration = Duration::from_secs(1);
+/// How long the kernel may take a file's name for known: it asks each time. A name comes again when what was removed here is fetched anew, and
+/// leads to another file then.
+const NAME_TTL: Duration = Duration::ZERO;
 /// The same for its size and its readers, which stay.
 const ATTRIBUTES_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a file that has ended is shown yet: who was led here may be about to open it.
@@ -212,7 +213,7 @@ impl Filesystem for Folder {
         let named = name.to_str().filter(|_| parent == INodeNo::ROOT);
         match named.and_then(|name| files.named(name)) {
             Some(shown) => {
-                reply.entry_with_ttls(&NAME_TTL, &ATTRIBUTES_TTL, &shown.attributes, Generation(0))
+                reply.entry_with_ttls(&ATTRIBUTES_TTL, &NAME_TTL, &shown.attributes, Generation(0))
             }
             None => reply.error(Errno::ENOENT),
         }
