@@ -329,11 +329,7 @@ impl Cluster {
             cluster.add(number)?;
         }
         // Each hears of the others by its own renewals: what it is asked next it decides by what it has heard.
-        for agent in &cluster.agents {
-            wait_for(&format!("{nodes} nodes online"), PATIENCE, || {
-                Ok((sees_online(agent, nodes)? == Some(true)).then_some(()))
-            })?;
-        }
+        cluster.wait_online(nodes)?;
         Ok(cluster)
     }
 
@@ -459,10 +455,15 @@ impl Cluster {
         Ok(self.agents.len())
     }
 
-    /// Waits until this many nodes are online and one leads, as node 1 (or the first that runs) sees it.
+    /// Waits until this many nodes are online and one leads, as each agent that answers sees it: one that has just begun has not heard of all.
     pub fn wait_online(&self, nodes: usize) -> anyhow::Result<()> {
         wait_for(&format!("{nodes} nodes online"), PATIENCE, || {
-            Ok(self.is_online(nodes)?.then_some(()))
+            let mut seen = Vec::new();
+            for agent in &self.agents {
+                seen.extend(sees_online(agent, nodes)?);
+            }
+            let all_see = !seen.is_empty() && seen.into_iter().all(|sees| sees);
+            Ok(all_see.then_some(()))
         })
     }
 
