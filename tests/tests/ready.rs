@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::Context as _;
 use harness::{
-    cluster::{Cluster, PATIENCE, is_alive},
+    cluster::{Cluster, PATIENCE, is_alive, signal},
     lineage::{files, fork, histories, names, share_then_differ},
     wait_for,
 };
+use rustix::process::Signal;
 
 /// A cluster with a guest on its last node, captured as `s`.
 fn cluster(nodes: usize) -> anyhow::Result<Cluster> {
@@ -241,6 +242,13 @@ fn a_process_that_waited_becomes_a_fork_of_anything() -> anyhow::Result<()> {
     fork(&cluster, 1, &["@s", "-n", "4", "--name", "f"])?;
     cluster.wait_pulses("f-4", 1)?;
 
+    // One that ended a moment ago is of no use: another is started.
+    for pid in wait_blank(&cluster, 2)? {
+        signal(pid, Signal::KILL)?;
+    }
+    fork(&cluster, 1, &["@s", "-n", "2", "--name", "g"])?;
+    cluster.wait_pulses("g-2", 1)?;
+
     let waiting = wait_blank(&cluster, 2)?;
     cluster.node_mut(1).kill()?;
     assert!(waiting.iter().all(|pid| is_alive(*pid)), "they outlive it");
@@ -257,7 +265,12 @@ fn a_process_that_waited_becomes_a_fork_of_anything() -> anyhow::Result<()> {
     cluster.node_mut(1).start()?;
     cluster.node_mut(1).wait_answers()?;
     wait_blank(&cluster, 2)?;
-    let forks: Vec<String> = (1..=4).map(|number| format!("f-{number}")).collect();
+    let numbered = |of: &str, count| {
+        (1..=count)
+            .map(|number| format!("{of}-{number}"))
+            .collect::<Vec<_>>()
+    };
+    let forks = [numbered("f", 4), numbered("g", 2)].concat();
     let names: Vec<&str> = all.iter().chain(&forks).map(String::as_str).collect();
     nothing_is_left(&cluster, &names)
 }

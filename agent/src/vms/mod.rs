@@ -239,7 +239,8 @@ impl Vms {
         lineage: Option<u32>,
     ) -> Result<VmHandle, NoUser> {
         let mut handles = self.handles();
-        if let Some(handle) = handles.get(&vm) {
+        // One whose task has ended is about to be taken out.
+        if let Some(handle) = handles.get(&vm).filter(|handle| !handle.is_gone()) {
             return Ok(handle.clone());
         }
         let user = self.free_user(&handles, lineage)?;
