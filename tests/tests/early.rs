@@ -64,6 +64,20 @@ fn is_base(path: &Path) -> bool {
         .is_some_and(|folder| folder.ends_with("bases"))
 }
 
+/// The kernel has not been asked for huge pages where a VM's memory is a file that comes: it would read 4 MiB for each page that is touched.
+fn reads_no_more_than_it_touches(vm: &Value) -> anyhow::Result<()> {
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", vm["pid"]))?;
+    let mut lines = maps.lines();
+    lines
+        .by_ref()
+        .find(|line| line.contains("/arriving/"))
+        .context("its memory is no file that comes")?;
+    let flags = lines.find(|line| line.starts_with("VmFlags:"));
+    let flags: Vec<&str> = flags.context("no flags")?.split_whitespace().collect();
+    assert!(!flags.contains(&"hg"), "{flags:?}");
+    Ok(())
+}
+
 #[test]
 fn a_fork_goes_on_from_another_source_and_with_another_agent() -> anyhow::Result<()> {
     let mut cluster = cluster()?;
@@ -81,6 +95,7 @@ fn a_fork_goes_on_from_another_source_and_with_another_agent() -> anyhow::Result
         "it ran when all of its memory was there: {links:?}"
     );
     cluster.wait_pulses("far", 1)?;
+    reads_no_more_than_it_touches(&cluster.vm(3, "far")?)?;
 
     // Nobody fetches, and one of two that have it is gone.
     cluster.node_mut(2).kill()?;

@@ -12,6 +12,7 @@ mod moving;
 mod pack;
 mod part;
 mod queue;
+mod quiet;
 mod receive;
 mod send;
 
@@ -44,6 +45,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     file::{Expected, FileName},
+    quiet::Quiet,
     receive::{Readers, Unfetched, Wanted, fetch},
 };
 use crate::{
@@ -88,6 +90,8 @@ pub struct Transfers {
     paid_until: Mutex<Paid>,
     /// How many are being answered that stand still.
     urgent: watch::Sender<usize>,
+    /// Whether somebody here stands still for what comes.
+    quiet: Quiet,
     /// Files that are being fetched: one at a time each.
     files: Mutex<BTreeMap<FileName, Arc<tokio::sync::Mutex<()>>>>,
     /// Files that are used while they come.
@@ -132,6 +136,7 @@ impl Transfers {
                 urgent: Instant::now(),
             }),
             urgent: watch::Sender::new(0),
+            quiet: Quiet::default(),
             files: Mutex::default(),
             arriving,
             snapshots: Mutex::default(),
@@ -400,6 +405,8 @@ impl Node {
                     FileName::Base(_) => similar.clone(),
                     _ => None,
                 },
+                // Nothing runs without it.
+                urgent: early.is_some() && matches!(file, FileName::Stream(_)),
                 early: match file {
                     // It is read as a whole before it is loaded.
                     FileName::Stream(_) => None,
@@ -594,6 +601,7 @@ impl Node {
             expected: Expected::Name,
             readers: Readers::All,
             similar: None,
+            urgent: false,
             early,
         };
         let sources = || {

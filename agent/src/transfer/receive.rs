@@ -62,6 +62,8 @@ pub struct Wanted {
     pub readers: Readers,
     /// A file that is here and may be mostly the same.
     pub similar: Option<PathBuf>,
+    /// Whether everything else waits for it.
+    pub urgent: bool,
     /// Who uses it before it is whole, if anybody does, and is told when that can begin.
     pub early: Option<Arc<Usable>>,
 }
@@ -176,6 +178,7 @@ struct Fetch<'a, S> {
     /// The nodes that have it now, the best first.
     sources: S,
     progress: &'a Progress,
+    begun: Instant,
     /// When something came last.
     heard: Mutex<Instant>,
 }
@@ -192,6 +195,7 @@ pub async fn fetch<S: Fn() -> Vec<NodeId>>(
         wanted,
         sources,
         progress,
+        begun: Instant::now(),
         heard: Mutex::new(Instant::now()),
     };
     fetch.run().await
@@ -293,6 +297,8 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
             match shown {
                 Ok(served) => {
                     part.serve(served);
+                    // Whoever it is shown to is about to read it.
+                    self.node.transfers.quiet.end();
                     failpoint::reached("transfer.shown");
                     self.usable();
                 }
@@ -513,6 +519,7 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
                         if lacking.is_empty() || !under_way.insert(block) {
                             continue;
                         }
+                        self.node.transfers.quiet.end();
                         let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
                         lacking.iter().for_each(|range| queue.leave_out(range));
                         fetching.push(async move {
@@ -555,11 +562,15 @@ impl<S: Fn() -> Vec<NodeId>> Fetch<'_, S> {
     ) -> Result<(), FetchError> {
         let queue = || queue.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
+            if part.served.is_some() {
+                self.node.transfers.quiet.begun(self.begun).await;
+            }
             let Some(segment) = queue().take() else {
                 return Ok(());
             };
             let mut got = 0;
-            let fetched = self.segment(source, part, &segment, false, &mut got).await;
+            let urgent = self.wanted.urgent;
+            let fetched = self.segment(source, part, &segment, urgent, &mut got).await;
             if let Err(error) = fetched {
                 queue().give_back(&segment, got);
                 return Err(error);
