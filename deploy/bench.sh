@@ -5,7 +5,7 @@
 usage() {
     cat <<'USAGE'
 usage: deploy/bench.sh [--quick] [--only WORD] [--out DIR] [--prototypes DIR]
-       deploy/bench.sh raft|state|store|planner [--quick] [--out DIR]
+       deploy/bench.sh raft|state|store|planner|hosts [--quick] [--out DIR]
        deploy/bench.sh failover
 
 Installs what is needed (deploy/deps.sh --test), builds the release and the guest image, and measures
@@ -26,6 +26,9 @@ What is measured of the replicated state goes into the same DIR/bench.json, besi
                      of ten, an agent's memory, a new node, a restart; about two minutes
   store              a day's writes, made fast: what they leave on disk; about ten minutes
   planner            where a thousand forks go, of a thousand nodes with 100,000 VMs, decided 600 times
+  hosts              forks onto other hosts over links of 1 Gbit/s and 100 Mbit/s, while the bytes come and
+                     onto one that has the base, beside QEMU's postcopy; three agents in network namespaces;
+                     about six minutes
 
   failover           how long the loss of an agent is felt: three agents in network namespaces, the leader
                      killed 30 times, a follower stopped for 5 s 10 times; four minutes; written nowhere
@@ -36,7 +39,7 @@ USAGE
 
 what=forks
 case ${1:-} in
-    raft | state | store | planner | failover) what=$1; shift ;;
+    raft | state | store | planner | hosts | failover) what=$1; shift ;;
 esac
 out='' prototypes='' arguments=()
 while [ $# -gt 0 ]; do
@@ -73,11 +76,18 @@ if [ "$what" = failover ]; then
 fi
 if [ "$what" != forks ]; then
     deps=()
-    if [ "$what" = raft ]; then deps=(--bench); fi
+    case $what in
+        raft) deps=(--bench) ;;
+        hosts) deps=(--test) ;;
+    esac
     "$repo/deploy/deps.sh" "${deps[@]}"
     hash -r
     cd "$repo"
     find_fpagent
+    if [ "$what" = hosts ]; then
+        export FP_TEST_IMAGE=$repo/.local/image/tiny
+        "$repo/deploy/build-image.sh" tiny "$FP_TEST_IMAGE"
+    fi
     build
     FPAGENT=$fpagent "$bench" "$what" "${arguments[@]}" --json "$out/bench.json"
     say "written: $out/bench.json"

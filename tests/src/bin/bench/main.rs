@@ -1,18 +1,22 @@
 //! What forks cost on this machine: a cluster of three agents with data on the machine's disk, guests that write to theirs,
 //! everything asked by the commands of `fpagent` through a node that neither leads nor holds the VM, beside a bare QEMU doing
 //! the same with the same files, QEMU's own way (its whole state through a file), and the prototypes if they are at hand.
-//! And what the replicated state costs: writes side by side with etcd, ten thousand VMs, a day's writes, where new VMs go.
+//! And what the replicated state costs: writes side by side with etcd, ten thousand VMs, a day's writes, where new VMs go; and forks onto other
+//! hosts, beside QEMU's postcopy.
 //!
 //! `deploy/bench.sh` runs it. Figures are worth something beside others of the same run only.
 
+mod bare;
 mod beside_etcd;
 mod draw;
 mod etcd;
 mod fake_host;
 mod host;
+mod hosts;
 mod inside;
 mod many;
 mod planner;
+mod postcopy;
 mod qmp;
 mod report;
 mod run;
@@ -90,6 +94,15 @@ enum Command {
         #[arg(long)]
         json: PathBuf,
     },
+    /// Measures forks onto other hosts, beside QEMU's postcopy.
+    Hosts {
+        /// The short way.
+        #[arg(long)]
+        quick: bool,
+        /// Where the JSON goes; what else is in it stays.
+        #[arg(long)]
+        json: PathBuf,
+    },
     /// Draws a JSON of `run` as SVG.
     Draw {
         /// The JSON.
@@ -126,6 +139,7 @@ fn main() -> anyhow::Result<()> {
         Command::State { quick, json } => beside(&json, |report| state::run(report, quick)),
         Command::Store { quick, json } => beside(&json, |report| store::run(report, quick)),
         Command::Planner { quick, json } => beside(&json, |report| planner::run(report, quick)),
+        Command::Hosts { quick, json } => beside(&json, |report| hosts::run(report, quick)),
         Command::Draw { from, to } => draw::draw(&load(&from)?, &to),
         Command::Show { from } => {
             print!("{}", load(&from)?.table());

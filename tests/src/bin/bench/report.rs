@@ -168,6 +168,9 @@ impl Report {
         let again = |scenario: &str| other.held.iter().any(|held| held.scenario == scenario);
         self.held.retain(|held| !again(&held.scenario));
         self.held.extend(other.held);
+        let again = |scenario: &str| other.rows.iter().any(|row| row.scenario == scenario);
+        self.rows.retain(|row| !again(&row.scenario));
+        self.rows.extend(other.rows);
     }
 
     /// For people.
