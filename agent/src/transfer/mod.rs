@@ -8,7 +8,9 @@
 mod difference;
 mod early;
 mod file;
+mod lanes;
 mod moving;
+mod pace;
 mod pack;
 mod part;
 mod queue;
@@ -38,13 +40,14 @@ use qemu::{
 };
 use raft::state::{Blob, Command, Content, Image, NodeId, SnapshotId, State, VmId};
 use tokio::{
-    sync::{Semaphore, oneshot, watch},
-    time::{Instant, sleep_until, timeout},
+    sync::{Semaphore, oneshot},
+    time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use self::{
     file::{Expected, FileName},
+    pace::Pace,
     quiet::Quiet,
     receive::{Readers, Unfetched, Wanted, fetch},
 };
@@ -57,10 +60,6 @@ use crate::{
 const GONE: &str = "the snapshot was deleted meanwhile";
 /// How many parts are read for other nodes at once.
 const SENDING: usize = 8;
-/// How far ahead of the bound what is sent may be.
-const BURST: Duration = Duration::from_millis(20);
-/// How long what is not urgent waits for what is.
-const GIVES_WAY: Duration = Duration::from_secs(1);
 /// How long files that an earlier life of the host left are waited for to be verified.
 const DOUBT_PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks whether files are being collected.
@@ -84,12 +83,8 @@ pub enum Until {
 pub struct Transfers {
     /// Turns to read for another node.
     sending: Arc<Semaphore>,
-    /// The most bytes a second that are sent; `None` for as many as there is room for.
-    rate: Option<u64>,
-    /// When the bytes that were sent last will have had their time, and those of them that somebody stood still for.
-    paid_until: Mutex<Paid>,
-    /// How many are being answered that stand still.
-    urgent: watch::Sender<usize>,
+    /// When what is sent may be.
+    pace: Pace,
     /// Whether somebody here stands still for what comes.
     quiet: Quiet,
     /// Files that are being fetched: one at a time each.
@@ -98,22 +93,6 @@ pub struct Transfers {
     pub arriving: Arriving,
     /// Snapshots whose files are being fetched, or are here and not told yet.
     snapshots: Mutex<BTreeMap<SnapshotId, Coming>>,
-}
-
-/// See [`Transfers`].
-#[derive(Debug)]
-struct Paid {
-    all: Instant,
-    urgent: Instant,
-}
-
-/// An answer that somebody stands still for.
-struct Urgent<'a>(&'a Transfers);
-
-impl Drop for Urgent<'_> {
-    fn drop(&mut self) {
-        self.0.urgent.send_modify(|count| *count -= 1);
-    }
 }
 
 /// A snapshot that is being fetched.
@@ -130,12 +109,7 @@ impl Transfers {
     pub fn new(rate: Option<u64>, arriving: Arriving) -> Self {
         Self {
             sending: Arc::new(Semaphore::new(SENDING)),
-            rate,
-            paid_until: Mutex::new(Paid {
-                all: Instant::now(),
-                urgent: Instant::now(),
-            }),
-            urgent: watch::Sender::new(0),
+            pace: Pace::new(rate),
             quiet: Quiet::default(),
             files: Mutex::default(),
             arriving,
@@ -147,42 +121,6 @@ impl Transfers {
         self.snapshots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until so many bytes may be sent. What is urgent waits for nothing else; the rest makes up for that.
-    async fn pace(&self, bytes: usize, urgent: bool) {
-        if !urgent {
-            let mut urgent = self.urgent.subscribe();
-            // Not for ever: who takes urgent answers slowly must not hold up everybody. The sender is ours: it is there.
-            let _free_or_late = timeout(GIVES_WAY, urgent.wait_for(|count| *count == 0)).await;
-        }
-        let Some(rate) = self.rate else { return };
-        let (now, takes) = (
-            Instant::now(),
-            Duration::from_secs_f64(bytes as f64 / rate as f64),
-        );
-        let until = {
-            let mut paid = self
-                .paid_until
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            paid.all = paid.all.max(now) + takes;
-            if urgent {
-                paid.urgent = paid.urgent.max(now) + takes;
-                paid.urgent
-            } else {
-                paid.all
-            }
-        };
-        if until > now + BURST {
-            sleep_until(until - BURST).await;
-        }
-    }
-
-    /// Has everything that is not urgent wait until the result is dropped.
-    fn give_way(&self) -> Urgent<'_> {
-        self.urgent.send_modify(|count| *count += 1);
-        Urgent(self)
     }
 
     /// The files of snapshots that are being fetched, or are here and not told yet: nobody else refers to them.

@@ -108,7 +108,7 @@ pub async fn read(
     let context = Arc::clone(node);
     let urgent = request.urgent;
     node.tasks.spawn(async move {
-        let _others_wait = urgent.then(|| context.transfers.give_way());
+        let _others_wait = urgent.then(|| context.transfers.pace.give_way());
         loop {
             // A turn for each part: however many ask, all get on.
             let Ok(turn) = context.transfers.sending.acquire().await else {
@@ -127,7 +127,7 @@ pub async fn read(
             let part = match part {
                 Ok(None) => return,
                 Ok(Some(part)) => {
-                    context.transfers.pace(part.packed.len(), urgent).await;
+                    context.transfers.pace.wait(part.packed.len(), urgent).await;
                     failpoint::reached("transfer.part-read");
                     Ok(part)
                 }
