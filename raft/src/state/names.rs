@@ -142,13 +142,15 @@ fn given_up(state: &State, by: &Actor, text: &str) -> Rejection {
     }
 }
 
-/// Finds a snapshot that is there for somebody. `VM@SNAPSHOT` is one that was captured from this VM.
+/// Finds a snapshot that is there for somebody. `VM@SNAPSHOT` is one that was captured from this VM, `@SNAPSHOT` any, as where a VM could be
+/// meant.
 pub fn snapshot<'a>(
     state: &'a State,
     by: &Actor,
     text: &str,
 ) -> Result<&'a Arc<Snapshot>, Rejection> {
     match text.split_once('@') {
+        Some(("", snapshot)) => snapshot_of(state, by, snapshot, None),
         Some((vm, snapshot)) => snapshot_of(state, by, snapshot, Some(vm)),
         None => snapshot_of(state, by, text, None),
     }

@@ -175,12 +175,10 @@ fn a_snapshot_is_forked_once_it_is_ready() {
         let command = world.fork_command(source(Some(vm)), 1, None);
         world.ok(command);
     }
-    assert_eq!(
-        names::snapshot(&world.state, &world.by, "a@gold")
-            .unwrap()
-            .id,
-        made.snapshot()
-    );
+    for name in ["a@gold", "@gold", "gold"] {
+        let found = names::snapshot(&world.state, &world.by, name).unwrap();
+        assert_eq!(found.id, made.snapshot(), "{name}");
+    }
     // Until another VM has its name.
     world.running("a");
     assert!(matches!(
