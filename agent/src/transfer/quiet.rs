@@ -44,14 +44,19 @@ impl Quiet {
 mod tests {
     use super::*;
 
+    /// Timers count in milliseconds, and end after their time.
+    fn is_about(took: Duration, meant: Duration) -> bool {
+        (meant..=meant + Duration::from_millis(2)).contains(&took)
+    }
+
     #[tokio::test(start_paused = true)]
     async fn what_nobody_waits_for_comes_when_it_is_quiet_and_soon_all_the_same() {
         let (quiet, began) = (Quiet::default(), Instant::now());
         quiet.begun(began).await;
-        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(is_about(began.elapsed(), Duration::ZERO));
         quiet.end();
         quiet.begun(began).await;
-        assert_eq!(began.elapsed(), QUIET);
+        assert!(is_about(began.elapsed(), QUIET));
 
         let began = Instant::now();
         let asks = async {
@@ -64,6 +69,6 @@ mod tests {
             () = asks => {}
             () = quiet.begun(began) => {}
         }
-        assert_eq!(began.elapsed(), AT_LATEST);
+        assert!(is_about(began.elapsed(), AT_LATEST));
     }
 }

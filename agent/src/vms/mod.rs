@@ -15,6 +15,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use qemu::{
@@ -28,6 +29,7 @@ use raft::state::VmId;
 use tokio::{
     runtime::Handle,
     sync::{Notify, broadcast, mpsc, oneshot, watch},
+    time::timeout,
 };
 use tokio_util::task::TaskTracker;
 
@@ -41,6 +43,8 @@ use task::{Next, VmTask};
 
 /// Commands that wait for a VM. The reconciler sends one at a time; an operation adds a few.
 const COMMANDS: usize = 8;
+/// How long VMs of an earlier agent are waited for.
+const ADOPTED_WITHIN: Duration = Duration::from_secs(2);
 /// How many users QEMU processes can have on one node, and how many lineages groups.
 pub const USERS: u32 = 65_000;
 
@@ -373,7 +377,8 @@ impl Vms {
         }
     }
 
-    /// Finds the VMs that an earlier agent left, and their processes. Returns when all were asked.
+    /// Finds the VMs that an earlier agent left, and their processes. Returns when all have answered, or after a while: one that does not may
+    /// wait for memory that comes from another node, which goes on when this has returned. Its task asks it on.
     pub async fn adopt(self: &Arc<Self>) -> io::Result<()> {
         let mut asked = Vec::new();
         for entry in std::fs::read_dir(self.engine.layout.vms())? {
@@ -394,9 +399,17 @@ impl Vms {
             drop(handles);
             asked.push(adopted);
         }
-        for adopted in asked {
-            // A task that is gone has nothing to adopt.
-            let _ended = adopted.await;
+        let count = asked.len();
+        let mut answered = 0;
+        let all = async {
+            for adopted in asked {
+                // A task that is gone has nothing to adopt.
+                let _ended = adopted.await;
+                answered += 1;
+            }
+        };
+        if timeout(ADOPTED_WITHIN, all).await.is_err() {
+            tracing::warn!(vms = count, answered, "not all VMs of before answer yet");
         }
         Ok(())
     }

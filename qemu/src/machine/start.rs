@@ -151,6 +151,27 @@ impl Machine {
         }
     }
 
+    /// Ends a process that an earlier agent began to start, without a word to it: it may wait for something that only comes when this agent has
+    /// looked at all of them.
+    pub async fn end_unfinished(engine: &Engine, record: &VmRecord) -> Result<(), MachineError> {
+        let id = record
+            .process
+            .filter(|_| record.host_boot == engine.host_boot);
+        let Some(id) = id else { return Ok(()) };
+        let found = Process::adopt(id).map_err(system("cannot look at a process"))?;
+        let Some(process) = found else { return Ok(()) };
+        let group = engine.groups.of(id.pid);
+        process.kill().map_err(system("cannot end QEMU"))?;
+        process
+            .wait()
+            .await
+            .map_err(system("cannot wait for QEMU"))?;
+        if let Some(group) = &group {
+            engine.groups.remove(group);
+        }
+        Ok(())
+    }
+
     /// Connects to a process that an earlier agent started; `None` when it is gone. Its guest is not touched.
     pub async fn adopt(
         engine: &Arc<Engine>,
@@ -202,10 +223,7 @@ impl Machine {
         let mut machine = Self::of(engine, dir, record, process, session, group);
         machine.spare = spare;
         machine.fresh = false;
-        // One that never ran has none, and may not even have a disk to ask about yet.
-        if machine.record.stage != Stage::Preparing || machine.record.has_run {
-            machine.adopt_merge().await?;
-        }
+        machine.adopt_merge().await?;
         Ok(Some(machine))
     }
 

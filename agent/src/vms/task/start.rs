@@ -226,20 +226,24 @@ impl VmTask {
             let boot = record.boot.max(record.past.boot);
             return self.stay(Is::Ended { boot, end });
         }
+        let (boot, has_run) = (record.boot, record.has_run);
+        if record.stage == Stage::Preparing {
+            // Nothing is lost by starting it afresh.
+            if let Err(error) = Machine::end_unfinished(&self.engine, &record).await {
+                tracing::warn!(vm = %self.name, error = %chain(&error), "a process that was being started cannot be ended");
+            }
+            self.publish(Is::Absent);
+            return match has_run {
+                true => Next::Stay,
+                // It may never have been anybody's: a process that waited for a fork. A VM that is wanted is begun again.
+                false => self.destroy().await,
+            };
+        }
         let other_host_boot = record.host_boot != self.engine.host_boot;
-        let (boot, preparing) = (record.boot, record.stage == Stage::Preparing);
-        let never_ran = preparing && !record.has_run;
         let line = self.guest.line();
         let console = self.console.clone();
         let adopted = Machine::adopt(&self.engine, &self.name, record, None, console, Some(&line));
         match adopted.await {
-            Ok(Some(mut machine)) if preparing => {
-                // Nothing is lost by starting it afresh.
-                if let Err(error) = machine.kill().await {
-                    tracing::warn!(vm = %self.name, error = %chain(&error), "a process that was being started cannot be ended");
-                }
-                self.publish(Is::Absent);
-            }
             Ok(Some(machine)) => {
                 let running = machine.is_running().await;
                 self.take_machine(machine);
@@ -249,7 +253,6 @@ impl VmTask {
                     Err(error) => self.lost_touch(&error),
                 }
             }
-            Ok(None) if preparing => self.publish(Is::Absent),
             Ok(None) => {
                 let (cause, detail) = if other_host_boot {
                     (Cause::HostLost, "its host was restarted")
@@ -262,12 +265,7 @@ impl VmTask {
                 tracing::warn!(vm = %self.name, error = %chain(&error), "a VM's process does not answer");
                 self.publish(Is::Unknown);
                 self.silent = Some(Instant::now() + ASK_AGAIN);
-                return Next::Stay;
             }
-        }
-        if never_ran {
-            // It may never have been anybody's: a process that waited for a fork. A VM that is wanted is begun again.
-            return self.destroy().await;
         }
         Next::Stay
     }
