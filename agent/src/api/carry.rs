@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Response, Status, Streaming};
 
 use super::Api;
-use crate::{audit, errors::ApiError, guest::Unheard};
+use crate::{audit, convert, errors::ApiError, guest::Unheard};
 
 /// What a call is answered with.
 pub type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -42,28 +42,15 @@ pub(super) async fn first<T>(inputs: &mut Streaming<T>) -> Result<T, Status> {
     }
 }
 
-/// Carries a call to another node: `call` makes it there, with these requests.
-pub(super) async fn carry<Q: Send + 'static, A: Send + 'static>(
-    first: Q,
-    mut inputs: Streaming<Q>,
-    call: impl FnOnce(Requests<Q>) -> Answering<A>,
-) -> Result<Answers<A>, Status> {
-    let (sender, receiver) = mpsc::channel(AHEAD);
-    // There is room for it.
-    let _kept = sender.try_send(first);
-    let outputs = call(ReceiverStream::new(receiver)).await?.into_inner();
-    // By itself: it goes on while the caller does not read. It ends with either side, and with the stream that the caller reads.
-    let carrying = AbortOnDropHandle::new(tokio::spawn(async move {
-        while let Ok(Some(next)) = inputs.message().await {
-            if sender.send(next).await.is_err() {
-                return;
-            }
-        }
-    }));
-    let outputs = outputs.inspect(move |_| {
-        let _as_long_as_this = &carrying;
-    });
-    Ok(outputs.boxed())
+/// What a node says, or that the connection to it broke: a status with a source was made on this side.
+fn cut(status: Status, node: &str) -> Status {
+    if std::error::Error::source(&status).is_none() {
+        return status;
+    }
+    tracing::debug!(node, %status, "a call that was carried to another node broke");
+    let problem = "the connection to it broke".to_owned();
+    let node = node.to_owned();
+    ApiError::NodeOffline { node, problem }.into()
 }
 
 /// A VM, as far as working with it goes.
@@ -88,6 +75,35 @@ impl Found {
 }
 
 impl Api {
+    /// Carries a call to another node: `call` makes it there, with these requests.
+    pub(super) async fn carry<Q: Send + 'static, A: Send + 'static>(
+        &self,
+        node: NodeId,
+        first: Q,
+        mut inputs: Streaming<Q>,
+        call: impl FnOnce(Requests<Q>) -> Answering<A>,
+    ) -> Result<Answers<A>, Status> {
+        let (sender, receiver) = mpsc::channel(AHEAD);
+        // There is room for it.
+        let _kept = sender.try_send(first);
+        let node = convert::node_name(&self.node.state(), node);
+        let called = call(ReceiverStream::new(receiver)).await;
+        let outputs = called.map_err(|status| cut(status, &node))?.into_inner();
+        // By itself: it goes on while the caller does not read. It ends with either side, and with the stream that the caller reads.
+        let carrying = AbortOnDropHandle::new(tokio::spawn(async move {
+            while let Ok(Some(next)) = inputs.message().await {
+                if sender.send(next).await.is_err() {
+                    return;
+                }
+            }
+        }));
+        let outputs = outputs.map(move |output| {
+            let _as_long_as_this = &carrying;
+            output.map_err(|status| cut(status, &node))
+        });
+        Ok(outputs.boxed())
+    }
+
     /// The VM that is meant, as this node knows it; the cluster is asked only when it does not: whoever works in a VM does not wait for
     /// that each time. A VM that has gone meanwhile is not found where it was.
     pub(super) async fn find_vm(

@@ -28,7 +28,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{
     Api,
     asker::asked,
-    carry::{Answers, Found, carry, first},
+    carry::{Answers, Found, first},
     deadline,
 };
 use crate::{
@@ -62,7 +62,7 @@ impl GuestService for Api {
         let first = ExecRequest {
             part: Some(exec_request::Part::Start(start)),
         };
-        let carried = carry(first, inputs, move |inputs| {
+        let carried = self.carry(found.node, first, inputs, move |inputs| {
             Box::pin(async move { client.exec(inputs).await })
         });
         let answers = carried.await?;
@@ -88,7 +88,7 @@ impl GuestService for Api {
         let first = ForwardRequest {
             part: Some(forward_request::Part::Start(start)),
         };
-        let carried = carry(first, inputs, move |inputs| {
+        let carried = self.carry(found.node, first, inputs, move |inputs| {
             Box::pin(async move { client.forward(inputs).await })
         });
         let answers = carried.await?;
@@ -114,7 +114,7 @@ impl GuestService for Api {
         let first = CopyInRequest {
             part: Some(copy_in_request::Part::Start(start)),
         };
-        let carried = carry(first, inputs, move |inputs| {
+        let carried = self.carry(found.node, first, inputs, move |inputs| {
             Box::pin(async move { client.copy_in(inputs).await })
         });
         let answers = carried.await?;
@@ -140,7 +140,7 @@ impl GuestService for Api {
         let first = CopyOutRequest {
             part: Some(copy_out_request::Part::Start(start)),
         };
-        let carried = carry(first, inputs, move |inputs| {
+        let carried = self.carry(found.node, first, inputs, move |inputs| {
             Box::pin(async move { client.copy_out(inputs).await })
         });
         let answers = carried.await?;

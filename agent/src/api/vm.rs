@@ -29,7 +29,7 @@ use ulid::Ulid;
 use super::{
     Api,
     asker::{asked, for_owner},
-    carry::{Answers, carry, first},
+    carry::{Answers, first},
     lists::in_parts,
     request_key, unexpected,
 };
@@ -332,7 +332,7 @@ impl VmService for Api {
             vm: vm.id.to_string(),
             ..first
         };
-        let carried = carry(carried, inputs, move |inputs| {
+        let carried = self.carry(vm.node, carried, inputs, move |inputs| {
             Box::pin(async move { client.console(inputs).await })
         });
         let answers = carried.await?;

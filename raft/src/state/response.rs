@@ -107,7 +107,7 @@ pub enum Rejection {
         matches: Vec<String>,
     },
     /// The name is taken.
-    #[error("there already is a {kind} {name:?}")]
+    #[error("{kind} {name:?} is there already")]
     NameTaken { kind: Kind, name: String },
     /// It can be seen, but it is another owner's.
     #[error(
