@@ -289,6 +289,13 @@ fn shown(cluster: &Cluster, through: usize, map: &str) -> anyhow::Result<Value> 
     cluster.node(through).json(&["maps", "show", map])
 }
 
+fn has_result(cluster: &Cluster, through: usize, map: &str) -> anyhow::Result<()> {
+    wait_for("a result", PATIENCE, || {
+        let done = shown(cluster, through, map)?["done"].as_u64();
+        Ok((done > Some(0)).then_some(()))
+    })
+}
+
 /// How often somebody began to drive a map, as events tell it: the nodes.
 fn drivers(cluster: &Cluster, map: &str) -> anyhow::Result<Vec<String>> {
     let events = ["events", "--kind", "map.driven", "-o", "json"];
@@ -347,12 +354,24 @@ fn one_that_is_left_to_the_cluster_outlives_who_drives_it() -> anyhow::Result<()
     cluster.wait_online(3)?;
     nothing_is_left(&cluster, 2)?;
 
+    // One whose driver only stood still: when it goes on, nobody listens to it.
+    let id = detach(&cluster, 3, &args)?;
+    has_result(&cluster, 1, &id)?;
+    let stopped = cluster.node(3).pid().context("it does not run")?;
+    signal(stopped, Signal::STOP)?;
+    let answer = cluster.node(2).fp(&["maps", "results", &id, "-o", "json"]);
+    signal(stopped, Signal::CONT)?;
+    each_once(&answer?.out, count)?;
+    cluster.wait_online(3)?;
+    assert_ne!(
+        drivers(&cluster, &id)?.last().map(String::as_str),
+        Some("node3")
+    );
+    nothing_is_left(&cluster, 1)?;
+
     // A drain hands it over, whatever else becomes of that node.
     let id = detach(&cluster, 2, &args)?;
-    wait_for("results", PATIENCE, || {
-        let done = shown(&cluster, 1, &id)?["done"].as_u64();
-        Ok((done > Some(0)).then_some(()))
-    })?;
+    has_result(&cluster, 1, &id)?;
     let drain = ["node", "drain", "node2", "--force"];
     cluster.node(1).fp(&drain)?.success()?;
     let answer = cluster
@@ -446,10 +465,7 @@ fn one_that_is_left_to_the_cluster_ends_with_all_it_made() -> anyhow::Result<()>
         &[&["--input", text(&lines)?][..], &job].concat(),
     )?;
     let read = Request::begin(&cluster, 1, &["maps", "results", &id]);
-    wait_for("a result", PATIENCE, || {
-        let done = shown(&cluster, 1, &id)?["done"].as_u64();
-        Ok((done > Some(0)).then_some(()))
-    })?;
+    has_result(&cluster, 1, &id)?;
     let agent = cluster.node_mut(1);
     agent.terminate()?;
     agent.start()?;

@@ -83,17 +83,37 @@ impl<'a> Reports<'a> {
     /// As many results as go into one report.
     fn batch(&self) -> (Vec<raft::state::MapResult>, Vec<oneshot::Sender<()>>) {
         let mut waiting = self.waiting.borrow_mut();
-        let (mut bytes, mut count) = (0, 0);
-        for (result, _) in waiting.iter() {
-            if bytes >= ENOUGH {
-                break;
-            }
-            bytes += (result.stdout.len() + result.stderr.len()) as u64;
-            count += 1;
-        }
+        let sizes = waiting.iter();
+        let count = fitting(sizes.map(|(one, _)| (one.stdout.len() + one.stderr.len()) as u64));
         let batch = waiting.drain(..count);
         batch
             .map(|(result, told)| (convert::map_result_of(result), told))
             .unzip()
+    }
+}
+
+/// How many results of these sizes go into one report: one at least.
+fn fitting(sizes: impl Iterator<Item = u64>) -> usize {
+    let mut bytes = 0;
+    sizes
+        .take_while(|size| {
+            let is_in = bytes < ENOUGH;
+            bytes += size;
+            is_in
+        })
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_bounded_and_takes_one_at_least() {
+        let of = |sizes: &[u64]| fitting(sizes.iter().copied());
+        assert_eq!(of(&[]), 0);
+        assert_eq!(of(&[9 * ENOUGH, 1]), 1);
+        assert_eq!(of(&[ENOUGH - 1, 1, 1]), 2);
+        assert_eq!(of(&[0, 0, 0]), 3);
     }
 }

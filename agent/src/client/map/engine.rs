@@ -29,6 +29,11 @@ const AT_ONCE: usize = 64;
 /// How often is looked which nodes are there.
 const LOOK: Duration = Duration::from_secs(2);
 
+/// Before an item is done again: the first time so long, then each time so many times as long, and so long at most.
+const PAUSE: Duration = Duration::from_millis(250);
+const LONGER: u32 = 4;
+const LONGEST: Duration = Duration::from_secs(4);
+
 /// What is done for each item.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -234,6 +239,10 @@ impl<'a, F: Front> Engine<'a, F> {
 
     /// Has an item be done again, or gives it up.
     async fn again(&self, item: Item, why: String) -> Result<(), Failure> {
+        // What fails at once must not use up all attempts at once. Who waits has the item: others go on with others.
+        if item.attempts <= self.job.retries {
+            sleep(pause_after(item.attempts)).await;
+        }
         let failed = self.items.borrow_mut().failed(item, &why);
         match failed {
             Some(item) => self.front.take(given_up(&item, why)).await,
@@ -271,5 +280,23 @@ impl<'a, F: Front> Engine<'a, F> {
         {
             std::future::pending().await
         }
+    }
+}
+
+/// How long is waited after so many attempts, one at least.
+fn pause_after(attempts: u32) -> Duration {
+    let times = LONGER.saturating_pow(attempts.saturating_sub(1));
+    PAUSE.saturating_mul(times).min(LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_is_waited_longer_for() {
+        let after = |attempts| pause_after(attempts).as_millis();
+        assert_eq!([1, 2, 3, 4].map(after), [250, 1_000, 4_000, 4_000]);
+        assert_eq!(after(u32::MAX), 4_000);
     }
 }
