@@ -4,13 +4,14 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 13] = [
+const FILES: [&str; 14] = [
     "forkypig/v1/cluster.proto",
     "forkypig/v1/errors.proto",
     "forkypig/v1/event.proto",
     "forkypig/v1/guest.proto",
     "forkypig/v1/image.proto",
     "forkypig/v1/lease.proto",
+    "forkypig/v1/map.proto",
     "forkypig/v1/node.proto",
     "forkypig/v1/operation.proto",
     "forkypig/v1/owner.proto",

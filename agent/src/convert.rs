@@ -28,7 +28,10 @@ use self::spec::{
 use crate::{blobs::hex, reconcile::plan::Is};
 
 pub mod files;
+mod map;
 pub mod spec;
+
+pub use map::{map, map_result, map_result_of};
 
 /// Milliseconds since the epoch as a timestamp.
 pub fn timestamp(millis: Millis) -> Timestamp {

@@ -369,6 +369,7 @@ fn list_command(kind: Kind) -> &'static str {
         Kind::Authority => "authority show",
         Kind::Lease => "lease ls",
         Kind::Group => "group ls",
+        Kind::Map => "maps ls",
     }
 }
 

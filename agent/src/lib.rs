@@ -15,6 +15,7 @@ pub mod daemon;
 pub mod density;
 pub mod doctor;
 pub mod draining;
+mod driving;
 pub mod errors;
 pub mod fence;
 pub mod guest;

@@ -1,5 +1,5 @@
-//! What the leader does about time: what has outlived its own is deleted, operations do not wait for ever for a node that is gone, and the
-//! copies that it holds of snapshots are made elsewhere.
+//! What the leader does about time: what has outlived its own is deleted, operations do not wait for ever for a node that is gone, the
+//! copies that it holds of snapshots are made elsewhere, and the maps that it drives are driven by another.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,6 +39,9 @@ pub async fn run(node: Arc<Node>) {
         for command in waited_for_too_long(&state, node.lost_after, silent_for) {
             propose(&node, command).await;
         }
+        for command in driven_elsewhere(&node, &state, silent_for) {
+            propose(&node, command).await;
+        }
         if let Some(command) = copies_elsewhere(&node, &state, silent_for) {
             propose(&node, command).await;
         }
@@ -56,6 +59,23 @@ fn copies_elsewhere(
     let candidates = node.candidates();
     let replaced = state.copies_to_replace(&candidates, &lost);
     (!replaced.is_empty()).then_some(Command::PlaceCopies { candidates, lost })
+}
+
+/// Has maps that are left to the cluster be driven by others than nodes that are silent for so long, that are drained, or that let them go.
+fn driven_elsewhere(
+    node: &Node,
+    state: &State,
+    silent_for: impl Fn(NodeId) -> Duration,
+) -> Vec<Command> {
+    let candidates = node.candidates();
+    let is_lost = |id| silent_for(id) >= node.lost_after;
+    let left = state.maps_to_place(node.now(), &candidates, is_lost);
+    let place = |(map, epoch)| Command::PlaceMap {
+        map,
+        epoch,
+        candidates: candidates.clone(),
+    };
+    left.into_iter().map(place).collect()
 }
 
 /// What is given up of nodes that are silent for so long.

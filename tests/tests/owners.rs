@@ -122,6 +122,7 @@ const NAMELESS: &[&str] = &[
     "OwnerService/ListQuotas",
     "LeaseService/CreateLease",
     "LeaseService/ListLeases",
+    "MapService/ListMaps",
     // For administrators.
     "OwnerService/SetQuota",
     "OwnerService/DeleteQuota",
@@ -179,6 +180,14 @@ fn naming(call: &str, theirs: &Theirs) -> Vec<Value> {
             json!({"vm": vm, "keep": {"ttlMs": 1000}}),
             json!({"snapshot": of_vm, "keep": {"ttlMs": 1000}}),
         ],
+        "MapService/StartMap" => vec![
+            json!({"source": vm, "count": 1, "argv": ["dHJ1ZQ=="]}),
+            json!({"source": of_vm, "count": 1, "argv": ["dHJ1ZQ=="]}),
+        ],
+        "MapService/GetMap"
+        | "MapService/ReadMap"
+        | "MapService/CancelMap"
+        | "MapService/DeleteMap" => vec![json!({"map": vm})],
         "OwnerService/GetQuota" => vec![json!({"owner": "ann"})],
         _ => vec![json!({"vm": vm})],
     }

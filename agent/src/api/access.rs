@@ -166,6 +166,17 @@ const TABLE: &[(&str, &[(&str, Needs)])] = &[
             ("DeleteQuota", ADMIN),
         ],
     ),
+    (
+        "forkypig.v1.MapService",
+        &[
+            ("StartMap", OPERATOR),
+            ("ListMaps", VIEWER),
+            ("GetMap", VIEWER),
+            ("ReadMap", VIEWER),
+            ("CancelMap", OPERATOR),
+            ("DeleteMap", OPERATOR),
+        ],
+    ),
     ("forkypig.v1.EventService", &[("ReadEvents", VIEWER)]),
     (
         "forkypig.v1.JoinService",

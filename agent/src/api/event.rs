@@ -165,7 +165,7 @@ impl Reader {
             } else if self.until.is_some() {
                 return Ok(None);
             } else {
-                self.wait().await?;
+                until_news(&self.node, &mut self.published).await?;
             }
         }
     }
@@ -195,23 +195,6 @@ impl Reader {
             && (kinds.is_empty() || kinds.iter().any(|kind| event.kind.is_meant_by(kind)))
     }
 
-    /// Until the state has changed, or it is sure that it is the newest there is.
-    async fn wait(&mut self) -> Result<(), Status> {
-        tokio::select! {
-            changed = self.published.changed() => {
-                changed.map_err(|_| Status::unavailable("the agent is being stopped"))
-            }
-            () = self.node.cancel.cancelled() => {
-                Err(Status::unavailable("the agent is being stopped"))
-            }
-            () = sleep(QUIET) => {
-                // One that is cut off must not have its readers believe that nothing happens.
-                let sure = self.node.raft.read_barrier(Instant::now() + SURE_WITHIN).await;
-                sure.map(drop).map_err(|error| ApiError::from(error).into())
-            }
-        }
-    }
-
     fn shown(&self, position: u64) -> String {
         format!("{}.{position}", self.node.identity.incarnation)
     }
@@ -239,6 +222,24 @@ impl Reader {
     }
 }
 
+/// Until the state has changed, or it is sure that it is the newest there is.
+pub(super) async fn until_news(
+    node: &Node,
+    published: &mut watch::Receiver<Published>,
+) -> Result<(), Status> {
+    tokio::select! {
+        changed = published.changed() => {
+            changed.map_err(|_| Status::unavailable("the agent is being stopped"))
+        }
+        () = node.cancel.cancelled() => Err(Status::unavailable("the agent is being stopped")),
+        () = sleep(QUIET) => {
+            // One that is cut off must not have its readers believe that nothing happens.
+            let sure = node.raft.read_barrier(Instant::now() + SURE_WITHIN).await;
+            sure.map(drop).map_err(|error| ApiError::from(error).into())
+        }
+    }
+}
+
 fn id(subject: Subject) -> String {
     match subject {
         Subject::Cluster | Subject::Quota => String::new(),
@@ -250,6 +251,7 @@ fn id(subject: Subject) -> String {
         Subject::Vm(id) => id.to_string(),
         Subject::Snapshot(id) => id.to_string(),
         Subject::Operation(id) => id.to_string(),
+        Subject::Map(id) => id.to_string(),
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
 const OPERATION_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Reads `VM`, `VM@SNAPSHOT` or `@SNAPSHOT`.
-fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
+pub(super) fn fork_source(text: &str) -> Result<ForkSource, ApiError> {
     let snapshot = |snapshot: &str, vm: Option<&str>| ForkSource::Snapshot {
         snapshot: snapshot.to_owned(),
         vm: vm.map(str::to_owned),

@@ -13,6 +13,7 @@ mod guest;
 mod image;
 mod lease;
 mod lists;
+mod map;
 mod moving;
 mod node;
 mod operation;
@@ -36,9 +37,9 @@ use proto::{
         cluster_service_server::ClusterServiceServer, event_service_server::EventServiceServer,
         guest_service_server::GuestServiceServer, image_service_server::ImageServiceServer,
         join_service_server::JoinServiceServer, lease_service_server::LeaseServiceServer,
-        node_service_server::NodeServiceServer, operation_service_server::OperationServiceServer,
-        owner_service_server::OwnerServiceServer, snapshot_service_server::SnapshotServiceServer,
-        vm_service_server::VmServiceServer,
+        map_service_server::MapServiceServer, node_service_server::NodeServiceServer,
+        operation_service_server::OperationServiceServer, owner_service_server::OwnerServiceServer,
+        snapshot_service_server::SnapshotServiceServer, vm_service_server::VmServiceServer,
     },
 };
 use raft::state::{
@@ -99,6 +100,7 @@ pub fn routes(
         .add_service(OwnerServiceServer::new(api.clone()))
         .add_service(LeaseServiceServer::new(api.clone()))
         .add_service(EventServiceServer::new(api.clone()))
+        .add_service(MapServiceServer::new(api.clone()))
         .add_service(reflection)
         .add_service(health_service)
         .add_service(JoinServiceServer::new(api.clone()))
@@ -268,6 +270,8 @@ fn subject(by: &Actor, command: &Command) -> String {
         }
         Command::CreateLease { id, .. } => made(by, format!("lease {id}")),
         Command::RenewLease { lease } | Command::EndLease { lease } => format!("lease {lease}"),
+        Command::StartMap { id, source, .. } => format!("map {id} of {}", forked(by, source)),
+        Command::CancelMap { map } | Command::DeleteMap { map, .. } => format!("map {map}"),
         Command::SetLife { object, .. } => called(object),
         Command::SetQuota { owner, .. } | Command::DeleteQuota { owner } => {
             format!("quota of {owner}")
@@ -295,6 +299,10 @@ fn subject(by: &Actor, command: &Command) -> String {
         | Command::ReportChildren { .. }
         | Command::FailOperation { .. }
         | Command::CloseParts { .. }
+        | Command::PlaceMap { .. }
+        | Command::TakeMap { .. }
+        | Command::ReportMap { .. }
+        | Command::EndMap { .. }
         | Command::Expire
         | Command::LostSnapshot { .. }
         | Command::HoldSnapshot { .. }

@@ -3,7 +3,7 @@
 pub mod args;
 mod commands;
 pub mod failure;
-mod map;
+pub(crate) mod map;
 pub mod output;
 pub mod progress;
 pub mod reach;
@@ -124,6 +124,7 @@ pub async fn execute(global: Global, command: Command) -> Result<(), Failure> {
         Command::Vm(command) => commands::vm::run(&context, command).await,
         Command::Exec(args) => commands::exec::run(&context, args).await,
         Command::Map(args) => map::run(&context, *args).await,
+        Command::Maps(command) => commands::maps::run(&context, command).await,
         Command::Cp(args) => commands::copy::run(&context, args).await,
         Command::Forward(args) => commands::forward::run(&context, args).await,
         Command::Fork(args) => commands::fork::run(&context, args).await,

@@ -9,13 +9,14 @@ use std::{
 };
 
 use proto::v1::{
-    Group, ListGroupsRequest, ListOperationsRequest, ListSnapshotsRequest, ListVmsRequest,
-    Operation, Snapshot, Vm, cluster_service_client::ClusterServiceClient,
+    Group, ListGroupsRequest, ListMapsRequest, ListOperationsRequest, ListSnapshotsRequest,
+    ListVmsRequest, Map, Operation, Snapshot, Vm, cluster_service_client::ClusterServiceClient,
     event_service_client::EventServiceClient, guest_service_client::GuestServiceClient,
     image_service_client::ImageServiceClient, join_service_client::JoinServiceClient,
-    lease_service_client::LeaseServiceClient, node_service_client::NodeServiceClient,
-    operation_service_client::OperationServiceClient, owner_service_client::OwnerServiceClient,
-    snapshot_service_client::SnapshotServiceClient, vm_service_client::VmServiceClient,
+    lease_service_client::LeaseServiceClient, map_service_client::MapServiceClient,
+    node_service_client::NodeServiceClient, operation_service_client::OperationServiceClient,
+    owner_service_client::OwnerServiceClient, snapshot_service_client::SnapshotServiceClient,
+    vm_service_client::VmServiceClient,
 };
 use rustls::ClientConfig;
 use tokio::time::{self, Instant};
@@ -126,6 +127,8 @@ impl Attempt {
         owners: OwnerServiceClient,
         /// Leases, and how long things are kept.
         leases: LeaseServiceClient,
+        /// Maps that are left to the cluster.
+        maps: MapServiceClient,
         /// What happens.
         events: EventServiceClient,
     }
@@ -149,6 +152,15 @@ impl Attempt {
         let request = self.request(ListGroupsRequest {});
         let parts = self.vms().list_groups(request).await?;
         whole(parts, |part| part.groups).await
+    }
+
+    /// All maps that are left to the cluster.
+    ///
+    /// # Errors
+    /// As the agent answers.
+    pub async fn list_maps<T: From<Map>>(&self) -> Result<Response<Vec<T>>, Status> {
+        let request = self.request(ListMapsRequest {});
+        whole(self.maps().list_maps(request).await?, |part| part.maps).await
     }
 
     /// All snapshots.
@@ -211,6 +223,11 @@ impl Reach {
             agents.push(channel(target));
         }
         Ok(Self::new(agents, timeout))
+    }
+
+    /// For the agent itself, on a connection of somebody's to its own API.
+    pub fn within(agent: Channel, timeout: Duration) -> Self {
+        Self::new(vec![agent], timeout)
     }
 
     /// For a newcomer with a token.

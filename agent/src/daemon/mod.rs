@@ -42,7 +42,7 @@ use crate::{
     client::failure::Failure,
     clock::Clock,
     density::{self, Density},
-    draining,
+    draining, driving,
     fence::{self, Fence},
     guest::{self, ports::Ports},
     leases::Leases,
@@ -63,6 +63,7 @@ use crate::{
             client,
             own::OwnCertificate,
             server::{ServerTls, TokenLookup},
+            within::within,
         },
     },
     upgrade, upkeep,
@@ -323,9 +324,17 @@ impl Agent {
             .with_context(|| format!("cannot listen on {}", options.socket.display()))?;
         let server = new_server()
             .layer(Access::new(&node))
-            .add_routes(routes)
+            .add_routes(routes.clone())
             .serve_with_incoming_shutdown(unix_incoming(unix), listeners.clone().cancelled_owned());
         spawn_server(&servers, calls, &failed, "local", server);
+        // What the node does on somebody's behalf goes the way that this one's own calls would.
+        let (own_calls, incoming) = within();
+        let server = new_server()
+            .layer(Access::new(&node))
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, listeners.clone().cancelled_owned());
+        spawn_server(&servers, calls, &failed, "inner", server);
+        node.tasks.spawn(driving::run(Arc::clone(&node), own_calls));
 
         work(&node, calls, data, own, requests);
         tracing::info!(listen = node.identity.listen, socket = %options.socket.display(), "serving");

@@ -3,12 +3,13 @@
 
 use super::authority::{AuthorityCertificate, Fingerprint, NodeTrust};
 use super::ids::{
-    CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+    CertificateId, ClusterId, ImageId, LeaseId, MapId, NodeId, OperationId, SnapshotId, TokenId,
+    VmId,
 };
 use super::model::{
     Accelerator, Blob, Capacity, CaptureMode, Checksums, ChildResult, Content, DiskBlob, Ending,
-    FileId, GuestAgent, Labels, Life, Limits, Machine, Millis, Network, ObjectId, Phase,
-    RestartPolicy, Role, Schedule, Unready,
+    FileId, GuestAgent, Labels, Life, Limits, Machine, MapAsker, MapJob, MapResult, Millis,
+    Network, ObjectId, Phase, RestartPolicy, Role, Schedule, Unready,
 };
 use super::{owners::Actor, quotas::Quota};
 
@@ -395,6 +396,55 @@ pub enum Command {
     /// Ends what has outlived its time.
     Expire,
 
+    // -- Maps that are left to the cluster -----------------------------------------------------------------------------
+    /// Begins a map; of a VM, with a capture of it under the id `operation`. It is driven by `node`, where that can, or another one that the
+    /// proposer knows to be online. Answered with `Response::Map`.
+    StartMap {
+        id: MapId,
+        name: Option<String>,
+        asker: Option<MapAsker>,
+        source: ForkSource,
+        job: MapJob,
+        operation: OperationId,
+        node: NodeId,
+        candidates: Vec<Candidate>,
+        /// How long it is kept after its end.
+        kept_for: Millis,
+        /// When its capture is given up.
+        expires_at: Millis,
+    },
+    /// Has another of these nodes drive a map, if it is still in this drive. What the last one made of it goes.
+    PlaceMap {
+        map: MapId,
+        epoch: u64,
+        candidates: Vec<Candidate>,
+    },
+    /// A node that is to drive a map begins to: a new drive, with a lease for what it makes.
+    TakeMap {
+        map: MapId,
+        node: NodeId,
+        epoch: u64,
+        lease: LeaseId,
+    },
+    /// What a map's driver knows. Nothing of a drive that is over; of an item that has a result nothing more.
+    ReportMap {
+        map: MapId,
+        epoch: u64,
+        results: Vec<MapResult>,
+        note: String,
+    },
+    /// A map's driver has done all of it, or cannot go on.
+    EndMap {
+        map: MapId,
+        epoch: u64,
+        failure: Option<String>,
+        reduced: Option<MapResult>,
+    },
+    /// Ends a map, with all that is being made for it. Results stay. Answered with `Response::Map`.
+    CancelMap { map: String },
+    /// Deletes a map with its results; one that runs only with `force`. Answered with `Response::DeletedMap`.
+    DeleteMap { map: String, force: bool },
+
     // -- Owners ------------------------------------------------------------------------------------------------------
     /// Says who else may see and use an object: an owner, or everybody (`with` is `None`); with `stop`, who may not any more. Answered
     /// with what is answered to a change of such an object.
@@ -450,6 +500,10 @@ impl Command {
             | Self::GuardVms { .. }
             | Self::RestoreVms { .. }
             | Self::RenewLease { .. }
+            | Self::PlaceMap { .. }
+            | Self::TakeMap { .. }
+            | Self::ReportMap { .. }
+            | Self::EndMap { .. }
             | Self::Expire
             | Self::Purged { .. } => true,
             Self::CreateToken { .. }
@@ -484,6 +538,9 @@ impl Command {
             | Self::DeleteSnapshot { .. }
             | Self::CreateLease { .. }
             | Self::EndLease { .. }
+            | Self::StartMap { .. }
+            | Self::CancelMap { .. }
+            | Self::DeleteMap { .. }
             | Self::SetLife { .. }
             | Self::Share { .. }
             | Self::SetQuota { .. }

@@ -55,6 +55,8 @@ ulid_types! {
     TokenId,
     /// A client's lease.
     LeaseId,
+    /// A map that is left to the cluster.
+    MapId,
     /// A certificate of somebody who uses the cluster: also its serial number.
     CertificateId,
 }

@@ -7,11 +7,11 @@ use std::{
 };
 
 use super::{
-    KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAX_CHILDREN, MAX_MEMBERS,
+    KEPT_OPERATIONS, KEPT_REMOVED, KEPT_REQUESTS, MAP_OUTPUT, MAPS_HELD, MAX_CHILDREN, MAX_MEMBERS,
     ids::{DERIVED_IDS, ImageId, SnapshotId, VmId},
     model::{
-        Life, ObjectId, OperationKind, OperationState, Phase, Power, Snapshot, Source, State, Vm,
-        VmSpec,
+        Life, MapState, ObjectId, OperationKind, OperationState, Phase, Power, Snapshot, Source,
+        State, Vm, VmSpec,
     },
     names,
     owners::Ownership,
@@ -35,6 +35,7 @@ pub fn check(state: &State) -> Result<(), Violation> {
     vms(state)?;
     groups(state)?;
     lives(state)?;
+    maps(state)?;
     snapshots(state)?;
     operations(state)?;
     tombstones(state)?;
@@ -147,6 +148,69 @@ fn lives(state: &State) -> Result<(), Violation> {
         hold(holds(snapshot.life, owner), snapshot.id, rule)?;
     }
     Ok(())
+}
+
+fn maps(state: &State) -> Result<(), Violation> {
+    let named = state.maps.values();
+    let named: Vec<(&str, &String)> = named
+        .filter_map(|map| Some((map.ownership.owner.as_str(), map.name.as_ref()?)))
+        .collect();
+    unique(named.into_iter())?;
+    hold(
+        state.maps.is_sound(),
+        "maps",
+        "are counted for their owners",
+    )?;
+    for (id, map) in &state.maps {
+        ownership(&map.ownership, id)?;
+        hold(*id == map.id, id, "a map is kept under its id")?;
+        let is_running = map.is_running();
+        hold(
+            is_running == map.ended_at.is_none(),
+            id,
+            "what has ended has a time of its end",
+        )?;
+        hold(
+            is_running || (map.driver.is_none() && map.lease.is_none()),
+            id,
+            "nobody drives a map that has ended",
+        )?;
+        hold(
+            map.driver
+                .is_none_or(|node| state.nodes.contains_key(&node)),
+            id,
+            "a map's driver exists",
+        )?;
+        hold(
+            !is_running || state.snapshots.contains_key(&map.snapshot),
+            id,
+            "the moment of a map that runs is there",
+        )?;
+        let is_whole = map.results.len() == map.job.count as usize;
+        hold(
+            map.state != MapState::Finished || is_whole,
+            id,
+            "a finished map has all results",
+        )?;
+        let places = map.done.iter().map(|(index, place)| (*place, *index));
+        let places: BTreeSet<(u32, u32)> = places.collect();
+        let results = map.results.iter();
+        let results: BTreeSet<(u32, u32)> =
+            results.map(|(place, one)| (*place, one.index)).collect();
+        hold(
+            places == results && map.done.keys().all(|index| *index < map.job.count),
+            id,
+            "each item has one result at most",
+        )?;
+        let outputs = map.results.values().map(|one| one.output_bytes());
+        hold(
+            map.output_bytes == outputs.sum::<u64>() && map.output_bytes <= MAP_OUTPUT,
+            id,
+            "a map's outputs are counted and bounded",
+        )?;
+    }
+    let held: u64 = state.maps.values().map(|map| map.held_bytes()).sum();
+    hold(held <= MAPS_HELD, held, "what all maps hold is bounded")
 }
 
 fn tokens(state: &State) -> Result<(), Violation> {
@@ -374,6 +438,7 @@ fn snapshots(state: &State) -> Result<(), Violation> {
                 .values()
                 .filter_map(|snapshot| snapshot.parent),
         )
+        .chain((state.maps.values().filter(|map| map.is_running())).map(|map| map.snapshot))
         .collect();
     hold(
         state.snapshots.is_sound(),

@@ -11,6 +11,7 @@ mod digest;
 mod events;
 mod ids;
 mod invariants;
+mod limits;
 mod loads;
 mod model;
 pub mod names;
@@ -32,6 +33,7 @@ pub use digest::digest;
 pub use events::{Audience, BadPosition, Event, EventKind, Events, KEPT_EVENTS, Subject};
 pub use ids::*;
 pub use invariants::{Violation, check};
+pub use limits::*;
 pub use loads::{CHILD_BYTES, Load, QEMU_BYTES, memory_of_boot, memory_of_fork};
 pub use model::*;
 pub use owned_map::OwnedMap;
@@ -76,6 +78,7 @@ impl Default for State {
             vms: Default::default(),
             snapshots: Default::default(),
             operations: Default::default(),
+            maps: Default::default(),
             tombstones: Default::default(),
             requests: Default::default(),
             events: Default::default(),

@@ -7,8 +7,8 @@
 use std::{collections::BTreeSet, ops::RangeInclusive, sync::Arc};
 
 use super::{
-    ids::{CertificateId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId},
-    model::{Certificate, Image, Lease, LostVm, Node, Operation, Snapshot, State, Token, Vm},
+    ids::{CertificateId, ImageId, LeaseId, MapId, NodeId, OperationId, SnapshotId, TokenId, VmId},
+    model::{Certificate, Image, Lease, LostVm, Map, Node, Operation, Snapshot, State, Token, Vm},
     owners::{Actor, EVERYONE, Owned},
     response::{Kind, Rejection},
 };
@@ -266,6 +266,18 @@ pub fn lease<'a>(
     })
 }
 
+/// Finds a map that is there for somebody.
+pub fn map<'a>(state: &'a State, by: &Actor, text: &str) -> Result<&'a Arc<Map>, Rejection> {
+    let named = |name: &str| {
+        let name = name.to_owned();
+        let all = state.maps.values();
+        all.filter(move |one| one.name.as_ref() == Some(&name))
+    };
+    find_owned(by, text, named, |range: RangeInclusive<MapId>| {
+        state.maps.range(range)
+    })
+}
+
 /// Finds a join token, by its id or a prefix of it.
 pub fn token<'a>(state: &'a State, text: &str) -> Result<(TokenId, &'a Token), Rejection> {
     find_by_id(Kind::Token, text, |range: RangeInclusive<TokenId>| {
@@ -316,6 +328,7 @@ ulids!(
     OperationId,
     TokenId,
     LeaseId,
+    MapId,
     CertificateId
 );
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::{
     ids::VmId,
-    model::{Image, Operation, Snapshot, State, Vm},
+    model::{Image, Map, Operation, Snapshot, State, Vm},
     response::{Kind, Rejection},
 };
 
@@ -148,6 +148,19 @@ impl Owned for Vm {
 
 impl Owned for Snapshot {
     const KIND: Kind = Kind::Snapshot;
+    fn ownership(&self) -> &Ownership {
+        &self.ownership
+    }
+    fn ownership_mut(&mut self) -> &mut Ownership {
+        &mut self.ownership
+    }
+    fn shown_name(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.id.to_string())
+    }
+}
+
+impl Owned for Map {
+    const KIND: Kind = Kind::Map;
     fn ownership(&self) -> &Ownership {
         &self.ownership
     }

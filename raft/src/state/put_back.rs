@@ -62,6 +62,11 @@ impl State {
             .chain(self.vms.values().map(|one| one.created_at))
             .chain(self.snapshots.values().map(|one| one.created_at))
             .chain(operations.map(|one| one.created_at.max(ended(one))))
+            .chain(
+                self.maps
+                    .values()
+                    .map(|one| one.created_at.max(one.ended_at.unwrap_or_default())),
+            )
             .chain(self.tombstones.values().map(|one| one.created_at))
             .max()
             .unwrap_or_default()

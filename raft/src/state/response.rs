@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::ids::{CertificateId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, VmId};
+use super::ids::{CertificateId, ImageId, LeaseId, MapId, NodeId, OperationId, SnapshotId, VmId};
 
 /// What became of a command.
 pub type Outcome = Result<Response, Rejection>;
@@ -34,6 +34,10 @@ pub enum Response {
     Lease(LeaseId),
     /// This lease has ended, and what was kept by it goes.
     EndedLease(LeaseId),
+    /// This map was begun or changed.
+    Map(MapId),
+    /// This map was deleted.
+    DeletedMap(MapId),
 }
 
 /// What kind of object a message is about.
@@ -61,6 +65,8 @@ pub enum Kind {
     Lease,
     /// A group of VMs.
     Group,
+    /// A map that is left to the cluster.
+    Map,
 }
 
 impl fmt::Display for Kind {
@@ -77,6 +83,7 @@ impl fmt::Display for Kind {
             Self::Authority => "authority",
             Self::Lease => "lease",
             Self::Group => "group",
+            Self::Map => "map",
         })
     }
 }

@@ -23,6 +23,7 @@ mirrors! {
     id TokenId;
     id CertificateId;
     id LeaseId;
+    id MapId;
 
     struct Proposal { request: Option<RequestKey>, by: Actor, now: Millis, command: Command }
     struct Actor { owner: String, is_admin: bool }
@@ -161,6 +162,24 @@ mirrors! {
         EndLease { lease: String },
         SetLife { object: ObjectName, life: Life },
         Expire,
+        StartMap {
+            id: Id,
+            name: Option<String>,
+            asker: Option<MapAsker>,
+            source: ForkSource,
+            job: MapJob,
+            operation: Id,
+            node: NodeId,
+            candidates: Vec<Candidate>,
+            kept_for: Millis,
+            expires_at: Millis,
+        },
+        PlaceMap { map: Id, epoch: u64, candidates: Vec<Candidate> },
+        TakeMap { map: Id, node: NodeId, epoch: u64, lease: Id },
+        ReportMap { map: Id, epoch: u64, results: Vec<MapResult>, note: String },
+        EndMap { map: Id, epoch: u64, failure: Option<String>, reduced: Option<MapResult> },
+        CancelMap { map: String },
+        DeleteMap { map: String, force: bool },
         SetQuota { owner: String, quota: Quota },
         DeleteQuota { owner: String },
         Share { object: ObjectName, with: Option<String>, stop: bool },
@@ -198,8 +217,10 @@ mirrors! {
         Certificate(id: Id),
         Lease(id: Id),
         EndedLease(id: Id),
+        Map(id: Id),
+        DeletedMap(id: Id),
     }
-    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority, Lease, Group }
+    enum Kind { Node, Token, Image, Vm, Snapshot, Operation, Certificate, Quota, Authority, Lease, Group, Map }
     enum Rejection {
         InvalidField { field: String, problem: String },
         NotFound { kind: Kind, name: String },
@@ -477,6 +498,59 @@ mirrors! {
         gave_way: bool,
         failed_steps: Vec<String>,
     }
+    struct Map {
+        id: Id,
+        name: Option<String>,
+        ownership: Ownership,
+        asker: Option<MapAsker>,
+        job: Box<MapJob>,
+        snapshot: Id,
+        operation: Option<Id>,
+        driver: Option<NodeId>,
+        epoch: u64,
+        drives: u64,
+        placed_at: Millis,
+        lease: Option<Id>,
+        results: BTreeMap<u32, Box<MapResult>>,
+        done: BTreeMap<u32, u32>,
+        output_bytes: u64,
+        reduced: Option<Box<MapResult>>,
+        state: MapState,
+        note: String,
+        kept_for: Millis,
+        created_at: Millis,
+        ended_at: Option<Millis>,
+    }
+    enum MapState { Running, Finished, Cancelled, Failed { reason: String } }
+    struct MapAsker { certificate: Id, name: String, role: Role, expires_at: Millis }
+    struct MapJob {
+        source: String,
+        count: u32,
+        inputs: Vec<Vec<u8>>,
+        argv: Vec<Vec<u8>>,
+        env: Vec<String>,
+        user: String,
+        limit: Option<Millis>,
+        retries: u32,
+        parallel: u32,
+        lease_ttl: Millis,
+        node: String,
+        spread: bool,
+        constraints: Constraints,
+        reduce: Option<String>,
+    }
+    struct MapResult {
+        index: u32,
+        exit_code: Option<u8>,
+        error: String,
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+        truncated: bool,
+        vm: String,
+        node: String,
+        attempts: u32,
+        took_us: u64,
+    }
     enum ObjectId { Image(id: Id), Vm(id: Id), Snapshot(id: Id), Left(id: Id) }
     struct Tombstone { name: String, nodes: BTreeSet<NodeId>, created_at: Millis }
     struct RequestRecord { body: [u8; 32], outcome: Outcome }
@@ -502,6 +576,7 @@ mirrors! {
         Vm(id: Id),
         Snapshot(id: Id),
         Operation(id: Id),
+        Map(id: Id),
     }
     enum Audience { Everybody, Administrators, Of(ownership: Ownership) }
     enum EventKind {
@@ -574,6 +649,12 @@ mirrors! {
         OperationCancelling,
         OperationComplete,
         OperationFailed,
+        MapStarted,
+        MapDriven,
+        MapFinished,
+        MapCancelled,
+        MapFailed,
+        MapDeleted,
     }
 
     struct State {
@@ -590,6 +671,7 @@ mirrors! {
         vms: BTreeMap<Id, Box<Vm>>,
         snapshots: BTreeMap<Id, Box<Snapshot>>,
         operations: BTreeMap<Id, Box<Operation>>,
+        maps: BTreeMap<Id, Box<Map>>,
         tombstones: BTreeMap<ObjectId, Tombstone>,
         requests: Requests,
         events: BTreeMap<u64, Box<Event>>,

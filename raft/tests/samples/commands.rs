@@ -2,7 +2,10 @@
 
 use raft::state::*;
 
-use super::{authority, blob, capacity, content, disk, ending, labels, quota, settings, trust};
+use super::{
+    authority, blob, capacity, content, disk, ending, labels, map_asker, map_job, map_result,
+    quota, settings, trust,
+};
 
 /// Every command there is, in every shape, by name.
 fn commands() -> Vec<(&'static str, Command)> {
@@ -367,6 +370,72 @@ fn commands() -> Vec<(&'static str, Command)> {
             },
         ),
         ("expire", Command::Expire),
+        (
+            "start-map",
+            Command::StartMap {
+                id: MapId(0x71),
+                name: Some("nightly".into()),
+                asker: Some(map_asker()),
+                source: ForkSource::Vm("a".into()),
+                job: map_job(),
+                operation,
+                node: 1,
+                candidates: vec![Candidate {
+                    node: 1,
+                    room: None,
+                }],
+                kept_for: 86_400_000,
+                expires_at: 1_700_000_060_000,
+            },
+        ),
+        (
+            "place-map",
+            Command::PlaceMap {
+                map: MapId(0x71),
+                epoch: 1,
+                candidates: Vec::new(),
+            },
+        ),
+        (
+            "take-map",
+            Command::TakeMap {
+                map: MapId(0x71),
+                node: 1,
+                epoch: 1,
+                lease: LeaseId(0x62),
+            },
+        ),
+        (
+            "report-map",
+            Command::ReportMap {
+                map: MapId(0x71),
+                epoch: 2,
+                results: vec![map_result()],
+                note: "there is no room".into(),
+            },
+        ),
+        (
+            "end-map",
+            Command::EndMap {
+                map: MapId(0x71),
+                epoch: 2,
+                failure: Some("its moment is gone".into()),
+                reduced: Some(map_result()),
+            },
+        ),
+        (
+            "cancel-map",
+            Command::CancelMap {
+                map: "nightly".into(),
+            },
+        ),
+        (
+            "delete-map",
+            Command::DeleteMap {
+                map: "nightly".into(),
+                force: true,
+            },
+        ),
         (
             "close-parts",
             Command::CloseParts {

@@ -263,3 +263,49 @@ pub fn quota() -> Quota {
         ..Quota::default()
     }
 }
+
+pub fn map_asker() -> MapAsker {
+    MapAsker {
+        certificate: CertificateId(0x23),
+        name: "ann".into(),
+        role: Role::Operator,
+        expires_at: 99,
+    }
+}
+
+pub fn map_job() -> MapJob {
+    MapJob {
+        source: "a@gold".into(),
+        count: 2,
+        inputs: vec![b"one\n".to_vec(), b"two\n".to_vec()],
+        argv: vec![b"sh".to_vec(), b"-c".to_vec(), vec![0xff]],
+        env: vec!["WORD=x".into()],
+        user: "root".into(),
+        limit: Some(1_000),
+        retries: 3,
+        parallel: 2,
+        lease_ttl: 60_000,
+        node: "n1".into(),
+        spread: true,
+        constraints: Constraints {
+            node_labels: labels(),
+            apart_from: vec!["db".into()],
+        },
+        reduce: Some("wc -l".into()),
+    }
+}
+
+pub fn map_result() -> MapResult {
+    MapResult {
+        index: 1,
+        exit_code: Some(3),
+        error: "ended by a signal".into(),
+        stdout: b"out".to_vec(),
+        stderr: vec![0xfe],
+        truncated: true,
+        vm: "a-7".into(),
+        node: "n1".into(),
+        attempts: 2,
+        took_us: 1_500,
+    }
+}

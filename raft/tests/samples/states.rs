@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, sync::Arc};
 use raft::state::*;
 
 use super::{
-    authority, blob, capacity, content, disk, ending, labels, proposals, quota, settings, spec,
-    trust,
+    authority, blob, capacity, content, disk, ending, labels, map_asker, map_job, map_result,
+    proposals, quota, settings, spec, trust,
 };
 
 /// A state with one of everything.
@@ -127,6 +127,22 @@ pub fn state() -> State {
     state.leases.insert(LeaseId(0x61), lease);
     add_vms(&mut state);
     add_operations(&mut state);
+    let running = map();
+    let ended = Map {
+        id: MapId(0x72),
+        name: None,
+        driver: None,
+        lease: None,
+        reduced: Some(Arc::new(map_result())),
+        state: MapState::Failed {
+            reason: "its moment is gone".into(),
+        },
+        ended_at: Some(50),
+        ..map()
+    };
+    for map in [running, ended] {
+        state.maps.insert(map.id, Arc::new(map));
+    }
     for (object, name) in [
         (ObjectId::Vm(VmId(0x49)), "gone"),
         (ObjectId::Snapshot(SnapshotId(0x59)), "gone"),
@@ -157,6 +173,7 @@ fn events() -> Events {
         Subject::Image(ImageId(0x31)),
         Subject::Vm(VmId(0x41)),
         Subject::Snapshot(OperationId(DERIVED_IDS).snapshot()),
+        Subject::Map(MapId(0x71)),
         Subject::Operation(OperationId(DERIVED_IDS)),
     ];
     let event = |(number, kind): (usize, &EventKind)| {
@@ -277,6 +294,32 @@ fn add_vms(state: &mut State) {
         vm(0x47, "g", fork, Power::Running, Phase::Restarting),
     ] {
         state.vms.insert(vm.id, Arc::new(vm));
+    }
+}
+
+fn map() -> Map {
+    Map {
+        id: MapId(0x71),
+        name: Some("nightly".into()),
+        ownership: Ownership::of("ann"),
+        asker: Some(map_asker()),
+        job: Arc::new(map_job()),
+        snapshot: OperationId(DERIVED_IDS).snapshot(),
+        operation: Some(OperationId(DERIVED_IDS)),
+        driver: Some(1),
+        epoch: 2,
+        drives: 1,
+        placed_at: 30,
+        lease: Some(LeaseId(0x61)),
+        results: [(0, Arc::new(map_result()))].into_iter().collect(),
+        done: [(1, 0)].into_iter().collect(),
+        output_bytes: map_result().output_bytes(),
+        reduced: None,
+        state: MapState::Running,
+        note: "there is no room".into(),
+        kept_for: 86_400_000,
+        created_at: 20,
+        ended_at: None,
     }
 }
 

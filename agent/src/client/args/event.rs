@@ -18,6 +18,7 @@ Kinds, also by what is before the point:
               shared unshared kept changed deleted
   snapshot    begun ready named unnamed held lost secured warmed shared unshared kept changed deleted
   operation   begun progressed cancelling complete failed
+  map         started driven finished cancelled failed deleted
   image       imported held shared unshared changed deleted
   node        joined started moved labelled cordoned uncordoned draining drained changed removed
   lease       created ended

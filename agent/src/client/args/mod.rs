@@ -21,7 +21,7 @@ use self::{
     event::EventsArgs,
     group::GroupCommand,
     keep::{KeepCommand, LeaseCommand},
-    map::MapArgs,
+    map::{MapArgs, MapsCommand},
     objects::{
         ConsoleArgs, ForkArgs, ImageCommand, LogsArgs, OperationCommand, SnapshotCommand, TreeArgs,
         VmCommand,
@@ -246,6 +246,9 @@ Ends with 1 when a check failed.")]
     /// Runs a program in many forks at once, and gathers what comes of it.
     #[command(after_help = map::MAP_EXAMPLES)]
     Map(Box<MapArgs>),
+    /// Maps that are left to the cluster.
+    #[command(subcommand, after_help = map::MAPS_EXAMPLES)]
+    Maps(MapsCommand),
     /// Copies files into a VM, or out of it.
     #[command(after_help = work::CP_EXAMPLES)]
     Cp(CpArgs),

@@ -15,6 +15,7 @@ pub mod init;
 pub mod join;
 pub mod keep;
 pub mod logs;
+pub mod maps;
 pub mod node;
 pub mod operation;
 pub mod owner;

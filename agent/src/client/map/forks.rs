@@ -10,7 +10,10 @@ use ulid::Ulid;
 use super::lease::Lease;
 use crate::{
     admission::{NO_DISK, NO_MEMORY},
-    client::{failure::Failure, reach::Reach},
+    client::{
+        failure::{Failure, FailureKind},
+        reach::Reach,
+    },
 };
 
 /// How many requests for forks are under way at once: what is asked for meanwhile is one request.
@@ -20,7 +23,7 @@ const MOST: usize = 1_000;
 
 /// A fork that runs.
 #[derive(Debug, Clone)]
-pub(super) struct Fork {
+pub(crate) struct Fork {
     pub id: String,
     pub name: String,
     pub node: String,
@@ -28,9 +31,11 @@ pub(super) struct Fork {
 
 /// Why there is no fork.
 #[derive(Debug)]
-pub(super) enum Refused {
+pub(crate) enum Refused {
     /// There is no room for it now.
     NoRoom(Failure),
+    /// Nobody answers.
+    Unreachable(Failure),
     /// It was not made this time.
     Failed(String),
     /// It never will be.
@@ -40,7 +45,7 @@ pub(super) enum Refused {
 type Answer = oneshot::Sender<Result<Fork, Refused>>;
 
 /// Makes forks of one moment.
-pub(super) struct Forks<'a> {
+pub(crate) struct Forks<'a> {
     reach: &'a Reach,
     lease: &'a Lease<'a>,
     /// What all requests have in common.
@@ -133,7 +138,6 @@ impl<'a> Forks<'a> {
     async fn fork(&self, count: usize) -> Result<Vec<ForkedVm>, Failure> {
         let request = ForkRequest {
             count: count as u32,
-            labels: [("map".to_owned(), self.lease.id().to_owned())].into(),
             keep: Some(self.lease.keeps()),
             request_id: Ulid::new().to_string(),
             ..self.asked_for.clone()
@@ -177,6 +181,7 @@ fn is_no_room(reason: Reason) -> bool {
 /// What a refusal of forks means for who asked for one.
 fn refused(failure: Failure) -> Refused {
     match failure.reason {
+        _ if failure.kind == FailureKind::Unreachable => Refused::Unreachable(failure),
         reason if is_no_room(reason) => Refused::NoRoom(failure),
         Reason::InvalidField
         | Reason::NotFound

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 /// One item.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Item {
+pub(crate) struct Item {
     /// Its number, from 0.
     pub index: usize,
     /// What its program is given to read.
@@ -15,23 +15,30 @@ pub(super) struct Item {
 
 /// All items of a map.
 #[derive(Debug)]
-pub(super) struct Items {
+pub(crate) struct Items {
     waiting: VecDeque<Item>,
     accepted: Vec<bool>,
     retries: u32,
 }
 
 impl Items {
-    pub fn new(inputs: Vec<Option<Vec<u8>>>, retries: u32) -> Self {
-        let accepted = vec![false; inputs.len()];
+    /// All of them, of which some have their results already.
+    pub fn new(
+        inputs: Vec<Option<Vec<u8>>>,
+        retries: u32,
+        is_done: impl Fn(usize) -> bool,
+    ) -> Self {
+        let accepted: Vec<bool> = (0..inputs.len()).map(is_done).collect();
         let items = inputs.into_iter().enumerate();
+        let items = items.filter(|(index, _)| !accepted[*index]);
         let item = |(index, input)| Item {
             index,
             input,
             attempts: 0,
         };
+        let waiting = items.map(item).collect();
         Self {
-            waiting: items.map(item).collect(),
+            waiting,
             accepted,
             retries,
         }
@@ -40,6 +47,11 @@ impl Items {
     /// How many there are.
     pub fn count(&self) -> usize {
         self.accepted.len()
+    }
+
+    /// How many have no result yet.
+    pub fn left(&self) -> usize {
+        self.accepted.iter().filter(|accepted| !**accepted).count()
     }
 
     /// The next one to do. Who takes it says what became of it, and takes it again itself where it failed: so that whoever finds none is
@@ -77,7 +89,7 @@ mod tests {
 
     #[test]
     fn each_has_one_result_and_what_failed_comes_first() {
-        let mut items = Items::new(vec![None, Some(b"x\n".to_vec()), None], 1);
+        let mut items = Items::new(vec![None, Some(b"x\n".to_vec()), None], 1, |_| false);
         assert_eq!(items.count(), 3);
         let first = items.next().unwrap();
         assert_eq!((first.index, first.attempts), (0, 1));
@@ -95,9 +107,17 @@ mod tests {
     }
 
     #[test]
+    fn what_has_its_result_is_not_done_again() {
+        let mut items = Items::new(vec![None; 3], 0, |index| index == 1);
+        assert_eq!((items.count(), items.left()), (3, 2));
+        let indexes = std::iter::from_fn(|| items.next()).map(|item| item.index);
+        assert_eq!(indexes.collect::<Vec<_>>(), [0, 2]);
+    }
+
+    #[test]
     #[should_panic(expected = "one at a time")]
     fn a_second_result_is_a_bug() {
-        let mut items = Items::new(vec![None], 0);
+        let mut items = Items::new(vec![None], 0, |_| false);
         let item = items.next().unwrap();
         items.accepted(&item);
         items.accepted(&item);

@@ -14,7 +14,7 @@ use crate::client::{args::keep::millis, failure::Failure, reach::Reach};
 const RENEWALS: u32 = 6;
 
 /// A lease that is held.
-pub(super) struct Lease<'a> {
+pub(crate) struct Lease<'a> {
     reach: &'a Reach,
     id: String,
     /// How long what was made stays when nobody is there any more.
@@ -34,6 +34,11 @@ impl<'a> Lease<'a> {
         });
         let id = taken.await?.id;
         Ok(Self { reach, id, ttl })
+    }
+
+    /// One that is there already.
+    pub fn held(reach: &'a Reach, id: String, ttl: Duration) -> Self {
+        Self { reach, id, ttl }
     }
 
     /// Its id.
@@ -70,6 +75,8 @@ impl<'a> Lease<'a> {
                 Err(failure) if failure.reason == Reason::NotFound => {
                     return failure.and("its forks are deleted");
                 }
+                // Its owner may not any more.
+                Err(failure) if failure.reason == Reason::NotAllowed => return failure,
                 Err(failure) if renewed.elapsed() > self.ttl => return failure,
                 Err(_) => {}
             }

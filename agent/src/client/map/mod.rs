@@ -1,38 +1,40 @@
 //! `fpagent map`: forks of one moment that each run a program, and what comes of it.
 //!
-//! It is a client of the API and nothing more: in the cluster there is a lease, which it renews, and what is kept by that. So whatever
-//! becomes of this program, of the agent that it talks to, or of the leader, nothing is left of it for longer than that lease.
+//! Attached, it is a client of the API and nothing more: in the cluster there is a lease, which it renews, and what is kept by that. So
+//! whatever becomes of this program, of the agent that it talks to, or of the leader, nothing is left of it for longer than that lease. With
+//! `--detach` it hands the map over ([`detach`]), and a node of the cluster runs the same [`engine`].
 
-mod forks;
-mod items;
-mod lease;
-mod program;
-mod result;
+pub(crate) mod detach;
+pub(crate) mod engine;
+pub(crate) mod forks;
+pub(crate) mod items;
+pub(crate) mod lease;
+pub(crate) mod program;
+pub(crate) mod result;
+pub(crate) mod shown;
 
 use std::{
-    cell::{Cell, RefCell},
-    collections::BTreeSet,
     fs::File,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _},
     os::unix::ffi::OsStrExt as _,
     time::Duration,
 };
 
-use futures::future::try_join_all;
 use guest::files::To;
-use proto::v1::{CreateSnapshotRequest, ForkRequest, ListNodesRequest, NodeState};
+use proto::v1::{CreateSnapshotRequest, ForkRequest, MapResult};
 use tokio::{
     signal::unix::{SignalKind, signal},
-    sync::{Notify, watch},
-    time::{Instant, sleep},
+    time::Instant,
 };
 
 use self::{
-    forks::{Fork, Forks, Refused},
+    engine::{Engine, Front, Job},
+    forks::Fork,
     items::{Item, Items},
     lease::Lease,
-    program::{Broken, Program, Ran},
-    result::{ItemView, ReduceView},
+    program::{Broken, MOST_OUTPUT, Ran},
+    result::{as_lines, result_of_ran},
+    shown::Shown,
 };
 use super::{
     Context,
@@ -44,11 +46,7 @@ use super::{
 };
 
 /// How long one call may take: a fork onto a host that has nothing yet brings all of it there.
-const CALL_PATIENCE: Duration = Duration::from_secs(300);
-/// How many items run at once where that is not said.
-const AT_ONCE: usize = 64;
-/// How often is looked which nodes are there.
-const LOOK: Duration = Duration::from_secs(2);
+pub(crate) const CALL_PATIENCE: Duration = Duration::from_secs(300);
 /// The input of all items, bytes: they are kept here until they are done.
 const MOST_INPUT: u64 = 256 << 20;
 /// What a shell says of a program that was interrupted.
@@ -56,13 +54,31 @@ const INTERRUPTED: u8 = 130;
 
 /// Runs a program in forks of a VM or a snapshot.
 pub(super) async fn run(context: &Context, args: MapArgs) -> Result<(), Failure> {
+    if args.detach {
+        return detach::start(context, args).await;
+    }
     let inputs = inputs(&args)?;
     let reach = context.reach_for(CALL_PATIENCE)?;
     let lease = Lease::take(&reach, args.lease).await?;
     let worked = async {
         let source = source(&reach, &args.source, &lease).await?;
-        let map = Map::new(context, &reach, &args, &lease, source, inputs);
-        map.carry_out().await
+        let job = job(context, &args, source, &lease);
+        let front = Here {
+            context,
+            args: &args,
+            shown: Shown::new(context, inputs.len() as u64),
+        };
+        let items = Items::new(inputs, args.retries, |_| false);
+        let engine = Engine::new(&reach, &lease, &job, &front, items);
+        let begun = Instant::now();
+        engine.carry_out().await?;
+        front.shown.tell(begun.elapsed())?;
+        let Some(command) = &args.reduce else {
+            return Ok(());
+        };
+        let lines = as_lines(front.shown.results())?;
+        let ran = engine.reduce(command, lines).await?;
+        front.shown.show_reduced(result_of_ran(0, 1, ran))
     };
     let outcome = tokio::select! {
         outcome = worked => outcome,
@@ -72,6 +88,26 @@ pub(super) async fn run(context: &Context, args: MapArgs) -> Result<(), Failure>
     let cleaned = lease.end().await;
     // What went wrong first is what is told.
     outcome.and(cleaned)
+}
+
+fn job(context: &Context, args: &MapArgs, source: String, lease: &Lease<'_>) -> Job {
+    Job {
+        forks: ForkRequest {
+            source,
+            node: args.node.clone(),
+            spread: args.spread,
+            constraints: Some(args.constraints.clone().into()),
+            labels: [("map".to_owned(), lease.id().to_owned())].into(),
+            ..ForkRequest::default()
+        },
+        argv: args.argv(),
+        env: args.settings(),
+        user: args.user.clone(),
+        limit: context.global.timeout,
+        retries: args.retries,
+        parallel: args.parallel.map(|at_once| at_once as usize),
+        most_output: MOST_OUTPUT,
+    }
 }
 
 /// What each item is given to read.
@@ -145,158 +181,20 @@ async fn interrupted() -> Failure {
     Failure::new(FailureKind::Guest(INTERRUPTED), "", "")
 }
 
-/// One map that is carried out.
-struct Map<'a> {
+/// A map whose results are printed here.
+struct Here<'a> {
     context: &'a Context,
-    reach: &'a Reach,
     args: &'a MapArgs,
-    forks: Forks<'a>,
-    items: RefCell<Items>,
-    results: RefCell<Vec<ItemView>>,
-    /// How many programs run.
-    running: Cell<usize>,
-    /// Rung when one has ended, and its fork is gone.
-    freed: Notify,
-    /// Nodes that are not there.
-    absent: watch::Sender<BTreeSet<String>>,
-    progress: Progress,
+    shown: Shown<'a>,
 }
 
-impl<'a> Map<'a> {
-    fn new(
-        context: &'a Context,
-        reach: &'a Reach,
-        args: &'a MapArgs,
-        lease: &'a Lease<'a>,
-        source: String,
-        inputs: Vec<Option<Vec<u8>>>,
-    ) -> Self {
-        let asked_for = ForkRequest {
-            source,
-            node: args.node.clone(),
-            spread: args.spread,
-            constraints: Some(args.constraints.clone().into()),
-            ..ForkRequest::default()
-        };
-        Self {
-            context,
-            reach,
-            args,
-            forks: Forks::new(reach, lease, asked_for),
-            progress: Progress::things("mapping", inputs.len() as u64),
-            items: RefCell::new(Items::new(inputs, args.retries)),
-            results: RefCell::default(),
-            running: Cell::new(0),
-            freed: Notify::new(),
-            absent: watch::channel(BTreeSet::new()).0,
-        }
-    }
-
-    async fn carry_out(&self) -> Result<(), Failure> {
-        let begun = Instant::now();
-        let count = self.items.borrow().count();
-        let at_once = self
-            .args
-            .parallel
-            .map_or(AT_ONCE, |at_once| at_once as usize);
-        let workers = (0..at_once.min(count)).map(|_| self.work());
-        tokio::select! {
-            done = try_join_all(workers) => { done?; }
-            never = self.forks.serve() => match never {},
-            never = self.look_for_nodes() => match never {},
-        }
-        self.tell(begun.elapsed())?;
-        match &self.args.reduce {
-            Some(command) => tokio::select! {
-                reduced = self.reduce(command) => reduced,
-                never = self.forks.serve() => match never {},
-                never = self.look_for_nodes() => match never {},
-            },
-            None => Ok(()),
-        }
-    }
-
-    /// Does one item after the other.
-    async fn work(&self) -> Result<(), Failure> {
-        loop {
-            // Not over a wait.
-            let next = self.items.borrow_mut().next();
-            let Some(item) = next else {
-                return Ok(());
-            };
-            let program = self.program(&item);
-            match self.ran_in_fork(&program, Some(&item)).await? {
-                Ok((ran, fork)) => self.accept(&item, ran, &fork)?,
-                Err(why) => self.again(item, why)?,
-            }
-        }
-    }
-
-    /// Runs a program in a fork that is made for it. Says why it has to be done again where that did not work.
-    async fn ran_in_fork(
-        &self,
-        program: &Program,
-        item: Option<&Item>,
-    ) -> Result<Result<(Ran, Fork), String>, Failure> {
-        let fork = loop {
-            match self.forks.ask().await {
-                Ok(fork) => break fork,
-                Err(Refused::NoRoom(failure)) if self.running.get() == 0 => return Err(failure),
-                // One that has ended makes room.
-                Err(Refused::NoRoom(_)) => self.freed.notified().await,
-                Err(Refused::Failed(why)) => return Ok(Err(why)),
-                Err(Refused::Final(failure)) => return Err(failure),
-            }
-        };
-        self.running.set(self.running.get() + 1);
-        let worked = async {
-            let mut ran = program.run(self.reach, &fork.id).await?;
-            if let Some(item) = item {
-                self.collect(item, &fork, &mut ran).await?;
-            }
-            Ok(ran)
-        };
-        let worked = tokio::select! {
-            worked = worked => worked,
-            () = self.gone(&fork.node) => {
-                Err(Broken::Again(format!("node {} is not there any more", fork.node)))
-            }
-        };
-        self.forks.remove(&fork).await;
-        self.running.set(self.running.get() - 1);
-        self.freed.notify_waiters();
-        match worked {
-            Ok(ran) => Ok(Ok((ran, fork))),
-            Err(Broken::Again(why)) => Ok(Err(why)),
-            Err(Broken::Final(failure)) => Err(failure),
-        }
-    }
-
-    fn program(&self, item: &Item) -> Program {
-        let mut program = self.program_of(&self.args.command);
-        program.env.push(format!("FP_INDEX={}", item.index));
-        program.input.clone_from(&item.input);
-        program
-    }
-
-    fn program_of(&self, command: &[std::ffi::OsString]) -> Program {
-        let env = self.args.env.iter();
-        let mut env: Vec<_> = env.map(|(name, value)| format!("{name}={value}")).collect();
-        env.push(format!("FP_COUNT={}", self.items.borrow().count()));
-        Program {
-            argv: command
-                .iter()
-                .map(|word| word.as_bytes().to_vec())
-                .collect(),
-            env,
-            user: self.args.user.clone(),
-            limit: self.context.global.timeout,
-            input: None,
-        }
+impl Front for Here<'_> {
+    async fn take(&self, result: MapResult) -> Result<(), Failure> {
+        self.shown.show(result)
     }
 
     /// Brings back what was asked for, to a folder of the item's own.
-    async fn collect(&self, item: &Item, fork: &Fork, ran: &mut Ran) -> Result<(), Broken> {
+    async fn ended(&self, item: &Item, fork: &Fork, ran: &mut Ran) -> Result<(), Broken> {
         let (Some(path), Some(into)) = (&self.args.collect, &self.args.into) else {
             return Ok(());
         };
@@ -323,141 +221,21 @@ impl<'a> Map<'a> {
         }
     }
 
-    /// Takes an item's result, which is its only one.
-    fn accept(&self, item: &Item, ran: Ran, fork: &Fork) -> Result<(), Failure> {
-        self.items.borrow_mut().accepted(item);
-        self.show(ItemView::of(item, ran, fork))
+    async fn may_fork(&self) -> Result<(), Failure> {
+        Ok(())
     }
 
-    /// Has an item be done again, or gives it up.
-    fn again(&self, item: Item, why: String) -> Result<(), Failure> {
-        let given_up = self.items.borrow_mut().failed(item, &why);
-        match given_up {
-            Some(item) => self.show(ItemView::given_up(&item, why)),
-            None => Ok(()),
-        }
+    async fn no_room(&self, why: Failure) -> Result<(), Failure> {
+        Err(why)
     }
 
-    fn show(&self, view: ItemView) -> Result<(), Failure> {
-        self.progress.another();
-        let shown = self.progress.aside(|| match self.context.for_people() {
-            true => view.print(&mut io::stdout().lock(), &mut io::stderr().lock()),
-            false => {
-                let mut out = io::stdout().lock();
-                serde_json::to_writer(&mut out, &view)?;
-                out.write_all(b"\n")?;
-                out.flush()
-            }
-        });
-        self.results.borrow_mut().push(view);
-        Ok(shown?)
+    async fn unreachable(&self, _why: &Failure) -> bool {
+        false
     }
 
-    /// Says how all went, and fails where one did.
-    fn tell(&self, took: Duration) -> Result<(), Failure> {
-        let results = self.results.borrow();
-        let failed: Vec<&ItemView> = results.iter().filter(|one| !one.is_good()).collect();
-        let repeated = results.iter().filter(|one| one.attempts > 1).count();
-        if self.context.for_people() {
-            self.progress.aside(|| {
-                eprintln!(
-                    "{} items in {:.1} s, {} failed, {repeated} repeated",
-                    results.len(),
-                    took.as_secs_f64(),
-                    failed.len(),
-                );
-            });
-        }
-        let Some(first) = failed.iter().min_by_key(|one| one.index) else {
-            return Ok(());
-        };
-        let message = format!("{} of {} items failed", failed.len(), results.len());
-        Err(Failure::refused(
-            format!(
-                "{message}, the first of them {}: {}",
-                first.index,
-                first.why()
-            ),
-            "",
-        ))
-    }
-
-    /// Runs a program over all results, in one more fork.
-    async fn reduce(&self, command: &str) -> Result<(), Failure> {
-        let argv = ["/bin/sh", "-c", command].map(std::ffi::OsString::from);
-        let mut program = self.program_of(&argv);
-        program.input = Some(self.results_as_lines()?);
-        for _ in 0..=self.args.retries {
-            match self.ran_in_fork(&program, None).await? {
-                Ok((ran, _)) => return self.show_reduced(ran),
-                Err(why) => self
-                    .progress
-                    .aside(|| eprintln!("fpagent: --reduce again: {why}")),
-            }
-        }
-        Err(Failure::refused("--reduce could not be run", ""))
-    }
-
-    /// In the items' order, as `-o json` prints them.
-    fn results_as_lines(&self) -> Result<Vec<u8>, Failure> {
-        let mut results = self.results.borrow_mut();
-        results.sort_by_key(|one| one.index);
-        let mut lines = Vec::new();
-        for result in results.iter() {
-            serde_json::to_writer(&mut lines, result).map_err(io::Error::from)?;
-            lines.push(b'\n');
-        }
-        Ok(lines)
-    }
-
-    fn show_reduced(&self, ran: Ran) -> Result<(), Failure> {
-        let code = ran.code;
-        self.progress.aside(|| {
-            let mut out = io::stdout().lock();
-            if self.context.for_people() {
-                out.write_all(&ran.output)?;
-                io::stderr().lock().write_all(&ran.errors)?;
-            } else {
-                serde_json::to_writer(&mut out, &ReduceView::of(ran))?;
-                out.write_all(b"\n")?;
-            }
-            out.flush()
-        })?;
-        match code {
-            0 => Ok(()),
-            code => Err(Failure::new(FailureKind::Guest(code), "", "")),
-        }
-    }
-
-    /// Looks which nodes are there. One that is not at two looks is gone: what runs there is done elsewhere.
-    async fn look_for_nodes(&self) -> std::convert::Infallible {
-        let mut before = BTreeSet::new();
-        loop {
-            sleep(LOOK).await;
-            let listed = self.reach.call(async |attempt| {
-                let request = attempt.request(ListNodesRequest {});
-                attempt.nodes().list_nodes(request).await
-            });
-            // Where nobody answers, the calls that matter say so.
-            let Ok(listed) = listed.await else { continue };
-            let offline = listed.nodes.into_iter();
-            let offline = offline.filter(|node| node.state() == NodeState::Offline);
-            let offline: BTreeSet<String> = offline.map(|node| node.name).collect();
-            let gone = offline.intersection(&before).cloned().collect();
-            before = offline;
-            self.absent.send_replace(gone);
-        }
-    }
-
-    async fn gone(&self, node: &str) {
-        let mut absent = self.absent.subscribe();
-        // The sender is this map's own.
-        if absent
-            .wait_for(|absent| absent.contains(node))
-            .await
-            .is_err()
-        {
-            std::future::pending().await
-        }
+    fn reduced_again(&self, why: &str) {
+        self.shown
+            .progress
+            .aside(|| eprintln!("fpagent: --reduce again: {why}"));
     }
 }

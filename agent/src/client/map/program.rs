@@ -14,14 +14,14 @@ use crate::client::{
     reach::Reach,
 };
 
-/// What is kept of each of a program's outputs, bytes.
-const MOST_OUTPUT: usize = 16 << 20;
+/// What is kept of each of a program's outputs where it is printed at once, bytes.
+pub(super) const MOST_OUTPUT: usize = 16 << 20;
 /// Input that is sent at once, bytes: what agents take.
 const PIECE: usize = 64 << 10;
 
 /// What is run.
 #[derive(Debug, Clone)]
-pub(super) struct Program {
+pub(crate) struct Program {
     pub argv: Vec<Vec<u8>>,
     /// NAME=VALUE.
     pub env: Vec<String>,
@@ -29,11 +29,13 @@ pub(super) struct Program {
     /// How long it may take.
     pub limit: Option<Duration>,
     pub input: Option<Vec<u8>>,
+    /// What is kept of each of its outputs, bytes.
+    pub most_output: usize,
 }
 
 /// What came of a program.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Ran {
+pub(crate) struct Ran {
     /// As a shell has it: the program's, 128 and a signal's number, 124 when it took too long, 127 when it was not started.
     pub code: u8,
     /// What that says not.
@@ -47,7 +49,7 @@ pub(super) struct Ran {
 
 /// A program of which nothing is known.
 #[derive(Debug)]
-pub(super) enum Broken {
+pub(crate) enum Broken {
     /// For no fault of its own.
     Again(String),
     /// It would be so again.
@@ -83,7 +85,7 @@ impl Program {
             loop {
                 match answers.message().await {
                     Ok(Some(ExecResponse { part })) => {
-                        if let Some(end) = ran.note(part) {
+                        if let Some(end) = ran.note(part, self.most_output) {
                             return ran.ended(end);
                         }
                     }
@@ -127,10 +129,10 @@ impl Program {
 
 impl Ran {
     /// Notes what comes, and gives the end.
-    fn note(&mut self, part: Option<Out>) -> Option<ExecEnd> {
+    fn note(&mut self, part: Option<Out>, most: usize) -> Option<ExecEnd> {
         match part {
-            Some(Out::Output(bytes)) => self.is_cut |= keep(&mut self.output, &bytes),
-            Some(Out::Errors(bytes)) => self.is_cut |= keep(&mut self.errors, &bytes),
+            Some(Out::Output(bytes)) => self.is_cut |= keep(&mut self.output, &bytes, most),
+            Some(Out::Errors(bytes)) => self.is_cut |= keep(&mut self.errors, &bytes, most),
             Some(Out::End(end)) => return Some(end),
             // Of a newer agent.
             None => {}
@@ -163,8 +165,8 @@ impl Ran {
 }
 
 /// Keeps as much as there is room for; whether that was not all.
-fn keep(kept: &mut Vec<u8>, bytes: &[u8]) -> bool {
-    let room = MOST_OUTPUT.saturating_sub(kept.len()).min(bytes.len());
+fn keep(kept: &mut Vec<u8>, bytes: &[u8], most: usize) -> bool {
+    let room = most.saturating_sub(kept.len()).min(bytes.len());
     kept.extend_from_slice(&bytes[..room]);
     room < bytes.len()
 }
@@ -177,9 +179,12 @@ mod tests {
     fn what_comes_is_kept_as_far_as_there_is_room() {
         let mut ran = Ran::default();
         let piece = vec![b'x'; MOST_OUTPUT - 1];
-        assert_eq!(ran.note(Some(Out::Output(piece.into()))), None);
+        assert_eq!(ran.note(Some(Out::Output(piece.into())), MOST_OUTPUT), None);
         assert!(!ran.is_cut);
-        assert_eq!(ran.note(Some(Out::Output(b"yz".as_slice().into()))), None);
+        assert_eq!(
+            ran.note(Some(Out::Output(b"yz".as_slice().into())), MOST_OUTPUT),
+            None
+        );
         assert!(ran.is_cut);
         assert_eq!(ran.output.len(), MOST_OUTPUT);
         assert_eq!(ran.output.last(), Some(&b'y'));

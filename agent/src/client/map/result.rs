@@ -2,14 +2,16 @@
 
 use std::io::{self, Write};
 
+use proto::v1::MapResult;
 use serde::Serialize;
 
 use super::{forks::Fork, items::Item, program::Ran};
+use crate::client::failure::Failure;
 
 /// What came of an item.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ItemView {
+pub(crate) struct ItemView {
     /// Its number, from 0.
     pub index: usize,
     /// As a shell has it; `null` where its program could not be run to its end.
@@ -32,38 +34,70 @@ pub(super) struct ItemView {
     pub took_ms: f64,
 }
 
+impl From<MapResult> for ItemView {
+    fn from(result: MapResult) -> Self {
+        let code = result.exit_code;
+        Self {
+            index: result.index as usize,
+            exit_code: code.map(|code| u8::try_from(code).unwrap_or(u8::MAX)),
+            error: result.error,
+            stdout: text(&result.stdout),
+            stderr: text(&result.stderr),
+            truncated: result.truncated,
+            vm: result.vm,
+            node: result.node,
+            attempts: result.attempts,
+            took_ms: result.took_us as f64 / 1e3,
+        }
+    }
+}
+
+/// The result of an item whose program ran.
+pub(crate) fn result_of(item: &Item, ran: Ran, fork: &Fork) -> MapResult {
+    MapResult {
+        vm: fork.name.clone(),
+        node: fork.node.clone(),
+        ..result_of_ran(item.index, item.attempts, ran)
+    }
+}
+
+/// The same of a program that ran in no item's fork.
+pub(crate) fn result_of_ran(index: usize, attempts: u32, ran: Ran) -> MapResult {
+    MapResult {
+        index: index as u32,
+        exit_code: Some(ran.code.into()),
+        error: ran.error,
+        stdout: ran.output.into(),
+        stderr: ran.errors.into(),
+        truncated: ran.is_cut,
+        attempts,
+        took_us: ran.took_us,
+        ..MapResult::default()
+    }
+}
+
+/// The result of an item that was tried often enough.
+pub(crate) fn given_up(item: &Item, why: String) -> MapResult {
+    MapResult {
+        index: item.index as u32,
+        error: why,
+        attempts: item.attempts,
+        ..MapResult::default()
+    }
+}
+
+/// Results in the items' order, as `-o json` prints them.
+pub(crate) fn as_lines(mut results: Vec<ItemView>) -> Result<Vec<u8>, Failure> {
+    results.sort_by_key(|one| one.index);
+    let mut lines = Vec::new();
+    for result in results {
+        serde_json::to_writer(&mut lines, &result).map_err(io::Error::from)?;
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
 impl ItemView {
-    pub fn of(item: &Item, ran: Ran, fork: &Fork) -> Self {
-        Self {
-            index: item.index,
-            exit_code: Some(ran.code),
-            error: ran.error,
-            stdout: text(&ran.output),
-            stderr: text(&ran.errors),
-            truncated: ran.is_cut,
-            vm: fork.name.clone(),
-            node: fork.node.clone(),
-            attempts: item.attempts,
-            took_ms: ran.took_us as f64 / 1e3,
-        }
-    }
-
-    /// Of one that was tried often enough.
-    pub fn given_up(item: &Item, why: String) -> Self {
-        Self {
-            index: item.index,
-            exit_code: None,
-            error: why,
-            stdout: String::new(),
-            stderr: String::new(),
-            truncated: false,
-            vm: String::new(),
-            node: String::new(),
-            attempts: item.attempts,
-            took_ms: 0.0,
-        }
-    }
-
     /// Whether all went well.
     pub fn is_good(&self) -> bool {
         self.exit_code == Some(0) && self.error.is_empty()
@@ -100,7 +134,7 @@ impl ItemView {
 /// What came of the program that was run over all results.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct ReduceView {
+pub(crate) struct ReduceView {
     reduce: Reduced,
 }
 
@@ -114,15 +148,16 @@ struct Reduced {
     truncated: bool,
 }
 
-impl ReduceView {
-    pub fn of(ran: Ran) -> Self {
+impl From<MapResult> for ReduceView {
+    fn from(result: MapResult) -> Self {
+        let code = result.exit_code.unwrap_or(u32::from(u8::MAX));
         Self {
             reduce: Reduced {
-                exit_code: ran.code,
-                error: ran.error,
-                stdout: text(&ran.output),
-                stderr: text(&ran.errors),
-                truncated: ran.is_cut,
+                exit_code: u8::try_from(code).unwrap_or(u8::MAX),
+                error: result.error,
+                stdout: text(&result.stdout),
+                stderr: text(&result.stderr),
+                truncated: result.truncated,
             },
         }
     }
@@ -161,7 +196,7 @@ mod tests {
             took_us: 1_500,
             ..Ran::default()
         };
-        let view = ItemView::of(&item(7), ran, &fork());
+        let view = ItemView::from(result_of(&item(7), ran, &fork()));
         let json = serde_json::to_value(&view).unwrap();
         let expected = serde_json::json!({
             "index": 7, "exitCode": 3, "error": "", "stdout": "a\nb", "stderr": "oh\n", "truncated": false,
@@ -176,13 +211,14 @@ mod tests {
 
     #[test]
     fn only_a_program_that_ended_with_0_is_good() {
-        assert!(ItemView::of(&item(0), Ran::default(), &fork()).is_good());
+        let view = |ran| ItemView::from(result_of(&item(0), ran, &fork()));
+        assert!(view(Ran::default()).is_good());
         let collected = Ran {
             error: "nothing was collected".into(),
             ..Ran::default()
         };
-        assert!(!ItemView::of(&item(0), collected, &fork()).is_good());
-        let given_up = ItemView::given_up(&item(0), "no host".into());
+        assert!(!view(collected).is_good());
+        let given_up = ItemView::from(given_up(&item(0), "no host".into()));
         assert!(!given_up.is_good());
         assert_eq!(given_up.why(), "no host");
     }

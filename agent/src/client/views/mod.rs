@@ -9,6 +9,7 @@ pub mod group;
 pub mod guest;
 pub mod image;
 pub mod lease;
+pub mod map;
 pub mod memory;
 pub mod node;
 pub mod operation;

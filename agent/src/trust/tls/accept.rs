@@ -20,7 +20,7 @@ use futures::{
 };
 use rustls::Error;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
     time,
 };
@@ -43,9 +43,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Peer {
     /// What it may do.
     pub role: PeerRole,
-    /// What its certificate rests on; `None` for a token and for the Unix socket.
+    /// What its certificate rests on; `None` for a token, for the Unix socket and from within the agent.
     pub shown: Option<Shown>,
-    /// Where it is; `None` for the Unix socket.
+    /// Where it is; `None` for the Unix socket and from within the agent.
     pub address: Option<SocketAddr>,
 }
 
@@ -60,6 +60,21 @@ pub struct Connection {
 enum Io {
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+    Within(DuplexStream),
+}
+
+impl Connection {
+    /// One from within the agent: whoever makes it says whose calls come through it.
+    pub(super) fn within(stream: DuplexStream, role: PeerRole) -> Self {
+        Self {
+            io: Io::Within(stream),
+            peer: Peer {
+                role,
+                shown: None,
+                address: None,
+            },
+        }
+    }
 }
 
 impl Connected for Connection {
@@ -278,6 +293,7 @@ impl AsyncRead for Connection {
         match &mut self.get_mut().io {
             Io::Tls(io) => Pin::new(io).poll_read(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Within(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -291,6 +307,7 @@ impl AsyncWrite for Connection {
         match &mut self.get_mut().io {
             Io::Tls(io) => Pin::new(io).poll_write(cx, buf),
             Io::Unix(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Within(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -302,6 +319,7 @@ impl AsyncWrite for Connection {
         match &mut self.get_mut().io {
             Io::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Unix(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Within(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -309,6 +327,7 @@ impl AsyncWrite for Connection {
         match &self.io {
             Io::Tls(io) => io.is_write_vectored(),
             Io::Unix(io) => io.is_write_vectored(),
+            Io::Within(io) => io.is_write_vectored(),
         }
     }
 
@@ -316,6 +335,7 @@ impl AsyncWrite for Connection {
         match &mut self.get_mut().io {
             Io::Tls(io) => Pin::new(io).poll_flush(cx),
             Io::Unix(io) => Pin::new(io).poll_flush(cx),
+            Io::Within(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -323,6 +343,7 @@ impl AsyncWrite for Connection {
         match &mut self.get_mut().io {
             Io::Tls(io) => Pin::new(io).poll_shutdown(cx),
             Io::Unix(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Within(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

@@ -18,7 +18,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Chunks are 1 MiB: a few of them may be on their way.
-const WINDOWS: Windows = Windows {
+pub(super) const WINDOWS: Windows = Windows {
     stream: 4 << 20,
     connection: 16 << 20,
 };
@@ -179,7 +179,7 @@ pub async fn probe(target: &Target) -> Result<(), ConnectError> {
     }
 }
 
-fn endpoint(windows: Windows) -> Endpoint {
+pub(super) fn endpoint(windows: Windows) -> Endpoint {
     // The connector knows where to go. The name only fills the requests' `:authority`.
     Endpoint::from_static("http://agent.forkypig")
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)

@@ -1,7 +1,7 @@
 //! Mutual TLS 1.3 between agents and from clients, and plain connections over the local Unix socket.
 //!
 //! [`server`] decides who a peer is, [`own`] has what a node shows of itself, [`accept`] turns listeners into connections that know their peer, [`connect`] makes
-//! channels to agents.
+//! channels to agents, [`within`] an agent's to itself.
 
 pub mod accept;
 pub mod client;
@@ -10,6 +10,7 @@ pub mod own;
 pub mod server;
 mod signatures;
 pub mod trusted;
+pub mod within;
 
 use std::sync::Arc;
 

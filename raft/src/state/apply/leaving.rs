@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{operation, removal, replicas, vm};
+use super::{map, operation, removal, replicas, vm};
 use crate::state::{
     KEPT_REMOVED,
     ids::{ImageId, NodeId, OperationId, SnapshotId, VmId},
@@ -160,6 +160,7 @@ fn give_up_images(state: &mut State, node: NodeId) -> BTreeMap<ImageId, String> 
 fn forget(state: &mut State, node: NodeId) {
     state.nodes.remove(&node);
     replicas::forget_node(state, node);
+    map::forget_node(state, node);
     state.tokens.retain(|_, token| token.node != Some(node));
     let waiting = state.tombstones.iter();
     let waiting: Vec<ObjectId> = waiting

@@ -13,7 +13,7 @@ use crate::state::{
 };
 
 /// How short and how long a lease may be, milliseconds: shorter than the cluster takes to elect a leader would end it by that.
-const LEASE_TTL: std::ops::RangeInclusive<Millis> = 10_000..=24 * 3_600_000;
+pub(super) const LEASE_TTL: std::ops::RangeInclusive<Millis> = 10_000..=24 * 3_600_000;
 /// How long something may be kept that has a time, milliseconds.
 const LONGEST_TTL: Millis = 10 * 366 * 24 * 3_600_000;
 /// How many leases an owner may hold.
@@ -89,6 +89,12 @@ pub(super) fn renew(state: &mut State, by: &Actor, now: Millis, lease: &str) -> 
 
 pub(super) fn end(state: &mut State, by: &Actor, now: Millis, lease: &str) -> Outcome {
     let id = names::lease(state, by, lease)?.0;
+    end_lease(state, now, id);
+    Ok(Response::EndedLease(id))
+}
+
+/// Ends a lease, and with it all that is kept by it. Nothing when it has ended.
+pub(super) fn end_lease(state: &mut State, now: Millis, id: LeaseId) {
     state.leases.remove(&id);
     let overdue = Overdue {
         vms: state.vms.leased(id).collect(),
@@ -96,7 +102,6 @@ pub(super) fn end(state: &mut State, by: &Actor, now: Millis, lease: &str) -> Ou
         ..Overdue::default()
     };
     remove(state, now, overdue);
-    Ok(Response::EndedLease(id))
 }
 
 pub(super) fn set(
@@ -147,6 +152,9 @@ fn remove(state: &mut State, now: Millis, overdue: Overdue) {
     for id in overdue.snapshots {
         let_go(state, now, id);
     }
+    for id in overdue.maps {
+        state.maps.remove(&id);
+    }
 }
 
 /// Takes from a snapshot what keeps it: it goes at once, or with the last that depends on it.
@@ -189,10 +197,13 @@ impl State {
             Life::Leased(lease) => ended.contains(&lease),
         };
         let leased = leases.iter().flat_map(|lease| self.vms.leased(*lease));
+        let maps = self.maps.values();
+        let maps = maps.filter(|map| map.kept_until().is_some_and(|end| end <= now));
         let vms: Vec<VmId> = self.vms.ending_by(now).chain(leased).collect();
         Overdue {
             vms,
             snapshots: of_snapshots(self, is_over),
+            maps: maps.map(|map| map.id).collect(),
             leases,
         }
     }

@@ -10,6 +10,7 @@ mod ha;
 mod image;
 mod leaving;
 mod life;
+mod map;
 mod membership;
 mod moving;
 mod operation;
@@ -240,6 +241,39 @@ fn carry_out(state: &mut State, by: &Actor, now: Millis, command: &Command) -> O
         Command::EndLease { lease } => life::end(state, by, now, lease),
         Command::SetLife { object, life } => life::set(state, by, now, object, *life),
         Command::Expire => life::expire(state, now),
+
+        Command::StartMap { .. } => map::start(state, by, now, command),
+        Command::PlaceMap {
+            map,
+            epoch,
+            candidates,
+        } => map::place(state, now, *map, *epoch, candidates),
+        Command::TakeMap {
+            map,
+            node,
+            epoch,
+            lease,
+        } => map::take(state, now, *map, (*node, *epoch), *lease),
+        Command::ReportMap {
+            map,
+            epoch,
+            results,
+            note,
+        } => map::report(state, *map, *epoch, results, note),
+        Command::EndMap {
+            map,
+            epoch,
+            failure,
+            reduced,
+        } => map::finish(
+            state,
+            now,
+            (*map, *epoch),
+            failure.as_deref(),
+            reduced.as_ref(),
+        ),
+        Command::CancelMap { map } => map::cancel(state, by, now, map),
+        Command::DeleteMap { map, force } => map::delete(state, by, now, map, *force),
 
         Command::Share { object, with, stop } => {
             share::share(state, by, object, with.as_deref(), *stop)

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 use crate::state::{
     ids::{ImageId, NodeId, SnapshotId},
     model::{
-        Life, Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, State,
+        Life, Map, Millis, ObjectId, Operation, OperationKind, OperationState, Snapshot, State,
         Tombstone,
     },
     names,
@@ -18,8 +18,8 @@ use crate::state::{
 /// How many dependents a rejection lists.
 const LISTED: usize = 20;
 
-/// What depends on a snapshot: the VMs that were started from it, the snapshots of those, and operations that go back to it. Each
-/// with its kind.
+/// What depends on a snapshot: the VMs that were started from it, the snapshots of those, maps that fork it, and operations that go
+/// back to it. Each with its kind.
 pub fn dependents_of_snapshot(state: &State, by: &Actor, id: SnapshotId) -> Vec<String> {
     let vms = state.vms.made_from(id);
     let snapshots = state.snapshots.values();
@@ -32,6 +32,7 @@ pub fn dependents_of_snapshot(state: &State, by: &Actor, id: SnapshotId) -> Vec<
     let all = vms.map(|vm| label(vm, by));
     known(
         all.chain(snapshots.map(|snapshot| label(snapshot, by)))
+            .chain(maps_of(state, id).map(|map| label(map, by)))
             .chain(resets),
     )
 }
@@ -65,6 +66,12 @@ fn resets_to(state: &State, id: SnapshotId) -> impl Iterator<Item = &Arc<Operati
             && operation.state == OperationState::Open
     };
     state.operations.values().filter(to_it)
+}
+
+/// Maps that run on a snapshot.
+fn maps_of(state: &State, id: SnapshotId) -> impl Iterator<Item = &Arc<Map>> + '_ {
+    let maps = state.maps.values();
+    maps.filter(move |map| map.is_running() && map.snapshot == id)
 }
 
 /// What depends on an image: the VMs and snapshots that were made from it. Each with its kind.
@@ -129,6 +136,7 @@ fn has_dependents(state: &State, id: SnapshotId) -> bool {
             .values()
             .any(|snapshot| snapshot.parent == Some(id))
         || resets_to(state, id).next().is_some()
+        || maps_of(state, id).next().is_some()
 }
 
 /// Whether the operation that makes a snapshot is still under way.

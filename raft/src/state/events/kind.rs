@@ -163,6 +163,18 @@ kinds! {
     OperationComplete = "operation.complete",
     /// It failed.
     OperationFailed = "operation.failed",
+    /// A map was left to the cluster.
+    MapStarted = "map.started",
+    /// A node has begun to drive it.
+    MapDriven = "map.driven",
+    /// Each of its items has a result.
+    MapFinished = "map.finished",
+    /// Somebody cancelled it.
+    MapCancelled = "map.cancelled",
+    /// It could not be gone on with.
+    MapFailed = "map.failed",
+    /// It was deleted, or has been kept for long enough.
+    MapDeleted = "map.deleted",
 }
 
 impl EventKind {

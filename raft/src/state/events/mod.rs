@@ -11,7 +11,7 @@ pub use kind::EventKind;
 pub(super) use tell::Before;
 
 use super::{
-    ids::{CertificateId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId},
+    ids::{CertificateId, ImageId, LeaseId, MapId, NodeId, OperationId, SnapshotId, TokenId, VmId},
     model::{Millis, State},
     names,
     owners::{Actor, Captured, Ownership},
@@ -69,6 +69,8 @@ pub enum Subject {
     Snapshot(SnapshotId),
     /// An operation.
     Operation(OperationId),
+    /// A map that is left to the cluster.
+    Map(MapId),
 }
 
 /// For whom something happened.

@@ -2,8 +2,9 @@
 //! is what really changed. Called by `apply` for each command that was accepted.
 //!
 //! Silent are: what keeps something as it is (a lease that is renewed), records of what is over and is forgotten (operations,
-//! tombstones, requests), and marks that go with an operation.
+//! tombstones, requests), marks that go with an operation, and a map's results, which are asked for by themselves.
 
+mod maps;
 mod objects;
 mod vm;
 
@@ -16,9 +17,10 @@ use super::{Audience, Event, EventKind, Subject};
 use crate::state::{
     authority::{Replacement, ReplacementPhase},
     ids::{
-        CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+        CertificateId, ClusterId, ImageId, LeaseId, MapId, NodeId, OperationId, SnapshotId,
+        TokenId, VmId,
     },
-    model::{DrainHow, Image, Millis, Node, Operation, Snapshot, State, Vm},
+    model::{DrainHow, Image, Map, Millis, Node, Operation, Snapshot, State, Vm},
     owners::Ownership,
     quotas::Quota,
     shared_map::SharedMap,
@@ -45,6 +47,7 @@ pub struct Before {
     vms: SharedMap<VmId, Arc<Vm>>,
     snapshots: SharedMap<SnapshotId, Arc<Snapshot>>,
     operations: SharedMap<OperationId, Arc<Operation>>,
+    maps: SharedMap<MapId, Arc<Map>>,
 }
 
 impl Before {
@@ -73,6 +76,7 @@ impl Before {
             vms: state.vms.all().clone(),
             snapshots: (*state.snapshots).clone(),
             operations: state.operations.clone(),
+            maps: (*state.maps).clone(),
         }
     }
 
@@ -115,11 +119,13 @@ impl Teller<'_> {
         self.quotas();
         self.leases_made();
         self.images();
+        self.maps_started();
         self.operations_begun();
         self.snapshots();
         self.vms();
         self.drained();
         self.operations_changed();
+        self.maps_changed();
         self.leases_ended();
     }
 

@@ -1,7 +1,7 @@
 //! How long objects are kept.
 
 use super::Millis;
-use crate::state::ids::{LeaseId, SnapshotId, VmId};
+use crate::state::ids::{LeaseId, MapId, SnapshotId, VmId};
 
 /// How long an object is kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,11 +37,14 @@ pub struct Overdue {
     pub vms: Vec<VmId>,
     /// Snapshots.
     pub snapshots: Vec<SnapshotId>,
+    /// Maps that ended and were kept for long enough.
+    pub maps: Vec<MapId>,
 }
 
 impl Overdue {
     /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.leases.is_empty() && self.vms.is_empty() && self.snapshots.is_empty()
+        let kept = self.leases.is_empty() && self.maps.is_empty();
+        kept && self.vms.is_empty() && self.snapshots.is_empty()
     }
 }

@@ -5,6 +5,7 @@
 
 mod image;
 mod life;
+mod map;
 mod node;
 mod operation;
 mod snapshot;
@@ -12,6 +13,7 @@ mod vm;
 
 pub use image::*;
 pub use life::*;
+pub use map::*;
 pub use node::*;
 pub use operation::*;
 pub use snapshot::*;
@@ -26,7 +28,8 @@ use super::{
     authority::Replacement,
     events::Events,
     ids::{
-        CertificateId, ClusterId, ImageId, LeaseId, NodeId, OperationId, SnapshotId, TokenId, VmId,
+        CertificateId, ClusterId, ImageId, LeaseId, MapId, NodeId, OperationId, SnapshotId,
+        TokenId, VmId,
     },
     owned_map::OwnedMap,
     quotas::Quota,
@@ -70,6 +73,8 @@ pub struct State {
     pub snapshots: OwnedMap<SnapshotId, Snapshot>,
     /// Operations: all open ones, and the last [`crate::state::KEPT_OPERATIONS`] that ended.
     pub operations: SharedMap<OperationId, Arc<Operation>>,
+    /// Maps that are left to the cluster: those that run, and those that ended and are kept for a while.
+    pub maps: OwnedMap<MapId, Map>,
     /// Objects that are gone for the users and not yet deleted by their nodes.
     pub tombstones: SharedMap<ObjectId, Tombstone>,
     /// What became of requests: the last [`crate::state::KEPT_REQUESTS`].

@@ -8,6 +8,7 @@ mod groups;
 mod ha;
 mod leaving;
 mod life;
+mod maps;
 mod membership;
 mod moving;
 mod owners;
@@ -28,6 +29,26 @@ use std::sync::Arc;
 use super::*;
 
 const MIB: u64 = 1 << 20;
+
+/// A map's job of three items.
+fn map_job() -> MapJob {
+    MapJob {
+        source: "a".into(),
+        count: 3,
+        inputs: Vec::new(),
+        argv: vec![b"true".to_vec()],
+        env: Vec::new(),
+        user: "root".into(),
+        limit: None,
+        retries: 3,
+        parallel: 0,
+        lease_ttl: 10_000,
+        node: String::new(),
+        spread: false,
+        constraints: Constraints::default(),
+        reduce: None,
+    }
+}
 
 /// A state whose every change is checked.
 struct World {

@@ -138,6 +138,16 @@ fn naming(
         Command::CancelOperation {
             operation: named(operation),
         },
+        Command::CancelMap {
+            map: named(operation),
+        },
+        Command::DeleteMap {
+            map: named(operation),
+            force: true,
+        },
+        world.map_of(ForkSource::Vm(named(vm))),
+        world.map_of(source(None)),
+        world.map_of(source(Some(vm))),
         share(of_vm(named(vm))),
         share(ObjectName::Snapshot(named(snapshot))),
         share(ObjectName::Image(named(image))),
@@ -296,9 +306,16 @@ fn who_it_is_shared_with_uses_it_and_no_more() {
         let shown = format!("{command:?}");
         let uses = matches!(
             command,
-            Command::CreateVm { .. } | Command::CreateSnapshot { .. } | Command::Fork { .. }
+            Command::CreateVm { .. }
+                | Command::CreateSnapshot { .. }
+                | Command::Fork { .. }
+                | Command::StartMap { .. }
         ) || matches!(&command, Command::ResetVm { vm, .. } if vm == "mine");
-        let is_operation = matches!(command, Command::CancelOperation { .. });
+        // Nobody shares these.
+        let is_operation = matches!(
+            command,
+            Command::CancelOperation { .. } | Command::CancelMap { .. } | Command::DeleteMap { .. }
+        );
         let before = world.state.clone();
         let outcome = world.by(bob(), |world| world.apply(command));
         match outcome {
@@ -316,7 +333,7 @@ fn who_it_is_shared_with_uses_it_and_no_more() {
         // Each by itself.
         world.state = before;
     }
-    assert_eq!((used, refused), (7, 19));
+    assert_eq!((used, refused), (10, 19));
 
     // What comes of it is who forks's, and does not name what that one may not see.
     let children = world.by(bob(), |world| {

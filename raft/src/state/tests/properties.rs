@@ -582,6 +582,90 @@ fn lives() -> impl Strategy<Value = Command> {
     ]
 }
 
+fn map() -> impl Strategy<Value = MapId> {
+    (1..4u128).prop_map(MapId)
+}
+
+fn map_result() -> impl Strategy<Value = MapResult> {
+    let code = option::of(select(&[0, 0, 3][..]));
+    (0..4u32, code, 0..3usize, any::<bool>()).prop_map(|(index, exit_code, large, truncated)| {
+        MapResult {
+            index,
+            exit_code,
+            stdout: vec![b'x'; large * (MAP_ITEM_OUTPUT - 1)],
+            truncated,
+            ..MapResult::default()
+        }
+    })
+}
+
+fn maps() -> impl Strategy<Value = Command> {
+    let source = prop_oneof![
+        2 => vm().prop_map(ForkSource::Vm),
+        1 => snapshot().prop_map(|snapshot| ForkSource::Snapshot { snapshot, vm: None }),
+    ];
+    let job = (
+        0..4u32,
+        option::of(Just("wc".to_owned())),
+        vec(Just(vec![b'a']), 0..3),
+    );
+    let start = (
+        map(),
+        option::of(name()),
+        source,
+        job,
+        operation(),
+        1..4u64,
+        1..4u64,
+    );
+    let start = start.prop_map(
+        |(id, name, source, (count, reduce, inputs), operation, node, last)| Command::StartMap {
+            id,
+            name,
+            asker: None,
+            source,
+            job: MapJob {
+                count,
+                reduce,
+                inputs,
+                ..map_job()
+            },
+            operation,
+            node,
+            candidates: online(1..=last),
+            kept_for: 20,
+            expires_at: 9,
+        },
+    );
+    let epoch = || 1..5u64;
+    let named = || prop_oneof![map().prop_map(|id| id.to_string()), name()];
+    prop_oneof![
+        4 => start,
+        2 => (map(), epoch(), 1..4u64).prop_map(|(map, epoch, last)| Command::PlaceMap {
+            map,
+            epoch,
+            candidates: online(1..=last),
+        }),
+        4 => (map(), 1..3u64, epoch(), lease()).prop_map(|(map, node, epoch, lease)| Command::TakeMap {
+            map,
+            node,
+            epoch,
+            lease,
+        }),
+        6 => (map(), epoch(), vec(map_result(), 0..4)).prop_map(|(map, epoch, results)| Command::ReportMap {
+            map,
+            epoch,
+            results,
+            note: "waits".into(),
+        }),
+        2 => (map(), epoch(), option::of(Just("x".to_owned())), option::of(map_result())).prop_map(
+            |(map, epoch, failure, reduced)| Command::EndMap { map, epoch, failure, reduced }
+        ),
+        1 => named().prop_map(|map| Command::CancelMap { map }),
+        1 => (named(), any::<bool>()).prop_map(|(map, force)| Command::DeleteMap { map, force }),
+    ]
+}
+
 fn schedules() -> impl Strategy<Value = Command> {
     let schedule = (9_999..10_002u64, 0..3u32, 1..3u32);
     let schedule = schedule.prop_map(|(every, keep, replicas)| Schedule {
@@ -661,6 +745,7 @@ fn command() -> impl Strategy<Value = Command> {
             candidates: online(1..=last),
         }),
         3 => schedules(),
+        6 => maps(),
         3 => lost_hosts(),
         2 => (1..4u64, 1..4u64).prop_map(|(lost, last)| Command::PlaceCopies { candidates: online(1..=last), lost: vec![lost] }),
         1 => snapshot().prop_map(|snapshot| Command::DeleteSnapshot { snapshot }),
@@ -715,6 +800,15 @@ fn without_silent(state: &State) -> State {
     for lease in state.leases.values_mut() {
         lease.expires_at = 0;
     }
+    let ids: Vec<MapId> = state.maps.keys().copied().collect();
+    for map in ids {
+        if let Some(map) = state.maps.get_mut(&map).map(Arc::make_mut) {
+            let progress = (&mut map.results, &mut map.done);
+            (*progress.0, *progress.1) = Default::default();
+            (map.output_bytes, map.epoch, map.placed_at) = (0, 0, 0);
+            (map.note, map.driver, map.lease) = Default::default();
+        }
+    }
     state
 }
 
@@ -741,6 +835,9 @@ fn is_of_users(command: &Command) -> bool {
         | Command::CreateLease { .. }
         | Command::RenewLease { .. }
         | Command::EndLease { .. }
+        | Command::StartMap { .. }
+        | Command::CancelMap { .. }
+        | Command::DeleteMap { .. }
         | Command::SetLife { .. }
         | Command::Share { .. } => true,
         // What a guest asks for is its owner's.
@@ -762,6 +859,8 @@ fn of_others(state: &State, owner: &str) -> State {
     let snapshots = state.snapshots.iter();
     let snapshots = snapshots.filter(|(_, one)| one.name.is_some() && not_own(&one.ownership));
     others.snapshots = snapshots.map(|(id, one)| (*id, Arc::clone(one))).collect();
+    let maps = state.maps.iter().filter(|(_, map)| not_own(&map.ownership));
+    others.maps = maps.map(|(id, one)| (*id, Arc::clone(one))).collect();
     others
 }
 
@@ -781,6 +880,45 @@ fn outgrown(before: &State, after: &State) -> Option<String> {
                 return Some(format!(
                     "{owner} may {quota:?} and has {is}, where it had {was}"
                 ));
+            }
+        }
+    }
+    None
+}
+
+/// A result of a map became another one, or was told by who does not drive it.
+fn mistaken(before: &State, after: &State, proposal: &Proposal) -> Option<String> {
+    for (id, map) in &after.maps {
+        let Some(then) = before
+            .maps
+            .get(id)
+            .filter(|then| then.created_at == map.created_at)
+        else {
+            continue;
+        };
+        let kept = then
+            .results
+            .iter()
+            .all(|(place, one)| map.results.get(place) == Some(one));
+        if !kept || map.epoch < then.epoch {
+            return Some(format!("{then:?} became {map:?}"));
+        }
+        let news = map.results.len() > then.results.len();
+        let heard = match &proposal.command {
+            Command::ReportMap { map: of, epoch, .. } => {
+                of == id && *epoch == then.epoch && then.is_running() && then.lease.is_some()
+            }
+            _ => false,
+        };
+        if news && !heard {
+            return Some(format!("{map:?} has a result"));
+        }
+        let drive = |map: &Map| (map.driver, map.lease);
+        if map.is_running() && map.epoch == then.epoch && drive(map) != drive(then) {
+            // Nobody drives what a removed node drove.
+            let left = map.driver.is_none() && map.lease == then.lease;
+            if !left {
+                return Some(format!("{map:?} is driven otherwise under the same number"));
             }
         }
     }
@@ -892,6 +1030,7 @@ proptest! {
                 prop_assert_ne!(without_requests(&state), State { events: state.events.clone(), ..without_requests(&before) }, "told, and nothing changed: {:?}", proposal);
             }
             prop_assert_eq!(misplaced(&before, &state, proposal), None, "{:?}", proposal);
+            prop_assert_eq!(mistaken(&before, &state, proposal), None, "{:?}", proposal);
             let held = check(&state);
             prop_assert!(held.is_ok(), "{:?} after {:?}", held, proposal);
 
