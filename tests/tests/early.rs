@@ -85,7 +85,7 @@ fn a_fork_goes_on_from_another_source_and_with_another_agent() -> anyhow::Result
     cluster.node(2).fp(&near)?.success()?;
     held(&cluster, 2, "node3")?;
     for giver in [1, 3] {
-        slow_down(&mut cluster, giver, "1M")?;
+        slow_down(&mut cluster, giver, "2M")?;
     }
     let far = ["fork", "parent@warm", "--node", "node2", "--name", "far"];
     cluster.node(3).fp(&far)?.success()?;
@@ -130,7 +130,7 @@ fn a_fork_goes_on_from_another_source_and_with_another_agent() -> anyhow::Result
 #[test]
 fn a_fork_whose_only_source_is_gone_stands_still_and_goes_on_or_away() -> anyhow::Result<()> {
     let mut cluster = cluster()?;
-    slow_down(&mut cluster, 1, "2M")?;
+    slow_down(&mut cluster, 1, "4M")?;
     let far = [
         "fork",
         "parent@warm",
