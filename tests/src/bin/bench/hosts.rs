@@ -20,11 +20,30 @@ use crate::{
     report::{Held, Report, Row, Series},
 };
 
-/// Bytes a second of links, and what they are called.
-const LINKS: [(&str, u64); 2] = [("1 Gbit/s", 119 << 20), ("100 Mbit/s", 12 << 20)];
+/// A link.
+#[derive(Clone, Copy)]
+struct Link {
+    name: &'static str,
+    /// Bytes a second.
+    rate: u64,
+    /// Bounds of a fork onto a host that has nothing, milliseconds: running, and the first answer of `exec`. Without one it is bounded by
+    /// what all of its bytes take.
+    most: Option<(f64, f64)>,
+}
+
+const LINKS: [Link; 2] = [
+    Link {
+        name: "1 Gbit/s",
+        rate: 119 << 20,
+        most: Some((400.0, 1_000.0)),
+    },
+    Link {
+        name: "100 Mbit/s",
+        rate: 12 << 20,
+        most: None,
+    },
+];
 /// Bounds, milliseconds, and MiB.
-const MOST_RUNNING_MS: f64 = 400.0;
-const MOST_ANSWER_MS: f64 = 1_000.0;
 const MOST_BEYOND_LINK_MS: f64 = 100.0;
 const MOST_KNOWN_MS: f64 = 60.0;
 const MOST_KNOWN_MIB: f64 = 2.5;
@@ -39,26 +58,27 @@ const MIB: f64 = 1_048_576.0;
 /// Measures, and adds what was measured to a report.
 pub fn run(report: &mut Report, quick: bool) -> anyhow::Result<()> {
     let rounds = if quick { 2 } else { 5 };
-    for (link, rate) in LINKS {
+    for link in LINKS {
+        let name = link.name;
         let (mut early, mut other) = (Early::default(), Early::default());
         for round in 1..=rounds {
-            eprintln!("==> {link}, {round} of {rounds}");
+            eprintln!("==> {name}, {round} of {rounds}");
             // A cluster of its own: the host that is forked onto has nothing.
-            let hosts = Hosts::new(rate)?;
+            let hosts = Hosts::new(link.rate)?;
             report.machine = host::describe(hosts.cluster.folder())?;
             hosts.early(&mut early)?;
-            hosts.postcopy(&mut other, rate)?;
+            hosts.postcopy(&mut other, link.rate)?;
         }
-        report.held.extend(early.held(link, rate)?);
+        report.held.extend(early.held(link)?);
         report
             .rows
-            .push(early.row(format!("{link}: a fork, in a FUSE file")));
+            .push(early.row(format!("{name}: a fork, in a FUSE file")));
         report
             .rows
-            .push(other.row(format!("{link}: QEMU's postcopy of a running guest")));
+            .push(other.row(format!("{name}: QEMU's postcopy of a running guest")));
     }
     eprintln!("==> a host that has the base");
-    let hosts = Hosts::new(LINKS[0].1)?;
+    let hosts = Hosts::new(LINKS[0].rate)?;
     report.held.extend(hosts.known(if quick { 5 } else { 15 })?);
     Ok(())
 }
@@ -74,42 +94,33 @@ struct Early {
 }
 
 impl Early {
-    fn held(&self, link: &str, rate: u64) -> anyhow::Result<Vec<Held>> {
-        let series = |figures: &Vec<f64>| Series::of(figures.clone()).context("nothing measured");
-        let (running, answer) = (series(&self.running)?, series(&self.answer)?);
-        let bytes = series(&self.bytes)?;
-        let on_link = bytes.median / rate as f64 * 1e3;
-        let all = |figures: &[f64]| {
-            let all: Vec<_> = figures.iter().map(|ms| format!("{ms:.0}")).collect();
-            all.join(", ")
+    fn held(&self, link: Link) -> anyhow::Result<Vec<Held>> {
+        let bytes = Series::of(self.bytes.clone()).context("nothing measured")?;
+        let on_link = bytes.median / link.rate as f64 * 1e3;
+        let held = |what: &str, figures: &[f64], bound, note: &str| {
+            let what = format!(
+                "{}, onto a host that has nothing: {what}, median",
+                link.name
+            );
+            let series = Series::of(figures.to_vec()).context("nothing measured")?;
+            let all: Vec<String> = figures.iter().map(|ms| format!("{ms:.0}")).collect();
+            let note = format!("{}{note}", all.join(", "));
+            anyhow::Ok(Held::at_most("hosts", &what, series.median, bound, "ms").noted(note))
         };
-        let held = |what: &str, series: &Series, bound, figures: &[f64]| {
-            let what = format!("{link}, onto a host that has nothing: {what}, median");
-            Held::at_most("hosts", &what, series.median, bound, "ms").noted(all(figures))
-        };
-        let most = match link {
-            "1 Gbit/s" => MOST_RUNNING_MS,
-            _ => on_link + MOST_BEYOND_LINK_MS,
-        };
-        let mut held = vec![
-            held("running", &running, most, &self.running),
-            held(
-                "first answer of exec",
-                &answer,
-                MOST_ANSWER_MS,
-                &self.answer,
-            ),
-        ];
-        if link != "1 Gbit/s" {
-            held.pop();
-        }
-        let last = held.last_mut().context("nothing is held")?;
-        last.note = format!(
-            "{}; {:.1} MiB come, which take {on_link:.0} ms",
-            last.note,
+        let come = format!(
+            "; {:.1} MiB come, which take {on_link:.0} ms",
             bytes.median / MIB
         );
-        Ok(held)
+        Ok(match link.most {
+            Some((running, answer)) => vec![
+                held("running", &self.running, running, &come)?,
+                held("first answer of exec", &self.answer, answer, "")?,
+            ],
+            None => {
+                let most = on_link + MOST_BEYOND_LINK_MS;
+                vec![held("running", &self.running, most, &come)?]
+            }
+        })
     }
 
     fn row(self, what: String) -> Row {
