@@ -25,15 +25,19 @@ of it, some hours, and the guests' tests are run once more in Debian. Each can b
   FP_KILLS                         30     300  kills of an agent at random moments
   FP_AGENT_KILLS                   20    1000  kills of an agent while guests run
   FP_CUTS                          12    2000  moments at which the power is cut
-  FP_FAULT_SECONDS                 90    1800  seconds that clusters of three and of five are cut and killed, each
+  FP_FAULT_SECONDS                 50    1800  seconds that clusters of three and of five are cut and killed, each
   FP_FORKS                         12     100  forks whose every trait is compared
   FP_SPREAD                         6      30  forks of one request over three hosts
   FP_MAP                           18     200  items of a map while a host is killed
+  FP_DRAIN                          4      50  VMs of a host that is drained
+  FP_HA_ROUNDS                      3      20  hosts that are lost, one after the other
   FP_SELF_FORKS                     2       3  children of each machine that forks itself, three levels deep
   FP_EXEC_MIB                      32    1024  MiB through a program in a guest, and back
   FP_EXACT_CASES                   12     100  random memories that are captured and compared, and
   FP_EXACT_ROUNDS                   8      40  captures of each guest whose memory is
   FP_FUZZ_SECONDS                  60    1800  seconds of fuzzing each target
+
+With FP_LINK=119M (or another rate) clusters of tests are in network namespaces, and their agents send no more than that a second.
 USAGE
 }
 
@@ -48,6 +52,7 @@ if [ -n "$full" ]; then
     profile=full
     export FP_AGENT_KILLS=${FP_AGENT_KILLS:-1000} FP_CUTS=${FP_CUTS:-2000} FP_FAULT_SECONDS=${FP_FAULT_SECONDS:-1800}
     export FP_KILLS=${FP_KILLS:-300} FP_FORKS=${FP_FORKS:-100} FP_SELF_FORKS=${FP_SELF_FORKS:-3} FP_SPREAD=${FP_SPREAD:-30} FP_MAP=${FP_MAP:-200}
+    export FP_DRAIN=${FP_DRAIN:-50} FP_HA_ROUNDS=${FP_HA_ROUNDS:-20}
     export FP_EXEC_MIB=${FP_EXEC_MIB:-1024} FP_EXACT_CASES=${FP_EXACT_CASES:-100} FP_EXACT_ROUNDS=${FP_EXACT_ROUNDS:-40}
     FP_FUZZ_SECONDS=${FP_FUZZ_SECONDS:-1800}
 fi

@@ -35,6 +35,15 @@ const PORT: u16 = 7841;
 /// How many processes wait for forks.
 const WAITING: &str = "--waiting-processes";
 
+/// Has every cluster be on hosts of its own, whose agents send no more than so much a second, such as `119M` for 1 Gbit/s.
+const LINK: &str = "FP_LINK";
+/// What agents are told of that.
+const RATE: &str = "--transfer-rate";
+
+fn link() -> Option<String> {
+    std::env::var(LINK).ok()
+}
+
 /// One agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -76,6 +85,8 @@ impl Agent {
             true => &[],
             false => &[WAITING, "0"],
         };
+        let rate = link().filter(|_| !self.extra.iter().any(|option| option == RATE));
+        let rate = rate.map(|rate| [RATE.to_owned(), rate]);
         let mut command = match &self.host {
             Some(host) => host.command("setsid"),
             None => Command::new("setsid"),
@@ -89,6 +100,7 @@ impl Agent {
             .arg(self.socket())
             .args(&self.extra)
             .args(waiting)
+            .args(rate.into_iter().flatten())
             .env("RUST_LOG", "info,openraft=off,agent=debug,qemu=debug")
             .env(failpoint::VARIABLE, self.failpoint())
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
@@ -298,14 +310,15 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Makes a cluster of `nodes` agents, all online.
+    /// Makes a cluster of `nodes` agents, all online: on this host, or with [`LINK`] on hosts of their own.
     pub fn start(nodes: usize) -> anyhow::Result<Self> {
         Self::start_in(nodes, folder()?)
     }
 
     /// The same, in a folder that the caller chose.
     pub fn start_in(nodes: usize, folder: tempfile::TempDir) -> anyhow::Result<Self> {
-        Self::start_on(nodes, folder, None)
+        let network = link().map(|_| Network::of(nodes)).transpose()?;
+        Self::start_on(nodes, folder, network)
     }
 
     /// The same, each agent on a host of its own.

@@ -148,12 +148,13 @@ fn only_what_a_host_lacks_moves() -> anyhow::Result<()> {
     const MIB: u64 = 1 << 20;
     let cluster = with_parent("")?;
     let first = fork(&cluster, 1, &["parent", "--node", "node2"])?;
-    // What of the image nobody waits for comes, too.
+    // What nobody waits for comes, too.
     wait_for("all of the image to be there", PATIENCE, || {
         let shown = cluster.node(1).json(&["image", "show", "tiny"])?;
         let nodes = shown["nodes"].as_array().map(Vec::len);
         Ok((nodes == Some(2)).then_some(()))
     })?;
+    all_there(&cluster, &first)?;
     let all = moved(&cluster, 2)?;
     let base = base_of(&cluster, &first)?;
     let base_bytes = base.0;
@@ -166,6 +167,7 @@ fn only_what_a_host_lacks_moves() -> anyhow::Result<()> {
     cluster.wait_pulses("parent", 2)?;
     let second = fork(&cluster, 1, &["parent", "--node", "node2"])?;
     assert_eq!(base_of(&cluster, &second)?.1, base.1);
+    all_there(&cluster, &second)?;
     let more = moved(&cluster, 2)? - all;
     assert!(
         more < 5 * MIB / 2,
@@ -181,12 +183,23 @@ fn only_what_a_host_lacks_moves() -> anyhow::Result<()> {
     )?;
     let third = fork(&cluster, 1, &["parent", "--node", "node2"])?;
     assert_ne!(base_of(&cluster, &third)?.1, base.1, "there is no new base");
+    all_there(&cluster, &third)?;
     let noise = moved(&cluster, 2)? - all - more;
     assert!(
         noise > 40 * MIB && noise < 48 * MIB,
         "{noise} bytes for 40 MiB that cannot be packed"
     );
     agree(&cluster)
+}
+
+/// Waits until two nodes hold what a fork was made of.
+fn all_there(cluster: &Cluster, fork: &Value) -> anyhow::Result<()> {
+    let snapshot = text(&fork["snapshot"])?;
+    wait_for("all that the fork is made of to be there", PATIENCE, || {
+        let shown = cluster.node(1).json(&["snapshot", "show", snapshot])?;
+        let nodes = shown["nodes"].as_array().map(Vec::len);
+        Ok((nodes == Some(2)).then_some(()))
+    })
 }
 
 /// The size of a fork's base, and its name.

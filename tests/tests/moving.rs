@@ -12,8 +12,8 @@ use anyhow::Context as _;
 use harness::{
     cluster::{Cluster, PATIENCE},
     copies::agree,
-    guests::shell,
-    lineage::{files, histories},
+    guests::{amount, shell},
+    lineage::{files, histories, names},
     requests::Request,
     soundness::{goes_on, settled},
     wait_for,
@@ -392,6 +392,113 @@ fn drained(cluster: &Cluster, name: &str) -> anyhow::Result<Value> {
         let shown = cluster.node(3).json(&["node", "show", name])?;
         Ok((shown["drain"]["done"] == true).then_some(shown))
     })
+}
+
+/// When each VM printed something, by the node on which it did.
+type Printed = BTreeMap<(String, usize), Vec<Instant>>;
+
+/// Looks at the consoles of VMs, on all nodes, until it is done.
+fn watch(cluster: &Cluster, ids: &[String], done: &AtomicBool) -> Printed {
+    let (mut sizes, mut printed) = (BTreeMap::new(), Printed::new());
+    while !done.load(Ordering::Acquire) {
+        for id in ids {
+            for (number, agent) in cluster.agents.iter().enumerate() {
+                let console = agent.data.join("vms").join(id).join("console.log");
+                let Ok(found) = fs::metadata(console) else {
+                    continue;
+                };
+                let known = sizes.insert((id, number), found.len());
+                if known.unwrap_or(0) < found.len() {
+                    printed
+                        .entry((id.clone(), number))
+                        .or_default()
+                        .push(Instant::now());
+                }
+            }
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    printed
+}
+
+/// How long a VM said nothing between the node that it left and the one where it is, and how long it did at most before; an error when it
+/// printed on the old one after it had on the new one.
+fn said_nothing(printed: &Printed, id: &str) -> anyhow::Result<(Duration, Duration)> {
+    let times = |number| printed.get(&(id.to_owned(), number));
+    let old = times(0).with_context(|| format!("{id} printed nothing where it was"))?;
+    let elsewhere: Vec<_> = (1..3).filter_map(times).collect();
+    let [new] = elsewhere.as_slice() else {
+        anyhow::bail!("{id} printed on {} nodes besides", elsewhere.len());
+    };
+    let (last, first) = (old.last().context("none")?, new.first().context("none")?);
+    anyhow::ensure!(last < first, "{id} printed on two nodes at once");
+    let between = old.windows(2).map(|pair| pair[1] - pair[0]).max();
+    Ok((*first - *last, between.unwrap_or_default()))
+}
+
+#[test]
+fn vms_of_a_drained_node_stood_still_as_long_as_is_told_and_none_was_twice() -> anyhow::Result<()> {
+    let cluster = cluster()?;
+    let count = amount("FP_DRAIN", 4);
+    let forks = (count - 1).to_string();
+    let fork = cluster.node(3).json(&["fork", "web", "-n", &forks])?;
+    let mut all = names(&fork);
+    all.push("web".to_owned());
+    let mut ids = Vec::new();
+    for name in &all {
+        let vm = cluster.vm(2, name)?;
+        assert_eq!(vm["node"], "node1", "{vm}");
+        ids.push(vm["id"].as_str().context("no id")?.to_owned());
+    }
+    let done = AtomicBool::new(false);
+    let begun = Instant::now();
+    let (drained, printed) = thread::scope(|scope| {
+        let watching = scope.spawn(|| watch(&cluster, &ids, &done));
+        // What is ordinary.
+        thread::sleep(Duration::from_secs(3));
+        let drain = ["node", "drain", "node1", "--timeout", "5m"];
+        let drained = cluster
+            .node(2)
+            .fp(&drain)
+            .and_then(|answer| answer.success());
+        thread::sleep(Duration::from_secs(2));
+        done.store(true, Ordering::Release);
+        let printed = watching.join().map_err(|_| anyhow::anyhow!("it panicked"));
+        (drained, printed)
+    });
+    drained?;
+    let (took, printed) = (begun.elapsed(), printed?);
+    let operations = cluster.node(3).json(&["op", "ls"])?;
+    let operations = operations["items"].as_array().context("no items")?;
+    let mut told = BTreeMap::new();
+    for operation in operations.iter().filter(|one| one["kind"] == "move") {
+        let id = operation["id"].as_str().context("no id")?;
+        let shown = cluster.node(3).json(&["op", "show", id])?;
+        let pause = shown["pauseMs"].as_f64().context("no pause")?;
+        let vm = shown["vm"].as_str().context("no VM")?.to_owned();
+        assert!(
+            told.insert(vm, Duration::from_secs_f64(pause / 1e3))
+                .is_none()
+        );
+    }
+    for (name, id) in all.iter().zip(&ids) {
+        let vm = cluster.vm(3, name)?;
+        assert_eq!(vm["state"], "running", "{vm}");
+        assert_ne!(vm["node"], "node1", "{vm}");
+        let told = told.get(name).or_else(|| told.get(id));
+        let told = *told.with_context(|| format!("no move of {name}: {told:?}"))?;
+        let (seen, ordinary) = said_nothing(&printed, id)?;
+        println!("{name}: told {told:?}, seen {seen:?}, ordinary at most {ordinary:?}");
+        assert!(
+            told < seen + TOLERANCE && seen < told + ordinary + TOLERANCE,
+            "{name}: {told:?} {seen:?} {ordinary:?}"
+        );
+    }
+    println!("{count} VMs, {took:?} with what is ordinary");
+    wait_for("a process of each", PATIENCE, || {
+        Ok((cluster.processes()?.len() == count).then_some(()))
+    })?;
+    cleared(&cluster, 1)
 }
 
 #[test]

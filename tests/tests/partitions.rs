@@ -2,7 +2,7 @@
 //! the clients were answered is linearizable, nothing that was acknowledged is missing, all nodes come to one state, and no agent
 //! ends by itself.
 //!
-//! `FP_FAULT_SECONDS` says for how long each (90), `FP_FAULT_SEED` with which numbers; a failure prints how to repeat it.
+//! `FP_FAULT_SECONDS` says for how long each (50), `FP_FAULT_SEED` with which numbers; a failure prints how to repeat it.
 
 use std::{
     thread::sleep,
@@ -22,7 +22,7 @@ use proto::v1::{LabelNodeRequest, node_service_client::NodeServiceClient};
 use tonic::{Code, Status};
 
 /// How long, unless it is said.
-const SECONDS: u64 = 90;
+const SECONDS: u64 = 50;
 
 fn survives(nodes: usize, load: Load) -> anyhow::Result<()> {
     let seconds = setting("FP_FAULT_SECONDS")?.unwrap_or(SECONDS);
