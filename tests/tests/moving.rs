@@ -475,7 +475,7 @@ fn vms_of_a_drained_node_stood_still_as_long_as_is_told_and_none_was_twice() -> 
         let id = operation["id"].as_str().context("no id")?;
         let shown = cluster.node(3).json(&["op", "show", id])?;
         let pause = shown["pauseMs"].as_f64().context("no pause")?;
-        let vm = shown["vm"].as_str().context("no VM")?.to_owned();
+        let vm = shown["source"].as_str().context("no VM")?.to_owned();
         assert!(
             told.insert(vm, Duration::from_secs_f64(pause / 1e3))
                 .is_none()
@@ -485,8 +485,8 @@ fn vms_of_a_drained_node_stood_still_as_long_as_is_told_and_none_was_twice() -> 
         let vm = cluster.vm(3, name)?;
         assert_eq!(vm["state"], "running", "{vm}");
         assert_ne!(vm["node"], "node1", "{vm}");
-        let told = told.get(name).or_else(|| told.get(id));
-        let told = *told.with_context(|| format!("no move of {name}: {told:?}"))?;
+        let moved = told.get(name);
+        let told = *moved.with_context(|| format!("no move of {name}: {told:?}"))?;
         let (seen, ordinary) = said_nothing(&printed, id)?;
         println!("{name}: told {told:?}, seen {seen:?}, ordinary at most {ordinary:?}");
         assert!(
