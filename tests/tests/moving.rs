@@ -397,10 +397,16 @@ fn drained(cluster: &Cluster, name: &str) -> anyhow::Result<Value> {
 /// When each VM printed something, by the node on which it did.
 type Printed = BTreeMap<(String, usize), Vec<Instant>>;
 
-/// Looks at the consoles of VMs, on all nodes, until it is done.
-fn watch(cluster: &Cluster, ids: &[String], done: &AtomicBool) -> Printed {
+/// Looks at the consoles of VMs, on all nodes, and at their processes, until it is done.
+fn watch(
+    cluster: &Cluster,
+    ids: &[String],
+    done: &AtomicBool,
+) -> anyhow::Result<(Printed, Vec<Sample>)> {
     let (mut sizes, mut printed) = (BTreeMap::new(), Printed::new());
+    let mut samples = Vec::new();
     while !done.load(Ordering::Acquire) {
+        samples.push((Instant::now(), thread_times(&cluster.processes()?)));
         for id in ids {
             for (number, agent) in cluster.agents.iter().enumerate() {
                 let console = agent.data.join("vms").join(id).join("console.log");
@@ -416,14 +422,28 @@ fn watch(cluster: &Cluster, ids: &[String], done: &AtomicBool) -> Printed {
                 }
             }
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(10));
     }
-    printed
+    Ok((printed, samples))
 }
 
-/// How long a VM said nothing between the node that it left and the one where it is, and how long it did at most before; an error when it
-/// printed on the old one after it had on the new one.
-fn said_nothing(printed: &Printed, id: &str) -> anyhow::Result<(Duration, Duration)> {
+/// What there is of two processes.
+fn of_processes(samples: &[Sample], pids: [u32; 2]) -> Vec<Sample> {
+    let of = |(at, times): &Sample| {
+        let times = times.iter().filter(|((pid, _), _)| pids.contains(pid));
+        (
+            *at,
+            times
+                .map(|(thread, time)| (thread.clone(), *time))
+                .collect(),
+        )
+    };
+    samples.iter().map(of).collect()
+}
+
+/// How long a VM printed nothing between the node that it left and the one where it is; an error when it printed on the old one after it had
+/// on the new one.
+fn said_nothing(printed: &Printed, id: &str) -> anyhow::Result<Duration> {
     let times = |number| printed.get(&(id.to_owned(), number));
     let old = times(0).with_context(|| format!("{id} printed nothing where it was"))?;
     let elsewhere: Vec<_> = (1..3).filter_map(times).collect();
@@ -432,8 +452,14 @@ fn said_nothing(printed: &Printed, id: &str) -> anyhow::Result<(Duration, Durati
     };
     let (last, first) = (old.last().context("none")?, new.first().context("none")?);
     anyhow::ensure!(last < first, "{id} printed on two nodes at once");
-    let between = old.windows(2).map(|pair| pair[1] - pair[0]).max();
-    Ok((*first - *last, between.unwrap_or_default()))
+    Ok(*first - *last)
+}
+
+fn pid(vm: &Value) -> anyhow::Result<u32> {
+    let pid = vm["pid"]
+        .as_u64()
+        .with_context(|| format!("no pid: {vm}"))?;
+    Ok(u32::try_from(pid)?)
 }
 
 #[test]
@@ -444,18 +470,18 @@ fn vms_of_a_drained_node_stood_still_as_long_as_is_told_and_none_was_twice() -> 
     let fork = cluster.node(3).json(&["fork", "web", "-n", &forks])?;
     let mut all = names(&fork);
     all.push("web".to_owned());
-    let mut ids = Vec::new();
+    let (mut ids, mut old) = (Vec::new(), Vec::new());
     for name in &all {
         let vm = cluster.vm(2, name)?;
         assert_eq!(vm["node"], "node1", "{vm}");
+        old.push(pid(&vm)?);
         ids.push(vm["id"].as_str().context("no id")?.to_owned());
     }
     let done = AtomicBool::new(false);
     let begun = Instant::now();
     let (drained, printed) = thread::scope(|scope| {
         let watching = scope.spawn(|| watch(&cluster, &ids, &done));
-        // What is ordinary.
-        thread::sleep(Duration::from_secs(3));
+        thread::sleep(Duration::from_secs(1));
         let drain = ["node", "drain", "node1", "--timeout", "5m"];
         let drained = cluster
             .node(2)
@@ -467,7 +493,7 @@ fn vms_of_a_drained_node_stood_still_as_long_as_is_told_and_none_was_twice() -> 
         (drained, printed)
     });
     drained?;
-    let (took, printed) = (begun.elapsed(), printed?);
+    let (took, (printed, samples)) = (begun.elapsed(), printed??);
     let operations = cluster.node(3).json(&["op", "ls"])?;
     let operations = operations["items"].as_array().context("no items")?;
     let mut told = BTreeMap::new();
@@ -481,24 +507,31 @@ fn vms_of_a_drained_node_stood_still_as_long_as_is_told_and_none_was_twice() -> 
                 .is_none()
         );
     }
-    for (name, id) in all.iter().zip(&ids) {
+    let mut shorter = Vec::new();
+    for ((name, id), old) in all.iter().zip(&ids).zip(old) {
         let vm = cluster.vm(3, name)?;
         assert_eq!(vm["state"], "running", "{vm}");
         assert_ne!(vm["node"], "node1", "{vm}");
-        let moved = told.get(name);
+        let moved = told.get(id);
         let told = *moved.with_context(|| format!("no move of {name}: {told:?}"))?;
-        let (seen, ordinary) = said_nothing(&printed, id)?;
-        println!("{name}: told {told:?}, seen {seen:?}, ordinary at most {ordinary:?}");
-        assert!(
-            told < seen + TOLERANCE && seen < told + ordinary + TOLERANCE,
-            "{name}: {told:?} {seen:?} {ordinary:?}"
-        );
+        let seen = rested(&of_processes(&samples, [old, pid(&vm)?]), old)?;
+        // Longer: a guest's code is translated anew, and others' are, too.
+        let silent = said_nothing(&printed, id)?;
+        println!("{name}: told {told:?}, seen {seen:?}, printed nothing for {silent:?}");
+        assert!(seen < told + TOLERANCE, "{name} stood still for longer");
+        if seen + TOLERANCE < told {
+            shorter.push(name);
+        }
     }
-    println!("{count} VMs, {took:?} with what is ordinary");
+    // Among many, one that loads its moment may spend as much on that as if its guest ran.
+    assert!(
+        shorter.len() <= count / 20,
+        "they stood still for less than is told: {shorter:?}"
+    );
+    println!("{count} VMs, {took:?}");
     wait_for("a process of each", PATIENCE, || {
         Ok((cluster.processes()?.len() == count).then_some(()))
-    })?;
-    cleared(&cluster, 1)
+    })
 }
 
 #[test]
