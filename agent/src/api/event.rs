@@ -1,24 +1,24 @@
 //! What happens in the cluster, told from any position on. Readers take it from the state at their own pace: nothing is kept for one that is
 //! slow, and nobody waits for it.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures::stream;
 use prost::Message as _;
 use proto::v1::{self, ReadEventsRequest, ReadEventsResponse, event_service_server::EventService};
 use raft::{
     node::Published,
     state::{Actor, Audience, BadPosition, Event, EventKind, State, Subject, VmId},
 };
-use tokio::{
-    sync::watch,
-    task::yield_now,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, task::yield_now};
 use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
-use super::{Api, asker::asked, carry::Answers};
+use super::{
+    Api,
+    asker::asked,
+    carry::Answers,
+    follow::{Follows, told, until_news},
+};
 use crate::{audit, convert, errors::ApiError, node::Node};
 
 /// How many events a message has at most, and how many bytes until it gets no more.
@@ -29,9 +29,6 @@ const ENOUGH: usize = 256 << 10;
 const AT_ONCE: usize = 1_024;
 /// How much is repeated of a text that is refused, bytes.
 const SHOWN: usize = 64;
-/// How often it is made sure that nothing has happened of which this node has not heard; and how long that may take.
-const QUIET: Duration = Duration::from_secs(5);
-const SURE_WITHIN: Duration = Duration::from_secs(5);
 
 #[tonic::async_trait]
 impl EventService for Api {
@@ -82,16 +79,7 @@ impl EventService for Api {
             position,
             told: None,
         };
-        Ok(Response::new(Box::pin(stream::unfold(
-            Some(reader),
-            async |reader| {
-                let mut reader = reader?;
-                match reader.next().await {
-                    Ok(part) => part.map(|part| (Ok(part), Some(reader))),
-                    Err(error) => Some((Err(error), None)),
-                }
-            },
-        ))))
+        Ok(Response::new(told(reader)))
     }
 }
 
@@ -136,8 +124,9 @@ struct Reader {
     told: Option<u64>,
 }
 
-impl Reader {
-    /// The next message; `None` at the end.
+impl Follows for Reader {
+    type Part = ReadEventsResponse;
+
     async fn next(&mut self) -> Result<Option<ReadEventsResponse>, Status> {
         loop {
             // The state is let go of before anything is waited for.
@@ -169,7 +158,9 @@ impl Reader {
             }
         }
     }
+}
 
+impl Reader {
     /// Events from the position on, as many as fit into a message, and goes on to behind them.
     fn look(&mut self, state: &State) -> Result<Vec<v1::Event>, BadPosition> {
         let (mut events, mut bytes, mut position) = (Vec::new(), 0, self.position);
@@ -218,24 +209,6 @@ impl Reader {
             node: event.node.clone(),
             vm: vm.map(|vm| vm.vm.to_string()).unwrap_or_default(),
             detail: event.detail_for(&self.by).to_owned(),
-        }
-    }
-}
-
-/// Until the state has changed, or it is sure that it is the newest there is.
-pub(super) async fn until_news(
-    node: &Node,
-    published: &mut watch::Receiver<Published>,
-) -> Result<(), Status> {
-    tokio::select! {
-        changed = published.changed() => {
-            changed.map_err(|_| Status::unavailable("the agent is being stopped"))
-        }
-        () = node.cancel.cancelled() => Err(Status::unavailable("the agent is being stopped")),
-        () = sleep(QUIET) => {
-            // One that is cut off must not have its readers believe that nothing happens.
-            let sure = node.raft.read_barrier(Instant::now() + SURE_WITHIN).await;
-            sure.map(drop).map_err(|error| ApiError::from(error).into())
         }
     }
 }

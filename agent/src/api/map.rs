@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use futures::stream;
 use prost::Message as _;
 use proto::v1::{
     self, CancelMapRequest, DeleteMapRequest, DeleteMapResponse, GetMapRequest, ListMapsRequest,
@@ -21,7 +20,12 @@ use tonic::{Request, Response, Status};
 use ulid::Ulid;
 
 use super::{
-    Api, asker::asked, carry::Answers, event::until_news, fork::fork_source, lists::in_parts,
+    Api,
+    asker::asked,
+    carry::Answers,
+    follow::{Follows, told, until_news},
+    fork::fork_source,
+    lists::in_parts,
     request_key, role, unexpected,
 };
 use crate::{
@@ -125,16 +129,7 @@ impl MapService for Api {
             only_end: request.only_end,
             is_over: false,
         };
-        Ok(Response::new(Box::pin(stream::unfold(
-            Some(reader),
-            async |reader| {
-                let mut reader = reader?;
-                match reader.next().await {
-                    Ok(part) => part.map(|part| (Ok(part), Some(reader))),
-                    Err(error) => Some((Err(error), None)),
-                }
-            },
-        ))))
+        Ok(Response::new(told(reader)))
     }
 
     async fn cancel_map(
@@ -231,8 +226,9 @@ struct Reader {
     is_over: bool,
 }
 
-impl Reader {
-    /// The next message; `None` after the last.
+impl Follows for Reader {
+    type Part = ReadMapResponse;
+
     async fn next(&mut self) -> Result<Option<ReadMapResponse>, Status> {
         loop {
             if self.is_over {
@@ -244,7 +240,9 @@ impl Reader {
             until_news(&self.node, &mut self.published).await?;
         }
     }
+}
 
+impl Reader {
     /// What there is to tell.
     fn look(&mut self) -> Result<Option<ReadMapResponse>, Status> {
         let state = Arc::clone(&self.published.borrow_and_update().view);

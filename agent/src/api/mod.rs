@@ -7,6 +7,7 @@ mod carry;
 mod cluster;
 mod console;
 mod event;
+mod follow;
 mod fork;
 mod group;
 mod guest;
