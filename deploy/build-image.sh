@@ -26,8 +26,10 @@ what lies in /etc/forkypig/fork.d/ is run in every fork.
 
 On the kernel command line the tiny guest understands
   fp.pulse              write a checksummed record to console, disk (/var/lib/pulse) and memory ten times a second
+  fp.pulse=MS           the same every MS milliseconds
   fp.pulse=all          the same on every processor, fifty times a second, to /var/lib/pulse.N each, and to the raw disk
                         as well: 4 MiB for each processor, from the file system's end at 1 GiB on
+  fp.beat[=MS]          print a mark to the console every MS (50) milliseconds, which costs little
   fp.churn[=MIB]        rewrite MIB (64) of memory as fast as it goes, on every processor
   fp.churn-disk         keep a file on the disk busy as well
   fp.fill=MIB           fill MIB of memory once, and say "fp.fill done"

@@ -20,6 +20,7 @@ pub mod oom;
 pub mod page_set;
 pub mod past;
 pub mod port;
+pub mod priority;
 pub mod process;
 pub mod qmp;
 pub mod record;

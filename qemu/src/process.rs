@@ -169,7 +169,7 @@ fn open(pid: u32) -> io::Result<OwnedFd> {
     Ok(pidfd_open(raw, PidfdFlags::NONBLOCK)?)
 }
 
-fn is_alive(id: ProcessId) -> bool {
+pub(crate) fn is_alive(id: ProcessId) -> bool {
     start_time(id.pid).is_ok_and(|started| started == id.started) && !is_zombie(id.pid)
 }
 

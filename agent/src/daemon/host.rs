@@ -1,6 +1,10 @@
 //! The host: what it can do, what the agent takes of it, and what an earlier agent left on it.
 
-use std::{collections::BTreeSet, path::Path, sync::RwLock};
+use std::{
+    collections::BTreeSet,
+    path::Path,
+    sync::{Arc, RwLock},
+};
 
 use anyhow::Context as _;
 use qemu::{
@@ -65,6 +69,7 @@ pub(super) async fn look_at_host(options: &RunOptions) -> anyhow::Result<Host> {
         merge_memory: options.merge_memory != MergeMemory::Off && can_merge.is_ok(),
         aslr: options.qemu_aslr == Switch::On,
         groups: Groups::open(options.cgroup.as_deref(), &group_name(layout.root())),
+        priorities: Arc::default(),
         host_boot: host_boot(&options.host_boot_file)
             .context("the host's boot id cannot be read")?,
         naming: RwLock::default(),

@@ -36,7 +36,7 @@ use self::{
     driver::{Driver, Outcome},
     merging::{Rate, Rule, SLEEP_MS, Sight, Verdict},
     pressure::{Bounds, Judge, Trigger},
-    priority::Priorities,
+    priority::nice_here,
     usage::{Usage, memory_use},
 };
 use crate::{
@@ -189,11 +189,14 @@ pub async fn run(node: Arc<Node>) {
     let begun = Instant::now();
     let mut judge = Judge::new(node.density.bounds);
     let mut merger = Merger::new(&node, begun);
-    let mut priorities = Priorities::default();
     let mut merge_at = begun;
     loop {
         look(&node, &mut judge, begun);
-        priorities.adjust(&node.pids());
+        let pids = node.pids();
+        node.vms
+            .engine()
+            .priorities
+            .settle(&pids, nice_here(pids.len()));
         if merge_at <= Instant::now() {
             merger = merger.step(&node).await;
             merge_at = Instant::now() + MERGING_TICK;

@@ -4,31 +4,12 @@
 //! The kernel's scheduler lets everybody run in proportion to their weights (`sched(7)`; a nice value is a factor of 1.25), and one
 //! that had more than its part waits until all others had theirs.
 
-use std::collections::BTreeMap;
+use qemu::sys::spawn::GUEST_NICE;
 
-use qemu::sys::spawn::{GUEST_NICE, set_nice};
-
-/// The guests' priorities, as they were set last, by process id.
-#[derive(Debug, Default)]
-pub struct Priorities(BTreeMap<u32, i32>);
-
-impl Priorities {
-    /// Sets what has changed for these processes. What is not known here is set in any case: an agent of before may have set it
-    /// otherwise.
-    pub fn adjust(&mut self, pids: &[u32]) {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let wanted = nice(pids.len(), processors);
-        let before = std::mem::take(&mut self.0);
-        for pid in pids {
-            if before.get(pid) != Some(&wanted)
-                && let Err(error) = set_nice(*pid, wanted)
-            {
-                tracing::debug!(pid, %error, "a guest's priority cannot be changed; trying again if it is still there");
-                continue;
-            }
-            self.0.insert(*pid, wanted);
-        }
-    }
+/// The nice value of each of so many guests on this host.
+pub fn nice_here(guests: usize) -> i32 {
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    nice(guests, processors)
 }
 
 /// The nice value of each of so many guests.

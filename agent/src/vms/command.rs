@@ -10,6 +10,24 @@ use qemu::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
+/// What the guest of a loaded process does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It stands still.
+    Pause,
+    /// It runs.
+    Run,
+    /// It runs, as it did on another node until it was held to come here.
+    Arrive,
+}
+
+impl Then {
+    /// Of one that is to stand still or not.
+    pub fn unless_paused(paused: bool) -> Self {
+        if paused { Self::Pause } else { Self::Run }
+    }
+}
+
 /// Something that is asked of a VM.
 #[derive(Debug)]
 pub enum Command {
@@ -100,8 +118,8 @@ pub enum Command {
         name: VmName,
         /// Which boot of that VM it is.
         boot: u64,
-        /// Whether it stands still.
-        paused: bool,
+        /// What its guest does.
+        then: Then,
         /// Answered with the time at which it went on.
         done: oneshot::Sender<Result<Instant, String>>,
     },

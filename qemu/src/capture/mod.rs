@@ -382,6 +382,7 @@ impl Machine {
         while let Ok(event) = self.events.try_recv() {
             self.note(&event);
         }
+        let comes_first = self.come_first();
         let begun = Instant::now();
         let go_on = running && afterwards == Afterwards::GoOn;
         let taken = self.take(prepared, disk_bytes).await;
@@ -399,6 +400,7 @@ impl Machine {
             true => self.cont().await,
             false => Ok(()),
         };
+        drop(comes_first);
         failpoint::reached("capture.went-on");
         // The first failure says more.
         let (mut prepared, moment) = taken?;

@@ -22,6 +22,8 @@ use crate::{
 
 /// How long a stream may take to load.
 const LOAD_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a guest that came from elsewhere comes before others once it runs.
+const ARRIVAL: Duration = Duration::from_millis(300);
 
 /// What a machine that was started without a shape is made of.
 #[derive(Debug, Clone)]
@@ -38,6 +40,7 @@ impl Machine {
     /// Gives a machine that was started without a shape its memory and its disk, and makes its devices: it waits for its stream then.
     pub async fn shape(&mut self, shape: Shape) -> Result<(), MachineError> {
         let begun = Instant::now();
+        self.comes_first = Some(self.come_first());
         let shaped = self.take_shape(shape).await;
         self.explained(shaped, "its memory and its disk").await?;
         tracing::debug!(dir = %self.dir.path().display(), took = ?begun.elapsed(), "it has memory, disk and devices");
@@ -109,6 +112,7 @@ impl Machine {
     /// Loads a stream into a machine that was started for one.
     pub async fn load(&mut self, stream: &CheckedStream) -> Result<(), MachineError> {
         let begun = Instant::now();
+        self.comes_first = Some(self.come_first());
         let loaded = self.load_stream(stream).await;
         self.explained(loaded, "a snapshot to load").await?;
         tracing::debug!(dir = %self.dir.path().display(), took = ?begun.elapsed(), "its stream is loaded");
@@ -177,6 +181,22 @@ impl Machine {
 
     /// Lets the guest run. From here on the process is the VM, and an agent that finds it keeps it. Returns since when it runs.
     pub async fn resume(&mut self) -> Result<Instant, MachineError> {
+        let runs = self.go_on().await;
+        self.comes_first = None;
+        runs
+    }
+
+    /// The same for a guest that ran elsewhere until it was held: it comes before others for a moment longer, since whoever waits for it
+    /// waits until it has done something.
+    pub async fn arrive(&mut self) -> Result<Instant, MachineError> {
+        let runs = self.go_on().await?;
+        if let Some(comes_first) = self.comes_first.take() {
+            comes_first.for_longer(ARRIVAL);
+        }
+        Ok(runs)
+    }
+
+    async fn go_on(&mut self) -> Result<Instant, MachineError> {
         let begun = Instant::now();
         let claim = self.new_claim();
         if let Some(claim) = &claim {
@@ -201,6 +221,7 @@ impl Machine {
 
     /// Makes the process the VM, without letting its guest run yet.
     pub fn claim(&mut self) -> Result<(), MachineError> {
+        self.comes_first = None;
         match self.new_claim() {
             Some(claim) => self.record_claim(&claim),
             None => Ok(()),

@@ -31,6 +31,7 @@ use crate::{
     layout::{Layout, VmDir},
     memory::{MainMemory, Memory},
     merge::Merging,
+    priority::{ComesFirst, Priorities},
     process::{Exit, Process, ProcessId},
     qmp::{Qmp, QmpError},
     record::{LayerName, RecordError, VmRecord},
@@ -115,6 +116,8 @@ pub struct Engine {
     pub aslr: bool,
     /// Where processes with limits are put.
     pub groups: Groups,
+    /// How much processes give way to others.
+    pub priorities: Arc<Priorities>,
     /// The host's boot.
     pub host_boot: String,
     /// Held for writing while a VM's folder gets another name, for reading by who looks at all of them.
@@ -140,6 +143,8 @@ pub struct Machine {
     cause: Option<ShutdownCause>,
     /// The group of its own that it is in.
     group: Option<PathBuf>,
+    /// While it is loaded, which somebody waits for.
+    comes_first: Option<ComesFirst>,
     /// Whether we have ended it.
     asked_to_end: bool,
     /// Whether this process was never seen by an earlier agent.
@@ -199,6 +204,12 @@ impl Machine {
         let blocks = self.qmp.run(qmp::x_query_ramblock {}).await?;
         MainMemory::open(&self.process, &blocks.human_readable_text)
             .map_err(system("cannot find the guest's memory"))
+    }
+
+    /// Has the process come before those of other guests until that is dropped.
+    pub(crate) fn come_first(&self) -> ComesFirst {
+        let group = self.group.as_deref();
+        self.engine.priorities.first(self.process.id(), group)
     }
 
     /// Changes the record and keeps it.

@@ -250,6 +250,7 @@ impl Machine {
             console,
             cause: None,
             group,
+            comes_first: None,
             asked_to_end: false,
             fresh: true,
         }

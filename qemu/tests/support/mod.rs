@@ -118,6 +118,7 @@ impl Host {
             merge_memory,
             aslr: true,
             groups: Groups::none("tests set no limits"),
+            priorities: Arc::default(),
             host_boot: host_boot(Path::new(HOST_BOOT))?,
             naming: RwLock::new(()),
         };

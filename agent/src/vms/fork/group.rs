@@ -25,7 +25,7 @@ use crate::{
     admission::Need,
     guest::becoming::One,
     node::Node,
-    vms::{VmHandle, network},
+    vms::{VmHandle, command::Then, network},
 };
 
 /// What a capture says whose machine could have been captured, if another could.
@@ -264,7 +264,7 @@ impl Copy {
         let going_on = self.loaded.iter().map(|(part, (_, id, paused, handle))| {
             let one = node.vms.becoming().one();
             async move {
-                let went_on = go_on(handle, *id, 1, *paused).await;
+                let went_on = go_on(handle, *id, 1, Then::unless_paused(*paused)).await;
                 let went_on = went_on.map_err(|problem| why(&parts[*part], &problem));
                 (one, went_on)
             }

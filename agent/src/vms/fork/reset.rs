@@ -16,7 +16,11 @@ use super::{
 use crate::{
     admission::Need,
     reconcile::plan::Is,
-    vms::{VmHandle, command::Command, launch},
+    vms::{
+        VmHandle,
+        command::{Command, Then},
+        launch,
+    },
 };
 
 impl Run {
@@ -136,7 +140,8 @@ impl Run {
         }
         failpoint::reached("reset.gave-way");
         self.node.vms.replace(scratch, vm.id);
-        match go_on(handle, vm.id, boot, operation.paused).await {
+        let then = Then::unless_paused(operation.paused);
+        match go_on(handle, vm.id, boot, then).await {
             Ok(at) => {
                 failpoint::reached("reset.went-on");
                 if operation.paused {

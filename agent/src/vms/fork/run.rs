@@ -32,7 +32,7 @@ use crate::{
     transfer::{Kept, Until},
     vms::{
         VmHandle,
-        command::Command,
+        command::{Command, Then},
         launch::{self, Child},
         vm_name,
     },
@@ -419,7 +419,7 @@ impl Run {
             let one = run.node.vms.becoming().one();
             async move {
                 let child = state.vms.get(&id);
-                let result = match go_on(&handle, id, 1, paused).await {
+                let result = match go_on(&handle, id, 1, Then::unless_paused(paused)).await {
                     Ok(at) => {
                         let became = match child {
                             Some(child) if content.agent && !paused => {
@@ -503,7 +503,7 @@ pub(super) async fn go_on(
     handle: &VmHandle,
     id: VmId,
     boot: u64,
-    paused: bool,
+    then: Then,
 ) -> Result<Instant, String> {
     if matches!(handle.seen().is, Is::Running { .. } | Is::Paused { .. }) {
         // It ran before an agent was lost in the middle of this.
@@ -514,7 +514,7 @@ pub(super) async fn go_on(
         .ask(|done| Command::Go {
             name,
             boot,
-            paused,
+            then,
             done,
         })
         .await

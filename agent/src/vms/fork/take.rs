@@ -29,7 +29,7 @@ use crate::{
     transfer::{Goods, Stock, Until},
     vms::{
         VmHandle,
-        command::Command,
+        command::{Command, Then},
         launch::{self, Child, Kind},
     },
 };
@@ -330,7 +330,11 @@ impl Run {
             destroy(handle).await;
             return lost("there is something of it here already");
         }
-        match go_on(handle, vm.id, vm.boot, operation.paused).await {
+        let then = match operation.paused {
+            true => Then::Pause,
+            false => Then::Arrive,
+        };
+        match go_on(handle, vm.id, vm.boot, then).await {
             Ok(at) => {
                 failpoint::reached("move.went-on");
                 self.node.introduce(&self.node.state(), vm, vm.boot);

@@ -203,10 +203,10 @@ impl VmTask {
             Command::Go {
                 name,
                 boot,
-                paused,
+                then,
                 done,
             } => {
-                answer(done, self.go(name, boot, paused).await);
+                answer(done, self.go(name, boot, then).await);
                 return Next::Stay;
             }
             Command::GroupEnd { done } => {

@@ -11,7 +11,7 @@ use qemu::{
 use tokio::{sync::watch, time::Instant};
 
 use super::{ASK_AGAIN, Next, VmTask};
-use crate::{clock, errors::chain, reconcile::plan::Is};
+use crate::{clock, errors::chain, reconcile::plan::Is, vms::command::Then};
 
 /// How often a boot is tried: under emulation on a busy host a guest hangs early in its kernel now and then.
 const BOOT_ATTEMPTS: u32 = 2;
@@ -166,31 +166,31 @@ impl VmTask {
         &mut self,
         name: VmName,
         boot: u64,
-        paused: bool,
+        then: Then,
     ) -> Result<Instant, String> {
         if name != self.name {
             self.with_machine(async |machine| machine.rename(&name))
                 .await?;
             self.name = name;
         }
-        if !paused && let Some(machine) = &self.machine {
+        if then != Then::Pause
+            && let Some(machine) = &self.machine
+        {
             self.fence.admit(&self.name, machine.process()).await?;
         }
         let since = self
             .with_machine(async |machine| {
                 machine.set_boot(boot);
-                if paused {
-                    machine.claim()?;
-                    Ok(Instant::now())
-                } else {
-                    machine.resume().await
+                match then {
+                    Then::Pause => machine.claim().map(|()| Instant::now()),
+                    Then::Run => machine.resume().await,
+                    Then::Arrive => machine.arrive().await,
                 }
             })
             .await?;
-        self.publish(if paused {
-            Is::Paused { boot }
-        } else {
-            Is::Running { boot }
+        self.publish(match then {
+            Then::Pause => Is::Paused { boot },
+            Then::Run | Then::Arrive => Is::Running { boot },
         });
         Ok(since)
     }

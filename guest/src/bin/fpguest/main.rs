@@ -4,6 +4,7 @@
 
 mod agent;
 mod ask;
+mod beat;
 mod churn;
 mod echo;
 mod fill;
@@ -24,6 +25,7 @@ usage: fpguest agent
        fpguest get KEY
        fpguest identity | watch | up
        fpguest pulse --disk FILE [--raw DEVICE [--raw-offset 0]] [--interval-ms 100]
+       fpguest beat [--interval-ms 50]
        fpguest churn [--mib 64] [--disk FILE]
        fpguest fill [--mib 64] [--rate MIB]
        fpguest echo --port NAME
@@ -42,6 +44,7 @@ identity, watch   print who this machine is, watch again whenever it becomes ano
 up     waits until the host has said who this machine is, where there is a host and an agent to hear it
 pulse  writes a numbered, checksummed record again and again: to memory, to FILE (synced), to
        standard output; with --raw also, past all caches, to 2.3 MiB of a block device
+beat   prints a mark again and again
 churn  rewrites and zeroes memory as fast as it can, with a thread on each processor, and checks
        that it finds what it wrote; with --disk it does the same with a file's blocks
 fill   fills memory once and writes so much of it again each second
@@ -71,6 +74,7 @@ fn main() -> ExitCode {
         options::Command::Ask(ask) => ask::run(&ask),
         options::Command::Up => ask::wait_until_known(),
         options::Command::Pulse(pulse) => pulse::run(&pulse),
+        options::Command::Beat { interval } => beat::run(interval),
         options::Command::Churn(churn) => churn::run(&churn),
         options::Command::Fill(fill) => fill::run(&fill),
         options::Command::Echo { port } => echo::run(&port),

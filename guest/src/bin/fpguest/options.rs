@@ -21,6 +21,11 @@ pub enum Command {
     Up,
     /// `fpguest pulse`
     Pulse(Pulse),
+    /// `fpguest beat`
+    Beat {
+        /// From one mark to the next.
+        interval: Duration,
+    },
     /// `fpguest churn`
     Churn(Churn),
     /// `fpguest fill`
@@ -45,14 +50,14 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
     if let Some(asked) = parse_asked(command, words)? {
         return Ok(asked);
     }
-    let (mut disk, mut interval, mut mib, mut rate) = (None, 100, 64, 0);
+    let (mut disk, mut interval, mut mib, mut rate) = (None, None, 64, 0);
     let (mut raw, mut raw_offset, mut port, mut kind) = (None, 0, None, None);
     let mut words = words.iter();
     while let Some(name) = words.next() {
         let value = words.next().ok_or(format!("{name} needs a value"))?;
         match (command, name.as_str()) {
             ("pulse" | "churn", "--disk") => disk = Some(PathBuf::from(value)),
-            ("pulse", "--interval-ms") => interval = number(name, value)?,
+            ("pulse" | "beat", "--interval-ms") => interval = Some(number(name, value)?),
             ("fill", "--rate") => rate = number(name, value)?,
             ("churn" | "fill", "--mib") => mib = number(name, value)?,
             ("pulse", "--raw") => raw = Some(PathBuf::from(value)),
@@ -62,6 +67,7 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
             _ => return Err(format!("{command} has no option {name}")),
         }
     }
+    let interval = |default| Duration::from_millis(interval.map_or(default, u64::from));
     match command {
         "agent" => Ok(Command::Agent),
         "pulse" => Ok(Command::Pulse(Pulse {
@@ -70,8 +76,11 @@ pub fn parse(command: &str, words: &[String]) -> Result<Command, String> {
                 device,
                 offset: raw_offset,
             }),
-            interval: Duration::from_millis(u64::from(interval)),
+            interval: interval(100),
         })),
+        "beat" => Ok(Command::Beat {
+            interval: interval(50),
+        }),
         "churn" => Ok(Command::Churn(Churn {
             mib: mib as usize,
             disk,
@@ -190,6 +199,13 @@ mod tests {
                 disk: None
             }))
         );
+        let beat = |ms| {
+            Ok(Command::Beat {
+                interval: Duration::from_millis(ms),
+            })
+        };
+        assert_eq!(parse_text("beat"), beat(50));
+        assert_eq!(parse_text("beat --interval-ms 20"), beat(20));
         let fill = Command::Fill(Fill { mib: 3, rate: 2 });
         assert_eq!(parse_text("fill --mib 3 --rate 2"), Ok(fill));
     }
@@ -233,6 +249,8 @@ mod tests {
             ("pulse --disk", "value"),
             ("pulse --disk /p --mib 3", "--mib"),
             ("pulse --disk /p --raw /d --raw-offset 100", "4096"),
+            ("beat --interval-ms 0", "from 1"),
+            ("beat --mib 3", "--mib"),
             ("echo", "--port"),
             ("echo --disk /p", "--disk"),
             ("hostile", "--kind"),
