@@ -4,7 +4,8 @@
 use std::{
     ffi::OsString,
     fs::{self, File},
-    io::{self, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -243,6 +244,46 @@ pub fn read_log(path: &Path) -> io::Result<Vec<u8>> {
     Ok([read(&older(path))?, read(path)?].concat())
 }
 
+/// How far somebody has read a console's log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Mark {
+    inode: u64,
+    bytes: u64,
+}
+
+/// What is kept of a console since `mark`, oldest first: no more of it than one of the log's files holds. The mark moves on.
+pub fn read_log_since(path: &Path, mark: &mut Mark) -> io::Result<Vec<u8>> {
+    let open = |path: &Path| match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
+    };
+    let mut printed = Vec::new();
+    let mut last = *mark;
+    for file in [open(&older(path))?, open(path)?].into_iter().flatten() {
+        let mut file = file;
+        let inode = file.metadata()?.ino();
+        if inode == mark.inode {
+            // What lies before was read.
+            printed.clear();
+            file.seek(SeekFrom::Start(mark.bytes))?;
+        }
+        file.read_to_end(&mut printed)?;
+        last = Mark {
+            inode,
+            bytes: file.stream_position()?,
+        };
+    }
+    *mark = last;
+    printed.drain(..printed.len().saturating_sub(KEPT_BYTES as usize));
+    Ok(printed)
+}
+
+/// Keeps what a console printed before its log was begun, so that it comes first when that is read.
+pub fn keep_before(path: &Path, printed: &[u8]) -> io::Result<()> {
+    let kept = printed.len().saturating_sub(KEPT_BYTES as usize);
+    fs::write(older(path), &printed[kept..])
+}
+
 /// Looks for a text in output that comes in pieces.
 #[derive(Debug)]
 struct LineWatcher {
@@ -300,6 +341,34 @@ mod tests {
             kept.len()
         );
         assert_eq!(kept.last(), Some(&(399u32 as u8)));
+    }
+
+    #[test]
+    fn a_log_is_read_on_and_handed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (dir.path().join("console.log"), tempfile::tempdir().unwrap());
+        let mut mark = Mark::default();
+        assert!(read_log_since(&path, &mut mark).unwrap().is_empty());
+        let mut log = Log::open(&path).unwrap();
+        let mut handed = Vec::new();
+        let mut written = Vec::new();
+        for i in 0..300u32 {
+            // A file is full after 128 of them, and a second time.
+            let chunk = [i as u8; 8192];
+            log.write(&chunk).unwrap();
+            written.extend(chunk);
+            if [0, 1, 100, 127, 128, 129, 200, 299].contains(&i) {
+                handed.extend(read_log_since(&path, &mut mark).unwrap());
+                assert!(read_log_since(&path, &mut mark).unwrap().is_empty(), "{i}");
+                assert!(handed == written, "{i}");
+            }
+        }
+        let there = elsewhere.path().join("console.log");
+        Log::open(&there).unwrap().write(b"and on").unwrap();
+        keep_before(&there, &handed).unwrap();
+        let kept = read_log(&there).unwrap();
+        assert_eq!(kept.len(), KEPT_BYTES as usize + 6);
+        assert!(kept.ends_with(&[&[299u32 as u8; 8192][..], b"and on"].concat()));
     }
 
     #[test]

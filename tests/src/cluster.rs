@@ -87,11 +87,8 @@ impl Agent {
         };
         let rate = link().filter(|_| !self.extra.iter().any(|option| option == RATE));
         let rate = rate.map(|rate| [RATE.to_owned(), rate]);
-        let mut command = match &self.host {
-            Some(host) => host.command("setsid"),
-            None => Command::new("setsid"),
-        };
-        let child = command
+        let child = self
+            .command("setsid")
             .arg(program)
             .arg("run")
             .arg("--data-dir")
@@ -110,6 +107,14 @@ impl Agent {
             .spawn()?;
         self.child = Some(child);
         Ok(())
+    }
+
+    /// A command that runs where it does.
+    pub fn command(&self, program: &str) -> Command {
+        match &self.host {
+            Some(host) => host.command(program),
+            None => Command::new(program),
+        }
     }
 
     /// Its process, while it runs.
@@ -182,7 +187,8 @@ impl Agent {
 
     /// What it measured, as another program than ours reads it with a folder's certificate, which believes the folder's authority.
     pub fn metrics(&self, certs: &Path) -> anyhow::Result<String> {
-        let output = Command::new("curl")
+        let output = self
+            .command("curl")
             .args(["--silent", "--show-error", "--max-time", "10", "--http2"])
             .arg("--cacert")
             .arg(certs.join("ca.pem"))

@@ -1,10 +1,10 @@
 //! A session at a VM's console, as a user has it, or of another command that goes on.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Child, Command, Stdio},
-    sync::mpsc,
-    thread,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::{self, JoinHandle},
     time::Instant,
 };
 
@@ -21,7 +21,12 @@ pub struct Session {
     child: Child,
     output: mpsc::Receiver<Vec<u8>>,
     seen: String,
+    problems: Problems,
+    reading: Option<JoinHandle<()>>,
 }
+
+/// What a command has said besides its output.
+type Problems = Arc<Mutex<String>>;
 
 impl Session {
     /// Opens a VM's console through a node.
@@ -47,11 +52,22 @@ impl Session {
                 }
             }
         });
-        let seen = String::new();
+        let errors = child.stderr.take().context("no errors")?;
+        let problems = Problems::default();
+        let said = Arc::clone(&problems);
+        let reading = thread::spawn(move || {
+            for line in BufReader::new(errors).lines().map_while(Result::ok) {
+                let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+                said.push_str(&line);
+                said.push('\n');
+            }
+        });
         Ok(Self {
             child,
             output,
-            seen,
+            seen: String::new(),
+            problems,
+            reading: Some(reading),
         })
     }
 
@@ -79,6 +95,18 @@ impl Session {
         Ok(())
     }
 
+    /// Waits until it has said this besides its output.
+    pub fn wait_said(&self, text: &str) -> anyhow::Result<()> {
+        wait_for(&format!("it to say {text:?}"), PATIENCE, || {
+            Ok(self.problems().contains(text).then_some(()))
+        })
+    }
+
+    fn problems(&self) -> String {
+        let problems = self.problems.lock();
+        problems.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Has the guest's shell say a word. The terminal echoes it in two parts, so what is found is the answer.
     pub fn ask(&mut self, word: &str) -> anyhow::Result<()> {
         let (head, tail) = word.split_at(1);
@@ -101,10 +129,13 @@ impl Session {
         let status = wait_for("the command to end", PATIENCE, || {
             Ok(self.child.try_wait()?)
         })?;
-        let mut problems = String::new();
-        let mut errors = self.child.stderr.take().context("no errors")?;
-        errors.read_to_string(&mut problems)?;
-        Ok((status.code(), problems))
+        if let Some(reading) = self.reading.take() {
+            reading
+                .join()
+                .ok()
+                .context("who read its errors panicked")?;
+        }
+        Ok((status.code(), self.problems()))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where VMs and forks go on three hosts: by labels, apart from others, over zones, and what is said where there is no room.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _};
 
 use harness::{
     cluster::{Cluster, PATIENCE},
@@ -149,4 +149,44 @@ fn who_lacks_room_is_told_with_how_many_it_is_short_of() -> anyhow::Result<()> {
     let listed = cluster.node(1).json(&["vm", "ls"])?;
     assert_eq!(listed["items"].as_array().map(Vec::len), Some(5));
     Ok(())
+}
+
+#[test]
+fn a_host_with_another_qemu_is_passed_over_and_says_why() -> anyhow::Result<()> {
+    let mut cluster = cluster()?;
+    let other = cluster.folder().join("other-qemu");
+    let script = "#!/bin/sh\n[ \"$1\" = --version ] && exec echo 'QEMU emulator version 99.1.0'\nexec qemu-system-x86_64 \"$@\"\n";
+    fs::write(&other, script)?;
+    fs::set_permissions(&other, fs::Permissions::from_mode(0o755))?;
+    let node = cluster.node_mut(2);
+    node.terminate()?;
+    node.set_options(&["--qemu", &other.display().to_string()]);
+    node.start()?;
+    node.wait_answers()?;
+    cluster.wait_online(3)?;
+    wait_for("node2's QEMU to be known", PATIENCE, || {
+        let said = cluster.node(3).fp(&["fork", "web", "--node", "node2"])?;
+        Ok(said.err.contains("99.1.0").then_some(()))
+    })?;
+    let said = ["node2 has QEMU 99.1.0, and QEMU ", " captured it"];
+    let far = ["fork", "web", "-n", "2", "--node", "node2"];
+    cluster.node(1).fp(&far)?.refused(&said)?;
+    let moved = ["vm", "move", "web", "--node", "node2"];
+    cluster.node(2).fp(&moved)?.refused(&said)?;
+    // What fits is tried first, and is enough.
+    let spread = fork(&cluster, 2, &["web", "-n", "4", "--spread"])?;
+    assert_eq!(places(&spread), [("node1", 2), ("node3", 2)].into());
+    let moved = cluster.node(2).json(&["vm", "move", "web"])?;
+    assert_eq!(moved["vm"]["node"], "node3");
+    // Nothing fits any more.
+    for node in ["node1", "node3"] {
+        cluster.node(1).fp(&["node", "cordon", node])?.success()?;
+    }
+    let near = ["fork", "web", "-n", "3", "--spread"];
+    cluster.node(1).fp(&near)?.refused(&[
+        "cannot place 3 of 3",
+        said[0],
+        "node1 is cordoned",
+        "node3 is cordoned",
+    ])
 }

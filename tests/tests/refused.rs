@@ -6,7 +6,6 @@ use std::{
     io::{self, Read, Write as _},
     net::{Shutdown, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
@@ -112,7 +111,10 @@ impl World {
     }
 
     fn curl(&self, args: &[&str]) -> anyhow::Result<bool> {
-        let output = Command::new("curl")
+        let output = self
+            .cluster
+            .node(1)
+            .command("curl")
             .args(["--silent", "--max-time", "5"])
             .args(args)
             .output()?;

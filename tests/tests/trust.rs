@@ -1,6 +1,6 @@
 //! Who gets in: nobody without a certificate of the cluster's authority or an unused join token.
 
-use std::{process::Command, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use harness::{cluster::Cluster, fpagent, wait_for};
@@ -53,7 +53,9 @@ fn certificates_decide_who_gets_in() -> anyhow::Result<()> {
 
     // Nothing shown, or no TLS at all. Whatever is sent, no answer comes.
     let ca = cluster.node(1).data.join("certs/admin/ca.pem");
-    let naked = Command::new("curl")
+    let naked = cluster
+        .node(1)
+        .command("curl")
         .args([
             "--silent",
             "--show-error",
@@ -73,7 +75,9 @@ fn certificates_decide_who_gets_in() -> anyhow::Result<()> {
         !naked.status.success() && naked.stdout.is_empty(),
         "{naked:?}"
     );
-    let plain = Command::new("curl")
+    let plain = cluster
+        .node(1)
+        .command("curl")
         .args([
             "--silent",
             "--max-time",

@@ -38,6 +38,8 @@ pub(super) fn open(
             () = ended.cancelled() => return,
             // The caller's stream of outputs is gone.
             () = report.closed() => return,
+            // Deleted, or moved: this task must not keep its console from ending.
+            () = handle.gone() => return,
             written = write(&handle, first_input, inputs) => written,
         };
         if let Err(status) = written {
@@ -48,18 +50,20 @@ pub(super) fn open(
     let opened = stream::once(async { Ok(ConsoleResponse::default()) });
     let outputs = stream::unfold((printed, failed), |(mut printed, mut failed)| async move {
         let item = tokio::select! {
-            // The end of the input is the end of the call.
-            status = failed.recv() => Err(status?),
-            chunk = printed.recv() => Ok(ConsoleResponse {
-                output: match chunk {
-                    Ok(chunk) => chunk.into(),
-                    Err(broadcast::error::RecvError::Lagged(missed)) => {
-                        format!("\n[{missed} pieces of output were missed: the reader is too slow]\n").into()
-                    }
-                    Err(broadcast::error::RecvError::Closed) => return None,
-                },
+            // The end of the input, or of the VM, is the end of the call, after what it has printed.
+            status = failed.recv() => match status {
+                Some(status) => Err(status),
+                None => Ok(printed.try_recv().ok()?.into()),
+            },
+            chunk = printed.recv() => Ok(match chunk {
+                Ok(chunk) => chunk.into(),
+                Err(broadcast::error::RecvError::Lagged(missed)) => {
+                    format!("\n[{missed} pieces of output were missed: the reader is too slow]\n").into()
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
             }),
         };
+        let item = item.map(|output: Bytes| ConsoleResponse { output });
         Some((item, (printed, failed)))
     });
     Ok(opened

@@ -64,6 +64,8 @@ impl Api {
             disk,
             last: request.last,
             stopped: came.checked_sub(stopped).filter(|_| request.stopped_us > 0),
+            printed: request.printed,
+            printed_before: request.printed_before,
         };
         let unknown = || Status::unavailable("nobody here takes it yet");
         let taker = self.node.forks.taker(operation).ok_or_else(unknown)?;

@@ -3,6 +3,7 @@
 pub mod args;
 mod commands;
 pub mod failure;
+mod follow;
 pub(crate) mod map;
 pub mod output;
 pub mod progress;

@@ -18,6 +18,7 @@ use crate::client::{
     Context,
     args::objects::ConsoleArgs,
     failure::Failure,
+    follow::Followed,
     reach::broken,
     terminal::{Raw, input},
 };
@@ -28,7 +29,8 @@ const LEAVE: u8 = 0x1d;
 const INPUTS_AHEAD: usize = 4;
 
 pub(crate) async fn run(context: &Context, args: ConsoleArgs) -> Result<(), Failure> {
-    let (sender, mut outputs) = open(context, &args.vm).await?;
+    let mut vm = Followed::of(context, &args.vm).await?;
+    let (mut sender, mut outputs) = open(context, &vm.id).await?;
     let terminal = io::stdin().is_terminal();
     let raw = terminal.then(Raw::enter).transpose()?;
     if raw.is_some() {
@@ -68,6 +70,9 @@ pub(crate) async fn run(context: &Context, args: ConsoleArgs) -> Result<(), Fail
                     let mut out = io::stdout().lock();
                     out.write_all(&part.output)?;
                     out.flush()?;
+                }
+                Ok(None) if vm.has_moved(context).await? => {
+                    (sender, outputs) = open(context, &vm.id).await?;
                 }
                 Ok(None) => return Ok(()),
                 Err(status) if std::error::Error::source(&status).is_some() => {

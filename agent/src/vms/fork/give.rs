@@ -1,10 +1,16 @@
 //! Giving a VM away to another node. It is captured while it runs and sent ahead; then it stands still, and what has changed since follows.
 //! Until the cluster knows that it lives elsewhere, a failure lets it go on here: the reconciler does that as soon as the operation has ended.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use proto::peer::ReceiveVmRequest;
-use qemu::{capture::Afterwards, failpoint, record::LayerName};
+use qemu::{
+    capture::Afterwards,
+    console::{Mark, read_log_since},
+    failpoint,
+    record::LayerName,
+};
 use raft::{
     codec,
     state::{
@@ -12,14 +18,18 @@ use raft::{
         Proposal, Snapshot, State, Vm, VmId,
     },
 };
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
 use tonic::{Code, Status};
 
 use super::{fresh_file, release, run::Run};
 use crate::{
+    node::Node,
     reconcile::plan::Is,
     store::Way,
-    vms::{command::Command, launch},
+    vms::{command::Command, launch, vm_name},
 };
 
 /// How often a VM is sent ahead at most: each time less has changed since the time before.
@@ -80,6 +90,7 @@ impl Run {
         }
         self.admit(operation, &[])?;
         let mut way = Some(way);
+        let mut printed = Printed::of(&self.node, id);
         for _ in 0..MOST_ROUNDS {
             let begun = Instant::now();
             let content = self
@@ -88,7 +99,8 @@ impl Run {
             failpoint::reached("move.captured-ahead");
             way = None;
             let arrival = self.arrival(to, Some(content), None);
-            self.hand(to, arrival, None, PATIENCE).await?;
+            printed.read_on().await;
+            self.hand(to, arrival, None, PATIENCE, &printed).await?;
             failpoint::reached("move.sent-ahead");
             self.forget_capture().await;
             if begun.elapsed() < SHORT {
@@ -110,8 +122,10 @@ impl Run {
         tracing::debug!(snapshot = %snapshot.id, bytes = content.stream_bytes, "a VM stands still to be moved");
         let arrival = self.arrival(to, Some(content), None);
         let last = Some(stopped.unwrap_or(captured));
+        printed.read_on().await;
         let over = async {
-            self.hand(to, arrival, last, SILENT_PATIENCE).await?;
+            self.hand(to, arrival, last, SILENT_PATIENCE, &printed)
+                .await?;
             failpoint::reached("move.handed");
             self.taken_over(STILL_PATIENCE).await
         };
@@ -146,7 +160,8 @@ impl Run {
             None => vm.disk.clone(),
         };
         let arrival = self.arrival(to, None, disk);
-        self.hand(to, arrival, Some(Instant::now()), PATIENCE)
+        let printed = Printed::of(&self.node, vm.id);
+        self.hand(to, arrival, Some(Instant::now()), PATIENCE, &printed)
             .await?;
         self.taken_over(PATIENCE).await
     }
@@ -175,6 +190,7 @@ impl Run {
         arrival: Change,
         last: Option<Instant>,
         patience: Duration,
+        printed: &Printed,
     ) -> Result<(), String> {
         let state = self.node.state();
         let proposal = Proposal {
@@ -191,6 +207,8 @@ impl Run {
                 arrival: arrival.clone().into(),
                 last: last.is_some(),
                 stopped_us: last.map_or(0, |since| since.elapsed().as_micros() as u64),
+                printed: printed.new.clone(),
+                printed_before: printed.before,
             };
             let handed = tokio::select! {
                 handed = self.handed_once(to, request) => handed,
@@ -246,6 +264,40 @@ impl Run {
             () = self.cancel.cancelled() => return Err("it was cancelled".to_owned()),
         };
         over.ok_or_else(|| not_taken_over(patience))
+    }
+}
+
+/// What a VM prints on its console, as it is sent.
+struct Printed {
+    log: PathBuf,
+    mark: Mark,
+    before: u64,
+    new: Bytes,
+}
+
+impl Printed {
+    fn of(node: &Node, vm: VmId) -> Self {
+        let layout = &node.vms.engine().layout;
+        Self {
+            log: layout.vm(&vm_name(vm)).console_log(),
+            mark: Mark::default(),
+            before: 0,
+            new: Bytes::new(),
+        }
+    }
+
+    /// Has what came since the last time be sent next. Nothing to fail for.
+    async fn read_on(&mut self) {
+        self.before += self.new.len() as u64;
+        let (log, mut mark) = (self.log.clone(), self.mark);
+        let read = spawn_blocking(move || read_log_since(&log, &mut mark).map(|new| (new, mark)));
+        match read.await.map_err(io::Error::other).flatten() {
+            Ok((new, mark)) => (self.new, self.mark) = (new.into(), mark),
+            Err(error) => {
+                self.new.clear();
+                tracing::warn!(log = %self.log.display(), %error, "what a VM printed does not go with it");
+            }
+        }
     }
 }
 

@@ -4,17 +4,20 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use qemu::{failpoint, machine::Shape};
+use bytes::Bytes;
+use qemu::{console::keep_before, failpoint, machine::Shape};
 use raft::state::{
     CHILD_BYTES, ChildResult, Command as Change, Content, FileId, ObjectId, Operation, OperationId,
     Power, Snapshot, SnapshotId, Source, State, Vm, VmId,
 };
 use tokio::{
     sync::{mpsc, oneshot},
+    task::spawn_blocking,
     time::Instant,
 };
 
@@ -31,6 +34,7 @@ use crate::{
         VmHandle,
         command::{Command, Then},
         launch::{self, Child, Kind},
+        vm_name,
     },
 };
 
@@ -50,6 +54,10 @@ pub struct Arrival {
     pub last: bool,
     /// Since when it stands still.
     pub stopped: Option<Instant>,
+    /// What it has printed since what was sent of that before.
+    pub printed: Bytes,
+    /// Bytes of that.
+    pub printed_before: u64,
 }
 
 /// The same, and who waits for it.
@@ -97,6 +105,8 @@ struct Coming {
     stock: Stock,
     /// A process that waits for what is to be loaded.
     waiting: Option<VmHandle>,
+    /// What it has printed where it was.
+    printed: Vec<u8>,
 }
 
 impl Run {
@@ -144,6 +154,9 @@ impl Run {
         loop {
             let next = self.unless_cancelled(sent.recv()).await?;
             let Sent { arrival, done } = next.ok_or("nobody sends it")?;
+            // Something may be sent a second time.
+            coming.printed.truncate(arrival.printed_before as usize);
+            coming.printed.extend_from_slice(&arrival.printed);
             let ready = self.get_ready(vm, operation, coming, &arrival);
             let ready = self.unless_cancelled(ready).await.flatten();
             let taken = match (ready, arrival.last) {
@@ -229,7 +242,19 @@ impl Run {
         let (loaded, synced) = tokio::join!(loading, node.layers_on_disk(goods));
         synced?;
         self.note("loaded");
-        loaded.map(Some)
+        let handle = loaded?;
+        self.keep_printed(std::mem::take(&mut coming.printed)).await;
+        Ok(Some(handle))
+    }
+
+    /// Has what it printed where it was come before what it prints here. Nothing to fail for: it stands still.
+    async fn keep_printed(&self, printed: Vec<u8>) {
+        let layout = &self.node.vms.engine().layout;
+        let log = layout.vm(&vm_name(self.operation.child(0))).console_log();
+        let kept = spawn_blocking(move || keep_before(&log, &printed)).await;
+        if let Err(error) = kept.map_err(io::Error::other).flatten() {
+            tracing::warn!(operation = %self.operation, %error, "what a VM printed on its old node is lost");
+        }
     }
 
     fn child(&self, vm: &Vm) -> Child {
