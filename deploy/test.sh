@@ -35,7 +35,7 @@ of it, some hours, and the guests' tests are run once more in Debian. Each can b
   FP_EXEC_MIB                      32    1024  MiB through a program in a guest, and back
   FP_EXACT_CASES                   12     100  random memories that are captured and compared, and
   FP_EXACT_ROUNDS                   8      40  captures of each guest whose memory is
-  FP_FUZZ_SECONDS                  60    1800  seconds of fuzzing each target
+  FP_FUZZ_SECONDS                  30    1800  seconds of fuzzing each target
 
 With FP_LINK=119M (or another rate) clusters of tests are in network namespaces, and their agents send no more than that a second.
 USAGE
@@ -78,7 +78,7 @@ image=$repo/.local/image/tiny
 debian=$repo/.local/image/debian
 "$repo/deploy/build-image.sh" debian "$debian"
 "$repo/deploy/fuzz.sh" --planted
-"$repo/deploy/fuzz.sh" --time "${FP_FUZZ_SECONDS:-60}"
+"$repo/deploy/fuzz.sh" --time "${FP_FUZZ_SECONDS:-30}"
 say "documentation's examples"
 cargo test --quiet --workspace --doc
 
@@ -125,7 +125,7 @@ run() { # SAY NEXTEST_ARGUMENT...
     say "$1"
     # Of a long output the end is shown: what failed, and not where the test runner was.
     RUST_BACKTRACE=0 FP_TEST_RUN=$work TMPDIR=$work FP_TEST_IMAGE=$image FP_TEST_DEBIAN=$debian FPAGENT=$fpagent \
-        cargo nextest run --workspace --profile "$profile" "${@:2}"
+        cargo nextest run --workspace --profile "$profile" --test-threads $((2 * $(nproc))) "${@:2}"
 }
 failed=0
 if [ -n "$full" ]; then

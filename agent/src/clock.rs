@@ -3,7 +3,7 @@
 //! wrong, or jumps, changes nothing: it would end, or forget, what is not over.
 //!
 //! Each node tells the leader what its clock says when it renews its lease (see [`crate::leases`]); the leader takes the median, once it
-//! has heard a majority, and answers with it. In between, time goes on by `CLOCK_BOOTTIME`, which nobody sets, and which goes on while a
+//! has heard a majority, its own as it is at that moment, and answers with it. In between, time goes on by `CLOCK_BOOTTIME`, which nobody sets, and which goes on while a
 //! host is suspended.
 
 use std::{

@@ -3,7 +3,7 @@
 //! a stop took 44 ms of which QEMU worked for one.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Write as _},
     path::{Path, PathBuf},
@@ -63,11 +63,11 @@ impl Default for Priorities {
 impl Priorities {
     /// Sets what holds for all of these processes, but for those that come first. What is not known here is set in any case: an
     /// agent of before may have set it otherwise. To be called again and again: it also ends who was first for long enough.
-    pub fn settle(&self, pids: &[u32], usual: i32) {
+    pub fn settle(&self, pids: &BTreeSet<u32>, usual: i32) {
         let mut known = self.known();
         known.usual = usual;
         let now = Instant::now();
-        let over: Vec<u32> = known
+        let over: BTreeSet<u32> = known
             .first
             .extract_if(.., |_, first| first.is_over(now))
             .map(|(pid, first)| {
@@ -202,7 +202,8 @@ mod tests {
         let nice = || getpriority_process(Pid::from_raw(pid as i32)).unwrap();
         let share = || fs::read_to_string(&weight).unwrap();
         let priorities = Arc::new(Priorities::default());
-        priorities.settle(&[pid], 7);
+        let all = BTreeSet::from([pid]);
+        priorities.settle(&all, 7);
         assert_eq!(nice(), 7);
 
         let one = priorities.first(process, Some(group.path()));
@@ -210,7 +211,7 @@ mod tests {
         assert_eq!((nice(), &*share()), (FIRST_NICE, FIRST_WEIGHT));
         drop(one);
         // Also while what holds for all changes.
-        priorities.settle(&[pid], 9);
+        priorities.settle(&all, 9);
         assert_eq!((nice(), &*share()), (FIRST_NICE, FIRST_WEIGHT));
         drop(other);
         // The file is written over from its start.
@@ -220,10 +221,10 @@ mod tests {
         priorities
             .first(process, None)
             .for_longer(Duration::from_millis(20));
-        priorities.settle(&[pid], 9);
+        priorities.settle(&all, 9);
         assert_eq!(nice(), FIRST_NICE);
         tokio::time::sleep(Duration::from_millis(30)).await;
-        priorities.settle(&[pid], 9);
+        priorities.settle(&all, 9);
         assert_eq!(nice(), 9);
         child.kill().unwrap();
         child.wait().await.unwrap();

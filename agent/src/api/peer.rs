@@ -69,6 +69,8 @@ impl PeerService for Api {
             now_ms,
             room,
         } = request.into_inner();
+        // As it is now: it may have been set right since, and with what another says that is wrong it would be a majority.
+        self.node.hear_own_clock();
         let voters = self.node.raft.status().voters;
         let now_ms = self.node.clock.hear(node, now_ms, &voters);
         self.note_address(node, address).await;

@@ -11,6 +11,7 @@ mod priority;
 mod usage;
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -192,7 +193,7 @@ pub async fn run(node: Arc<Node>) {
     let mut merge_at = begun;
     loop {
         look(&node, &mut judge, begun);
-        let pids = node.pids();
+        let pids = node.pids().into_iter().collect::<BTreeSet<_>>();
         node.vms
             .engine()
             .priorities
